@@ -1,0 +1,1 @@
+"""The deltasync commands: parse, call one function, print."""

@@ -1,0 +1,1 @@
+"""What both wings agree on: values and decisions; touches no machine."""

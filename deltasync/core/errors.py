@@ -1,0 +1,205 @@
+"""The error tree: each leaf fixes one exit code and one HTTP status.
+
+DeltasyncError
+├── UsageError            2 · 400   the command, request or configuration is wrong
+├── NotFound              1 · 404   no such workspace, blob, sequence or object
+├── HostUnreachable       4 · 502   no answer from the server
+├── HostBusy              4 · 503   the server, a lock or a folder is busy
+├── NotADeltasyncServer   1 · 502   something else answers at that address
+├── SequenceConflict      5 · 409   gap, fork, stale epoch, not owner, root mismatch
+│   ├── SequenceGap · SequenceFork · StaleEpoch · NotOwner · RootMismatch
+├── ContentMissing        5 · 409   a thin bundle names content that the cache lacks
+├── GuardStopped          6 · 409   mass deletion, an emptied root
+├── NoSpace               6 · 507   disk full or below the reserve
+├── LimitExceeded         6 · 413   a bundle or request beyond an advertised limit
+├── Refused               8 · 422   a bundle that breaks a numbered rule of the spec
+├── Corrupt               8 · 500   our own store does not hold what it says
+├── AlreadyRunning        4 · 503   another writer holds the lock
+├── WorkspaceCopied       2 · 409   the folder is a copy of another workspace
+├── RootUnavailable       1 · 500   the workspace folder is missing, empty or unreadable
+└── Cancelled           130 · 499
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+Fact = str | int | bool | None | list[str]
+
+
+class DeltasyncError(Exception):
+    """The base: a sentence that says what happened and what to do next, and the facts as attributes."""
+
+    code: ClassVar[str] = "ERROR"
+    exit_code: ClassVar[int] = 1
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, sentence: str, **facts: Fact) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.facts: Mapping[str, Fact] = facts
+
+
+class UsageError(DeltasyncError):
+    """The command, the request or the configuration is wrong."""
+
+    code, exit_code, status = "USAGE", 2, 400
+
+
+class NotFound(DeltasyncError):
+    """The named workspace, blob, object or sequence does not exist."""
+
+    code, exit_code, status = "NOT_FOUND", 1, 404
+
+
+class HostUnreachable(DeltasyncError):
+    """No answer came from the server."""
+
+    code, exit_code, status, retryable = "HOST_UNREACHABLE", 4, 502, True
+
+
+class HostBusy(DeltasyncError):
+    """The server cannot take the request now."""
+
+    code, exit_code, status, retryable = "HOST_BUSY", 4, 503, True
+
+
+class NotADeltasyncServer(DeltasyncError):
+    """Something that is not a deltasync server answers at the address."""
+
+    code, exit_code, status = "NOT_A_DELTASYNC_SERVER", 1, 502
+
+
+class AlreadyRunning(DeltasyncError):
+    """Another writer holds the workspace's or the store's lock."""
+
+    code, exit_code, status, retryable = "ALREADY_RUNNING", 4, 503, True
+
+
+class SequenceConflict(DeltasyncError):
+    """The bundle does not follow the server's head; the facts carry that head."""
+
+    code, exit_code, status = "SEQUENCE_CONFLICT", 5, 409
+
+
+class SequenceGap(SequenceConflict):
+    """The server has not applied the bundle before this one."""
+
+    code, retryable = "SEQUENCE_GAP", True
+
+    def __init__(self, expected_sequence: int, got_sequence: int) -> None:
+        super().__init__(
+            f"the server expects bundle {expected_sequence}, got {got_sequence}; send what is missing first",
+            expected_sequence=expected_sequence,
+            got_sequence=got_sequence,
+        )
+
+
+class SequenceFork(SequenceConflict):
+    """The bundle continues another history than the server's."""
+
+    code = "SEQUENCE_FORK"
+
+
+class StaleEpoch(SequenceConflict):
+    """The bundle belongs to a client history that was replaced."""
+
+    code = "STALE_EPOCH"
+
+
+class NotOwner(SequenceConflict):
+    """The workspace belongs to another client."""
+
+    code = "NOT_OWNER"
+
+
+class RootMismatch(DeltasyncError):
+    """Both sides applied the same delta and hold different trees."""
+
+    code, exit_code, status = "ROOT_MISMATCH", 8, 422
+
+
+class ContentMissing(DeltasyncError):
+    """A thin bundle names content that the receiver's cache lacks; `missing` lists the digests."""
+
+    code, exit_code, status, retryable = "CONTENT_MISSING", 5, 409, True
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(
+            f"the receiver lacks the content of {len(missing)} digest(s); send the bundle again with them",
+            missing=missing,
+        )
+        self.missing = missing
+
+
+class GuardStopped(DeltasyncError):
+    """A guard keeps the change back until the user allows it."""
+
+    code, exit_code, status = "GUARD_STOPPED", 6, 409
+
+
+class NoSpace(DeltasyncError):
+    """A disk is full; nothing was changed."""
+
+    code, exit_code, status, retryable = "NO_SPACE", 6, 507, True
+
+
+class LimitExceeded(DeltasyncError):
+    """A bundle or request goes beyond an advertised limit."""
+
+    code, exit_code, status = "LIMIT_EXCEEDED", 6, 413
+
+    def __init__(self, rule: str, sentence: str, **facts: Fact) -> None:
+        super().__init__(f"{rule}: {sentence}", rule=rule, **facts)
+        self.rule = rule
+
+
+class Refused(DeltasyncError):
+    """A bundle breaks a numbered rule of the specification; `rule` names it."""
+
+    code, exit_code, status = "BUNDLE_REFUSED", 8, 422
+
+    def __init__(self, rule: str, sentence: str, **facts: Fact) -> None:
+        super().__init__(f"{rule}: {sentence}", rule=rule, **facts)
+        self.rule = rule
+
+
+class Corrupt(DeltasyncError):
+    """Our own store does not hold what it says."""
+
+    code, exit_code, status = "CORRUPT", 8, 500
+
+
+class WorkspaceCopied(DeltasyncError):
+    """The folder is a copy of a workspace whose original still exists."""
+
+    code, exit_code, status = "WORKSPACE_COPIED", 2, 409
+
+
+class RootUnavailable(DeltasyncError):
+    """The workspace folder is missing, empty where it was not, or unreadable."""
+
+    code, exit_code, status = "ROOT_UNAVAILABLE", 1, 500
+
+
+class Cancelled(DeltasyncError):
+    """The user stopped the command."""
+
+    code, exit_code, status = "CANCELLED", 130, 499
+
+
+def _leaves(cls: type[DeltasyncError]) -> list[type[DeltasyncError]]:
+    return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
+
+
+def from_problem(code: str, detail: str, facts: Mapping[str, Fact]) -> DeltasyncError:
+    """Rebuild the error that a server answered as problem+json; an unknown code becomes the base class."""
+    cls = next((leaf for leaf in _leaves(DeltasyncError) if leaf.code == code), DeltasyncError)
+    error = cls.__new__(cls)
+    DeltasyncError.__init__(error, detail, **facts)
+    for name in ("missing", "rule"):
+        if name in facts:
+            setattr(error, name, facts[name])
+    return error

@@ -1,0 +1,169 @@
+"""The JSON values of the HTTP API (spec/3-http.md); frozen, decoded strictly, additive only."""
+
+from __future__ import annotations
+
+import msgspec
+
+API = "/api/v1"
+BUNDLE_MEDIA_TYPE = "application/vnd.deltasync.bundle"
+IDENTITY_HEADER = "Deltasync-Identity"
+SERVER_HEADER = "Deltasync-Server"
+"""Every answer of a deltasync server carries this header; its value is the API version."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server takes; advertised in GET workspaces/{ws} and enforced before anything is written."""
+
+    bundle_content_bytes: int = 64 * 2**20
+    """Where a sender cuts a bundle; one larger file still travels whole in one bundle."""
+    bundle_bytes: int = 1 << 40
+    """The most compressed and decompressed bytes of one bundle."""
+    bundle_operations: int = 20_000
+    metadata_bytes: int = 64 * 2**20
+    """The most bytes of manifest.json, operations.json and hashes.json, each."""
+    missing_digests: int = 65_536
+    """The most digests in one `missing` request."""
+    expansion_ratio: int = 2_000
+    """The most decompressed bytes per compressed byte, counted beyond the first 16 MiB."""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's answer after its commit."""
+
+    workspace: str
+    epoch: str
+    sequence: int
+    identity: str
+    bundle_id: str
+    root: str
+    created: int
+    updated: int
+    moved: int
+    deleted: int
+    content_bytes: int
+    """Bytes of content that arrived in this bundle and were stored."""
+    applied_at: str
+    tree_sequence: int | None
+    """Which sequence the plain tree holds now; None while it moves."""
+    duplicate: bool = False
+
+
+class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/workspaces/{ws}; a workspace that was never written has sequence 0 and no owner."""
+
+    workspace: str
+    client_id: str
+    epoch: str
+    sequence: int
+    root: str
+    tree_path: str
+    tree_sequence: int | None
+    files: int
+    content_bytes: int
+    last_applied_at: str | None
+    last_bundle_id: str | None
+    lag: int
+    """Sequences that the plain tree is behind the head."""
+    wanted: list[str] = []
+    """Digests whose blobs were found damaged: the client sends their content again."""
+    limits: Limits = Limits()
+
+
+class WorkspaceList(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/workspaces."""
+
+    workspaces: list[WorkspaceState]
+
+
+class MissingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST …/missing: which of these digests must be sent."""
+
+    digests: list[str]
+
+
+class MissingAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The digests to send; every other one is leased for `leased_seconds`."""
+
+    missing: list[str]
+    leased_seconds: int
+
+
+class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence whose directory objects the server still holds."""
+
+    epoch: str
+    sequence: int
+    identity: str
+    root: str
+    applied_at: str
+
+
+class KeptSequences(msgspec.Struct, frozen=True, kw_only=True):
+    """GET …/sequences, oldest first."""
+
+    sequences: list[KeptSequence]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /health."""
+
+    status: str
+    version: str
+    disk_free_bytes: int
+    disk_total_bytes: int
+    workspaces: int
+    uptime_seconds: float
+
+
+class SeedError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The error member of the seed route's answer."""
+
+    code: str
+    message: str
+    expected_sequence: int | None = None
+
+
+class SeedUploadAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """POST /api/v1/delta/upload."""
+
+    success: bool
+    bundle_id: str | None = None
+    sequence_number: int | None = None
+    processed_operations: dict[str, int] | None = None
+    processing_time_ms: int | None = None
+    next_sequence: int | None = None
+    error: SeedError | None = None
+
+
+class SeedServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The server_info member of the seed's status."""
+
+    version: str
+    max_bundle_size_mb: int
+    supported_formats: list[str]
+
+
+class SeedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/delta/status."""
+
+    success: bool
+    workspace_path: str
+    collection_name: str
+    last_sequence: int
+    last_upload: str | None
+    pending_operations: int
+    status: str
+    last_bundle_id: str | None
+    last_upload_status: str | None
+    server_info: SeedServerInfo
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """application/problem+json; `facts` hold what the error's sentence names."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    facts: dict[str, str | int | bool | None | list[str]] = {}

@@ -1,0 +1,86 @@
+"""Databases: open with the pragmas that keep promises, numbered migrations, one kind of transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from deltasync.core.errors import Corrupt, NoSpace
+
+BUSY_SECONDS = 30.0
+
+
+def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -> sqlite3.Connection:
+    """Open a database in WAL mode with synchronous=FULL and bring its schema up to date.
+
+    migrations: one SQL script for each schema version; `PRAGMA user_version` counts those applied.
+    read_only: open what is there without migrating; a reader never blocks a writer.
+    Raises Corrupt when the file is no database, fails its check, or was written by a newer release.
+    """
+    try:
+        connection = _open(path, read_only=read_only)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
+            raise Corrupt(f"{path} was written by a newer release (schema {version}); use that release")
+        if version < len(migrations):
+            if read_only:
+                raise Corrupt(f"{path} has the older schema {version}; run a writing command once to migrate it")
+            _migrate(connection, migrations, version)
+    except sqlite3.DatabaseError as error:
+        raise damaged(path, error) from error
+    return connection
+
+
+def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
+    target = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    connection = sqlite3.connect(target, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    if not read_only:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # NORMAL loses acknowledged work in a power cut
+    connection.execute("PRAGMA mmap_size=0")
+    connection.execute("PRAGMA foreign_keys=ON")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], version: int) -> None:
+    from sqlite_utils import Database  # imported here: costs 0.1 s and only a new schema needs it
+
+    database = Database(connection)
+    with transaction(connection):
+        for number, script in enumerate(migrations[version:], start=version + 1):
+            for statement in filter(str.strip, script.split(";")):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version={number}")
+
+
+def damaged(path: Path, error: sqlite3.Error) -> Exception:
+    """Turn an error of SQLite into one of ours: disk full, or a damaged database; busy stays as it is."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_FULL") or name == "SQLITE_IOERR_WRITE":
+        return NoSpace(f"no space left for {path}; free some and try again")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return error
+    return Corrupt(f"{path} is damaged ({error})")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Run a block as one transaction that takes the write lock first, so that it can never fail half-way as locked."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def is_sound(connection: sqlite3.Connection) -> bool:
+    """Tell whether SQLite's own check finds the database whole."""
+    try:
+        return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    except sqlite3.DatabaseError:
+        return False

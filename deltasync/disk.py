@@ -1,0 +1,209 @@
+"""Every durable file write and every confined path operation."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from deltasync.core.errors import AlreadyRunning, NoSpace
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_COPY_BYTES = 1 << 20
+_FICLONE = 0x40049409
+
+
+@contextmanager
+def space_guard(where: Path | str) -> Iterator[None]:
+    """Turn "no space", "quota" and "file too large" of the operating system into NoSpace."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise NoSpace(f"no space left at {where}; free some and try again") from error
+        raise
+
+
+@contextmanager
+def staged(final: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Write a file that appears at `final` whole or not at all.
+
+    durable: fsync the bytes before and the folder after the rename.
+    """
+    temporary = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}.tmp")
+    with space_guard(final):
+        out = open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb")
+        try:
+            with out:
+                yield out
+                out.flush()
+                if durable:
+                    os.fsync(out.fileno())
+            os.rename(temporary, final)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        if durable:
+            fsync_folder(final.parent)
+
+
+def fsync_folder(path: Path | str) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write every byte, also when the kernel takes only some at a time."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+class Lock:
+    """An exclusive advisory lock on a file, held until closed or until the process ends."""
+
+    def __init__(self, path: Path, sentence: str) -> None:
+        """Take the lock at once or raise AlreadyRunning with the sentence."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise AlreadyRunning(sentence) from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_regular(name: str, *, at: int | None = None) -> int:
+    """Open a regular file for reading; never follows a link, never blocks on a FIFO.
+
+    at: descriptor of the folder that holds it. Raises OSError ELOOP for a link and EINVAL for what is no file.
+    """
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return descriptor
+
+
+class Folder:
+    """A held folder: every operation below it names one component, or walks components without following links."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.fd = descriptor
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Hold the folder at a path that the operator or user named (the last component may not be a link)."""
+        return cls(os.open(path, _DIRECTORY))
+
+    def enter(self, name: str) -> Folder:
+        """Hold a folder directly inside this one."""
+        return Folder(os.open(name, _DIRECTORY, dir_fd=self.fd))
+
+    def walk_to(self, path: str, *, create: bool = False) -> Folder:
+        """Hold the folder at a relative path below this one ('' is this folder itself), one component at a time."""
+        here = Folder(os.dup(self.fd))
+        for part in filter(None, path.split("/")):
+            if part in (".", ".."):
+                here.close()
+                raise OSError(errno.EINVAL, "not a plain component", path)
+            try:
+                if create:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=here.fd)
+                there = here.enter(part)
+            finally:
+                here.close()
+            here = there
+        return here
+
+    def stat(self, name: str) -> os.stat_result:
+        """Stat an entry of this folder without following it."""
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def fsync(self) -> None:
+        """Make the names in this folder durable."""
+        os.fsync(self.fd)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def remove_tree(parent: Folder, name: str) -> None:
+    """Remove an entry of a held folder, with everything below it; links are removed, never followed."""
+    try:
+        os.unlink(name, dir_fd=parent.fd)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.EISDIR, errno.EPERM):
+            raise
+        with parent.enter(name) as folder:
+            for child in os.listdir(folder.fd):
+                remove_tree(folder, child)
+        os.rmdir(name, dir_fd=parent.fd)
+
+
+def reflink(source: int, target: int) -> bool:
+    """Make `target` share the blocks of `source` (both descriptors); False where the file system cannot."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM):
+            return False
+        raise
+    return True
+
+
+def copy_bytes(source: int, target: int) -> None:
+    """Copy everything from one descriptor to another, inside the kernel where it can."""
+    while True:
+        try:
+            if not os.copy_file_range(source, target, 1 << 30):
+                return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            break
+    while chunk := os.read(source, _COPY_BYTES):
+        write_all(target, chunk)
