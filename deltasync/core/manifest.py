@@ -49,7 +49,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False, kw_only=True):
-    """One change of one path, or of one whole directory for moved and deleted (spec B-30 to B-45).
+    """One change of one path, or of one whole directory for moved and deleted (spec B-31 to B-44).
 
     `source_path` and `base` refer to the tree before the bundle, `path` to the tree after it.
     Digests are 64 lower-case hex. `base` is the digest before: of the path (updated, deleted file) or of the source

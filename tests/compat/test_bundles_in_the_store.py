@@ -1,0 +1,47 @@
+"""The bundles in bundles/ against a real store: the good chain is applied, no refused one leaves anything behind."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltasync.core.errors import DeltasyncError
+from deltasync.core.names import parse_workspace
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+GOOD: list[dict[str, Any]] = json.loads((BUNDLES / "good/index.json").read_text(encoding="utf-8"))
+REFUSED: list[dict[str, Any]] = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
+LIFE = parse_workspace("life")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store that has received the good chain."""
+    with Store(StoreConfig(data=tmp_path_factory.mktemp("data"))) as store:
+        store.recover()
+        for row in GOOD:
+            sealed = io.BytesIO((BUNDLES / "good" / row["file"]).read_bytes())
+            assert store.receive(LIFE, sealed, expected_identity=None).root == row["root"]
+        yield store
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["file"].removesuffix(".tar.zst"))
+def test_the_store_refuses_by_exactly_the_rule_and_keeps_nothing(store: Store, row: dict[str, Any]) -> None:
+    """The error is that of the index; head, counts and the files of the store are as before."""
+    before = store.workspace(LIFE), _files(store)
+    with pytest.raises(DeltasyncError) as caught:
+        sealed = io.BytesIO((BUNDLES / "refused" / row["file"]).read_bytes())
+        store.receive(LIFE, sealed, expected_identity=None)
+    assert (caught.value.code, caught.value.facts.get("rule")) == (row["code"], row["rule"])
+    assert (store.workspace(LIFE), _files(store)) == before
+
+
+def _files(store: Store) -> set[Path]:
+    return {path for path in store.config.data.rglob("*") if path.is_file() and not path.name.startswith("state.db")}
