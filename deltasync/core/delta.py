@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -418,7 +418,7 @@ def _deleted(path: str, entry: Entry) -> Operation:
 
 
 def cut(
-    operations: Sequence[Operation],
+    operations: Iterable[Operation],
     content_size: Callable[[Operation], int],
     *,
     max_operations: int,

@@ -1,0 +1,92 @@
+# Everything a developer or a first-time reader runs. Needs Python 3.11 or newer, make and a POSIX shell.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# The folder that `watch` and `watch-remote` keep in step, and the server that `watch-remote` sends to.
+WATCH_ROOT ?= ./media
+REMOTE_UPLOAD_ENDPOINT ?=
+
+# Where `serve` keeps its data and listens.
+DATA ?= ./server-data
+LISTEN ?= 127.0.0.1:8080
+
+# How large the benchmark's workloads are, how often it repeats each, and anything else for `python -m bench`.
+SCALE ?= 1
+RUNS ?= 3
+BENCH_ARGS ?=
+
+# Worker processes of the tests, and anything else for pytest.
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test check serve watch watch-remote replay bench clean
+
+help:
+	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
+	@echo 'make demo           see it work: a server, a watcher, ten changes, an offline replay (under a minute)'
+	@echo 'make test           run every test and print the coverage of core and of everything'
+	@echo 'make check          ruff, mypy --strict, import layers'
+	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'
+	@echo 'make watch          watch WATCH_ROOT=$(WATCH_ROOT) and seal bundles; needs no server'
+	@echo 'make watch-remote   the same, sent to REMOTE_UPLOAD_ENDPOINT=http://host:8080'
+	@echo 'make replay         replay the reference bundles into a fresh server and compare the roots'
+	@echo 'make bench          measure against rsync, SCALE=$(SCALE) RUNS=$(RUNS); writes bench/RESULTS.md'
+	@echo 'make clean          remove what the other targets made'
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'deltasync needs Python 3.11 or newer; `$(PYTHON)` is not: install one and name it, make PYTHON=python3.12' >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo '`$(PYTHON)` has no venv module: install it (on Debian and Ubuntu: apt-get install python3-venv)' >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m bench.demo
+
+# Subprocesses measure themselves too (coverage's `patch = subprocess`); one that is killed with -9 loses its share.
+test: setup
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+	@$(BIN)/coverage combine --quiet
+	@echo 'coverage of core, lines and branches (at least 95 %):'
+	@$(BIN)/coverage report --include='deltasync/core/*' --fail-under=95
+	@echo 'coverage of everything, lines and branches (at least 90 %):'
+	@$(BIN)/coverage report --fail-under=90
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+serve: setup
+	$(BIN)/deltasync-server serve --data $(DATA) --listen $(LISTEN)
+
+watch: setup
+	@test -d '$(WATCH_ROOT)' || { echo 'no folder $(WATCH_ROOT): create it, or name another with WATCH_ROOT=/path' >&2; exit 1; }
+	$(BIN)/deltasync watch '$(WATCH_ROOT)'
+
+watch-remote: setup
+	@test -n '$(REMOTE_UPLOAD_ENDPOINT)' || { \
+	  echo 'REMOTE_UPLOAD_ENDPOINT is missing: make watch-remote REMOTE_UPLOAD_ENDPOINT=http://host:8080' >&2; exit 1; }
+	@test -d '$(WATCH_ROOT)' || { echo 'no folder $(WATCH_ROOT): create it, or name another with WATCH_ROOT=/path' >&2; exit 1; }
+	$(BIN)/deltasync watch '$(WATCH_ROOT)' --to '$(REMOTE_UPLOAD_ENDPOINT)'
+
+replay: setup
+	@$(BIN)/python -m bench.replay
+
+bench: setup
+	$(BIN)/python -m bench --scale $(SCALE) --runs $(RUNS) $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* *.egg-info \
+	  .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

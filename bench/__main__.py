@@ -1,0 +1,141 @@
+"""`python -m bench`: run the workloads, interleaved, and write bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.contestants import Contestant, deltasync_server, environment, has_rsync, pushed, rsync_server
+from bench.measure import CountingProxy, PeakMemory, run, tree_cpu_seconds, wait_until_idle
+from bench.report import Results, Sample, write
+from bench.watching import measure_watching
+from bench.workloads import STEPS, Workload, difference, workloads
+
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[Contestant]]] = {
+    "deltasync": deltasync_server,
+    "rsync": rsync_server,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for."""
+
+    scale: float
+    runs: int
+    only: frozenset[str]
+    contestants: list[str]
+    work: Path
+    results: Path
+    has_watching: bool
+
+
+class TreesDiffer(Exception):
+    """After a sync the two trees are not equal."""
+
+
+def main() -> int:
+    """Run the benchmark and write its results."""
+    options = _parse()
+    results = Results(options.scale, options.runs)
+    options.work.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="deltasync-bench-", dir=options.work))
+    try:
+        for workload in workloads(options.scale):
+            if workload.name in options.only:
+                _measure(workload, options, work, results)
+        if options.has_watching:
+            tiny = workloads(options.scale)[-1]
+            print(f"watch: {tiny.title}", flush=True)
+            results.watching = measure_watching(tiny, work / "watch")
+    finally:
+        # Only now: files made right after thousands were deleted cost ten times more on ext4.
+        shutil.rmtree(work, ignore_errors=True)
+    write(results, options.results)
+    print(f"wrote {options.results}")
+    return 0
+
+
+def _parse() -> Options:
+    names = [workload.name for workload in workloads(1)]
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="size of the workloads; the goals are stated for 1")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs of each workload; medians are reported")
+    parser.add_argument("--only", action="append", choices=[*names, "watch"], help="measure only these (repeatable)")
+    parser.add_argument("--contestant", action="append", choices=list(SERVERS), help="run only these (repeatable)")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="folder for trees and data")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="file to write")
+    chosen = parser.parse_args()
+    contestants = chosen.contestant or list(SERVERS)
+    if "rsync" in contestants and not has_rsync():
+        print("rsync is not installed (apt-get install rsync): measuring deltasync alone", file=sys.stderr)
+        contestants.remove("rsync")
+    only = frozenset(chosen.only or [*names, "watch"])
+    has_watching = "watch" in only and "deltasync" in contestants
+    return Options(chosen.scale, chosen.runs, only, contestants, chosen.work, chosen.results, has_watching)
+
+
+def _measure(workload: Workload, options: Options, work: Path, results: Results) -> None:
+    results.workloads.append(workload)
+    for number in range(options.runs + 1):
+        is_counting = number == 0  # the first run counts bytes and memory through a proxy and is not timed
+        print(f"{workload.name}: {'counting' if is_counting else f'run {number} of {options.runs}'}", flush=True)
+        folder = work / f"{workload.name}-{number}"
+        order = options.contestants[:: -1 if number % 2 else 1]
+        _run_steps(workload, folder, order, results, is_counting=is_counting)
+        if workload.total_bytes > 1 << 29:
+            shutil.rmtree(folder)  # few files: their removal slows nothing down
+
+
+def _run_steps(workload: Workload, folder: Path, order: list[str], results: Results, *, is_counting: bool) -> None:
+    source = folder / "source"
+    source.mkdir(parents=True)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(SERVERS[name](folder / name)) for name in order]
+        memory = PeakMemory() if is_counting else None
+        proxies = [CountingProxy(server.port) if is_counting else None for server in servers]
+        for step, change in list(STEPS.items())[: None if workload.has_changes else 1]:
+            change(workload, source)
+            for server, proxy in zip(servers, proxies, strict=True):
+                os.sync()  # nobody pays for the pages that somebody else left dirty
+                sample = _sync(server, source, folder, proxy, memory)
+                results.add(workload.name, step, server.name, sample)
+                if where := difference(source, server.tree):
+                    raise TreesDiffer(f"{server.name}, {workload.name}, {step}: {where}")
+                print(f"  {step:16} {server.name:10} {sample.wall_seconds:8.2f} s", flush=True)
+        if memory:
+            memory.stop()
+        for proxy in filter(None, proxies):
+            proxy.close()
+
+
+def _sync(
+    server: Contestant, source: Path, folder: Path, proxy: CountingProxy | None, memory: PeakMemory | None
+) -> Sample:
+    wait_until_idle(server.server_pid)
+    if memory:
+        memory.follow(server.server_pid)
+    before = tree_cpu_seconds(server.server_pid)
+    command = server.command(source, proxy.port if proxy else server.port)
+    ran = run(command, environment(folder / server.name), watch=memory)
+    wait_until_idle(server.server_pid)  # its checkpoint belongs to this step's CPU
+    return Sample(
+        wall_seconds=ran.wall_seconds,
+        client_cpu_seconds=ran.cpu_seconds,
+        server_cpu_seconds=tree_cpu_seconds(server.server_pid) - before,
+        client_peak_bytes=memory.last() if memory else 0,
+        server_peak_bytes=memory.peak(server.server_pid) if memory else 0,
+        counts=proxy.take() if proxy else None,
+        pushed=pushed(ran.output),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""The results: medians, ratios to rsync, and each goal beside what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.measure import Counts
+from bench.watching import Watching
+from bench.workloads import STEPS, Workload
+
+OURS, THEIRS = "deltasync", "rsync"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sync: what it cost, and in a counting run also memory and bytes on the wire."""
+
+    wall_seconds: float
+    client_cpu_seconds: float
+    server_cpu_seconds: float
+    client_peak_bytes: int
+    server_peak_bytes: int
+    counts: Counts | None
+    pushed: dict[str, int]
+
+
+@dataclass(slots=True)
+class Results:
+    """Every sample of every step, and the watcher's figures."""
+
+    scale: float
+    runs: int
+    workloads: list[Workload] = field(default_factory=list)
+    watching: Watching | None = None
+    samples: dict[tuple[str, str, str], list[Sample]] = field(default_factory=dict)
+
+    def add(self, workload: str, step: str, contestant: str, sample: Sample) -> None:
+        """Keep one sample."""
+        self.samples.setdefault((workload, step, contestant), []).append(sample)
+
+    def median(self, workload: str, step: str, contestant: str, figure: Callable[[Sample], float]) -> float | None:
+        """Return the median of one figure over the timed runs, or None where nothing was measured."""
+        timed = [sample for sample in self.samples.get((workload, step, contestant), []) if sample.counts is None]
+        return statistics.median(map(figure, timed)) if timed else None
+
+    def counted(self, workload: str, step: str, contestant: str) -> Sample | None:
+        """Return the sample of the counting run."""
+        return next((one for one in self.samples.get((workload, step, contestant), []) if one.counts), None)
+
+    def wall(self, workload: str, step: str, contestant: str) -> float | None:
+        """Return the median wall seconds."""
+        return self.median(workload, step, contestant, lambda sample: sample.wall_seconds)
+
+    def wire(self, workload: str, step: str, contestant: str) -> int | None:
+        """Return the bytes on the wire in both directions."""
+        sample = self.counted(workload, step, contestant)
+        return sample.counts.sent_bytes + sample.counts.received_bytes if sample and sample.counts else None
+
+    def peak(self, workload: str, contestant: str) -> tuple[int, int] | None:
+        """Return the highest memory of client and server over a workload's steps."""
+        counted = [one for step in STEPS if (one := self.counted(workload, step, contestant))]
+        if not counted:
+            return None
+        return max(one.client_peak_bytes for one in counted), max(one.server_peak_bytes for one in counted)
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the results as one markdown page."""
+    path.write_text(
+        "\n".join([*_preface(results), *_goals(results), *_steps(results), *_memory(results), *_watching(results)])
+        + "\n"
+    )
+
+
+_PREFACE = """\
+How it is measured: both programs run interleaved, in turns, on the same source tree, each to its own server process
+on loopback (deltasync over HTTP, `rsync -a --delete` to `rsync --daemon`). Every run has fresh folders. The client is
+a new process each time, the page cache is warm, and `sync` runs before each measurement. Wall is from the start of
+the client to its end; deltasync ends when the server has stored the content durably *and* its plain tree holds it,
+rsync when the files are written, without any fsync. CPU is user and system time of both sides with their children,
+deltasync's background checkpoint included. Times are medians of the timed runs. Bytes (TCP payload, both directions),
+requests and peak memory come from one more run through a counting proxy. After each step both trees are compared with
+the source: names, kinds, bytes, executable bits, link targets, file times. Copies are made as `cp -r` does, with new
+times.
+"""
+
+
+def _preface(results: Results) -> Iterator[str]:
+    yield "# Benchmark results"
+    yield ""
+    yield f"Written by `make bench SCALE={results.scale:g} RUNS={results.runs}`; do not edit."
+    yield _machine()
+    yield ""
+    yield _PREFACE
+
+
+def _machine() -> str:
+    version = "absent"
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        version = subprocess.run(["rsync", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"Machine: {os.cpu_count()} cores, {memory:.0f} GiB of memory, {platform.system()} {platform.release()}, "
+        f"{platform.machine()}; Python {platform.python_version()}; rsync {version}."
+    )
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours is not None and theirs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One goal: a measured figure that must not be above a limit."""
+
+    work: str
+    figure: float | None
+    limit: float
+    unit: str
+
+    def row(self) -> str:
+        """Return the goal as a table row."""
+        if self.figure is None:
+            return f"| {self.work} | {_in_unit(self.limit, self.unit)} | not measured | |"
+        verdict = "met" if self.figure <= self.limit else "**missed**"
+        return f"| {self.work} | {_in_unit(self.limit, self.unit)} | {_in_unit(self.figure, self.unit)} | {verdict} |"
+
+
+def _in_unit(figure: float, unit: str) -> str:
+    match unit:
+        case "x":
+            return f"{figure:.2f} × rsync"
+        case "bytes":
+            return _bytes(figure)
+        case "s":
+            return f"{figure:.2f} s"
+        case _:
+            return f"{figure:g} {unit}".strip()
+
+
+def _bytes(figure: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if figure >= size:
+            return f"{figure / size:.1f} {unit}"
+    return f"{figure:.0f} B"
+
+
+def _goals(results: Results) -> Iterator[str]:
+    yield "## Goals"
+    yield ""
+    if results.scale != 1:
+        yield f"The goals are stated for scale 1; this is scale {results.scale:g}, so read the verdicts as a hint."
+        yield ""
+    yield "| work | goal, at most | measured | |"
+    yield "|---|---|---|---|"
+    for goal in [*_speed_goals(results), *_change_goals(results), *_watch_goals(results), *_memory_goals(results)]:
+        yield goal.row()
+    yield ""
+
+
+def _speed_goals(results: Results) -> Iterator[Goal]:
+    def wall(workload: str, step: str) -> float | None:
+        return _ratio(results.wall(workload, step, OURS), results.wall(workload, step, THEIRS))
+
+    yield Goal("first sync of small, wall", wall("small", "first sync"), 1.2, "x")
+    yield Goal("first sync of tiny, wall", wall("tiny", "first sync"), 1.2, "x")
+    yield Goal("first sync of media, wall", wall("media", "first sync"), 1.5, "x")
+    yield Goal("no change, tiny, wall", wall("tiny", "no change"), 1.0, "x")
+    idle = results.counted("tiny", "no change", OURS)
+    yield Goal("no change, tiny, requests", idle.counts.requests if idle and idle.counts else None, 1, "request")
+    yield Goal("no change, tiny, bytes on the wire", results.wire("tiny", "no change", OURS), 2048, "bytes")
+    yield Goal("1 % edited, tiny, wall", wall("tiny", "1 % edited"), 0.9, "x")
+    wire = _ratio(results.wire("tiny", "1 % edited", OURS), results.wire("tiny", "1 % edited", THEIRS))
+    yield Goal("1 % edited, tiny, bytes on the wire", wire, 0.5, "x")
+
+
+def _change_goals(results: Results) -> Iterator[Goal]:
+    for workload in (one.name for one in results.workloads if one.has_changes):
+        for step, limit in (("half renamed", 0.2), ("half duplicated", 0.7)):
+            wall = _ratio(results.wall(workload, step, OURS), results.wall(workload, step, THEIRS))
+            yield Goal(f"{step}, {workload}, wall", wall, limit, "x")
+        yield Goal(
+            f"half renamed, {workload}, bytes on the wire", results.wire(workload, "half renamed", OURS), 4096, "bytes"
+        )
+        copied = results.counted(workload, "half duplicated", OURS)
+        content = copied.pushed.get("content_bytes") if copied else None
+        yield Goal(f"half duplicated, {workload}, content bytes sent", content, 0, "B")
+
+
+def _watch_goals(results: Results) -> Iterator[Goal]:
+    watching = results.watching
+    yield Goal("no change beside `watch`, `push`", watching.push_seconds if watching else None, 0.3, "s")
+    yield Goal("no change beside `watch`, bytes sent", watching.push_sent_bytes if watching else None, 0, "B")
+    yield Goal(
+        "`watch` at rest, CPU of its median second", watching.idle_quiet_cpu_seconds if watching else None, 0.01, "s"
+    )
+    yield Goal("save to applied, median", watching.save_median_seconds if watching else None, 0.5, "s")
+    yield Goal("`status`", watching.status_seconds if watching else None, 0.3, "s")
+
+
+def _memory_goals(results: Results) -> Iterator[Goal]:
+    for workload in (one.name for one in results.workloads):
+        peak = results.peak(workload, OURS)
+        yield Goal(f"peak memory, {workload}, client", peak[0] if peak else None, 150 * 2**20, "bytes")
+        yield Goal(f"peak memory, {workload}, server", peak[1] if peak else None, 150 * 2**20, "bytes")
+
+
+def _steps(results: Results) -> Iterator[str]:
+    for workload in results.workloads:
+        yield f"## {workload.name}: {workload.title}"
+        yield ""
+        yield "| step | deltasync s | rsync s | ratio | CPU s, both | rsync CPU s | wire | rsync wire | requests |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        for step in STEPS:
+            if (workload.name, step, OURS) in results.samples or (workload.name, step, THEIRS) in results.samples:
+                yield _step_row(results, workload.name, step)
+        yield ""
+
+
+def _step_row(results: Results, workload: str, step: str) -> str:
+    ours, theirs = results.wall(workload, step, OURS), results.wall(workload, step, THEIRS)
+    ratio = _ratio(ours, theirs)
+    counted = results.counted(workload, step, OURS)
+    cells = [
+        step,
+        _number(ours),
+        _number(theirs),
+        f"{ratio:.2f}" if ratio else "",
+        _cpu(results, workload, step, OURS),
+        _cpu(results, workload, step, THEIRS),
+        *(_bytes(wire) if (wire := results.wire(workload, step, name)) is not None else "" for name in (OURS, THEIRS)),
+        str(counted.counts.requests) if counted and counted.counts and counted.counts.sent_bytes < 65_536 else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.2f}"
+
+
+def _cpu(results: Results, workload: str, step: str, contestant: str) -> str:
+    client = results.median(workload, step, contestant, lambda sample: sample.client_cpu_seconds)
+    server = results.median(workload, step, contestant, lambda sample: sample.server_cpu_seconds)
+    return "" if client is None or server is None else f"{client:.2f} + {server:.2f}"
+
+
+def _memory(results: Results) -> Iterator[str]:
+    yield "## Peak memory"
+    yield ""
+    yield "| workload | deltasync client | deltasync server | rsync client | rsync server |"
+    yield "|---|---|---|---|---|"
+    for workload in results.workloads:
+        cells = [_bytes(figure) for name in (OURS, THEIRS) for figure in results.peak(workload.name, name) or (0, 0)]
+        yield f"| {workload.name} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _watching(results: Results) -> Iterator[str]:
+    watching = results.watching
+    if not watching:
+        return
+    yield "## A watcher on the tiny files"
+    yield ""
+    yield "| figure | measured |"
+    yield "|---|---|"
+    for figure, measured in _watching_rows(watching):
+        yield f"| {figure} | {measured} |"
+
+
+def _watching_rows(watching: Watching) -> Iterator[tuple[str, str]]:
+    rest = f"in {watching.idle_seconds} s at rest"
+    yield "start of `watch` to first sync applied", f"{watching.first_sync_seconds:.2f} s"
+    yield "`push` with nothing to send, beside it", f"{watching.push_seconds:.3f} s"
+    yield "save of a small file to its being in the server's tree, median", f"{watching.save_median_seconds:.3f} s"
+    yield "the same, worst", f"{watching.save_worst_seconds:.3f} s"
+    yield f"CPU {rest}, one periodic rescan included", f"{watching.idle_cpu_seconds:.2f} s"
+    yield "CPU in the median second at rest", f"{watching.idle_quiet_cpu_seconds:.2f} s"
+    yield f"bytes on the wire {rest}", f"{watching.idle_wire_bytes} B"
+    yield "`status` beside it", f"{watching.status_beside_seconds:.3f} s"
+    yield "`status` with no watcher", f"{watching.status_seconds:.3f} s"
+    yield "peak memory of the watcher", _bytes(watching.watcher_peak_bytes)

@@ -1,0 +1,163 @@
+"""Workloads: trees made of seeded bytes, the changes between two syncs, and the comparison of two trees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+HALVES = ("half-a", "half-b")
+RENAMED, COPIED = "renamed-half", "copied-half"
+IGNORED = ".deltasync"
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A tree of `files` files in `folders` folders, half of the bytes below each of HALVES."""
+
+    name: str
+    title: str
+    files: int
+    folders: int
+    sizes: tuple[int, ...]
+    """The sizes of files, used in turn; both halves begin at the first."""
+    has_changes: bool = True
+    """Whether the steps after the first sync are measured too."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all files together."""
+        return sum(size for _, size in self.layout())
+
+    def layout(self) -> Iterator[tuple[str, int]]:
+        """Yield the path and size of every file, in the order in which they are made."""
+        folders, files = max(1, self.folders // 2), max(1, self.files // 2)
+        for half in HALVES if self.files > 1 else HALVES[:1]:
+            for number in range(files):
+                yield (
+                    f"{half}/folder-{number * folders // files:04}/file-{number:06}.bin",
+                    self.sizes[number % len(self.sizes)],
+                )
+
+
+def workloads(scale: float) -> list[Workload]:
+    """Return the four workloads; scale 1 is the size that the goals are stated for."""
+    small, tiny = max(2, round(20_000 * scale)), max(2, round(100_000 * scale))
+    mebibytes = [24, 40, 56, 64, 72, 80, 88, 96, 104, 112, 128, 160]
+    media = tuple(round(2**20 * scale * size) for size in mebibytes)
+    return [
+        Workload("media", f"24 files, {_shown(2 * sum(media))} of incompressible media", 24, 4, media),
+        Workload(
+            "one",
+            "one incompressible file of 2 GiB" if scale == 1 else f"one file of {_shown(round(2**31 * scale))}",
+            1,
+            1,
+            (round(2**31 * scale),),
+            has_changes=False,
+        ),
+        Workload(
+            "small", f"{small:,} files of about 10 KiB", small, max(2, small // 100), tuple(range(8_192, 12_289, 61))
+        ),
+        Workload("tiny", f"{tiny:,} files of 100 to 200 bytes", tiny, max(2, tiny // 100), tuple(range(100, 201))),
+    ]
+
+
+def _shown(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def make(workload: Workload, root: Path) -> None:
+    """Write the workload's tree."""
+    made: set[str] = set()
+    for path, size in workload.layout():
+        folder = path.rpartition("/")[0]
+        if folder not in made:
+            (root / folder).mkdir(parents=True)
+            made.add(folder)
+        _write(root / path, path, size)
+
+
+def _write(path: Path, seed: str, size: int) -> None:
+    stream = blake3(seed.encode())
+    with path.open("wb", buffering=0) as out:
+        for offset in range(0, size, _BLOCK_BYTES):
+            out.write(stream.digest(length=min(_BLOCK_BYTES, size - offset), seek=offset))
+
+
+def edit_one_percent(workload: Workload, root: Path) -> None:
+    """Overwrite every 100th file in place with as many new bytes; of a workload of fewer files, 1 MiB of the first."""
+    paths = list(workload.layout())
+    for path, size in paths[::100]:
+        with (root / path).open("r+b", buffering=0) as out:
+            out.write(blake3(f"edited {path}".encode()).digest(length=min(size, 1 << 20)))
+
+
+def rename_half(_: Workload, root: Path) -> None:
+    """Rename the directory that holds one half of the bytes."""
+    (root / HALVES[0]).rename(root / RENAMED)
+
+
+def duplicate_half(_: Workload, root: Path) -> None:
+    """Copy the directory that holds the other half, with new times, as `cp -r` does."""
+    shutil.copytree(root / HALVES[1], root / COPIED, copy_function=shutil.copyfile)
+
+
+STEPS: dict[str, Callable[[Workload, Path], None]] = {
+    "first sync": make,
+    "no change": lambda _workload, _root: None,
+    "1 % edited": edit_one_percent,
+    "half renamed": rename_half,
+    "half duplicated": duplicate_half,
+}
+"""Each step's change to the tree, in order; the sync after it is what is measured."""
+
+
+def difference(left: Path, right: Path) -> str | None:
+    """Say where two trees first differ in names, kinds, bytes, executable bits, link targets or file times, or None."""
+    pending = [""]
+    while pending:
+        here = pending.pop()
+        ours, theirs = _entries(left / here), _entries(right / here)
+        if ours.keys() != theirs.keys():
+            return f"{here or '.'}: {sorted(ours.keys() ^ theirs.keys())[:3]} on one side only"
+        for name, one in ours.items():
+            path = f"{here}/{name}" if here else name
+            if reason := _entry_difference(one, theirs[name]):
+                return f"{path}: {reason}"
+            if one.is_dir(follow_symlinks=False):
+                pending.append(path)
+    return None
+
+
+def _entries(folder: Path) -> dict[str, os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return {entry.name: entry for entry in entries if entry.name != IGNORED}
+
+
+def _entry_difference(one: os.DirEntry[str], other: os.DirEntry[str]) -> str | None:
+    here, there = one.stat(follow_symlinks=False), other.stat(follow_symlinks=False)
+    if stat.S_IFMT(here.st_mode) != stat.S_IFMT(there.st_mode):
+        return "another kind"
+    if one.is_symlink():
+        return None if os.readlink(one.path) == os.readlink(other.path) else "another target"
+    if not one.is_file():
+        return None
+    if here.st_size != there.st_size or here.st_mtime_ns != there.st_mtime_ns:
+        return f"size and time {here.st_size}, {here.st_mtime_ns} and {there.st_size}, {there.st_mtime_ns}"
+    if (here.st_mode ^ there.st_mode) & 0o100:
+        return "another executable bit"
+    return None if _same_bytes(one.path, other.path) else "other bytes"
+
+
+def _same_bytes(one: str, other: str) -> bool:
+    with open(one, "rb", buffering=0) as left, open(other, "rb", buffering=0) as right:
+        while block := left.read(_BLOCK_BYTES):
+            if block != right.read(_BLOCK_BYTES):
+                return False
+        return not right.read(1)

@@ -1,0 +1,5 @@
+"""Lets `python -m deltasync` run the program."""
+
+from deltasync.cli.main import main
+
+main()

@@ -1,0 +1,70 @@
+"""`deltasync doctor`: what may go wrong here, found before it does."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltasync.cli.options import PLACE, WIRE, Call, with_options
+from deltasync.cli.output import bytes_text
+from deltasync.client.doctor import Finding, Level, examine
+from deltasync.config import Settings
+from deltasync.core.errors import DeltasyncError, NotFound
+from deltasync.core.names import shown
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options(*PLACE, *WIRE)
+def doctor(
+    call: Call,
+    path: Annotated[str, typer.Argument(metavar="[PATH]", help="The folder; here if not given.")] = ".",
+) -> int:
+    """Look for what may go wrong: names, watches, links, clocks, free disk, and the server if there is one.
+
+    Exit 3 when there is a problem; warnings alone do not count.
+    """
+    root = Path(path)
+    settings = call.settings(root)
+    state_dir = Path(settings.state_dir) if settings.state_dir else None
+    findings = [*examine(root, now=datetime.now(UTC), state_dir=state_dir), *_server(root, settings)]
+    has_problem = any(each.level is Level.PROBLEM for each in findings)
+    call.out.answer({"findings": findings, "healthy": not has_problem})
+    for each in findings:
+        call.out.say(f"{each.level:<8} {each.topic:<8} {each.sentence}")
+    return 3 if has_problem else 0
+
+
+def _server(root: Path, settings: Settings) -> list[Finding]:
+    url = settings.to or _remembered(root, settings)
+    if url is None or url.startswith("file:"):
+        return []
+    from deltasync.client.transport import HttpTransport
+
+    try:
+        with contextlib.closing(
+            HttpTransport(url, timeout=settings.timeout_seconds, max_retries=0, proxies=settings.proxy)
+        ) as transport:
+            health = transport.health()
+    except DeltasyncError as error:
+        return [Finding(Level.PROBLEM, "server", error.sentence)]
+    free = f"{bytes_text(health.disk_free_bytes)} of {bytes_text(health.disk_total_bytes)} are free there"
+    sentence = f"{url} answers: {shown(health.status)}, release {shown(health.version)}; {free}"
+    return [Finding(Level.OK if health.status == "ok" else Level.WARNING, "server", sentence)]
+
+
+def _remembered(root: Path, settings: Settings) -> str | None:
+    from deltasync.client import outbox
+    from deltasync.client.state import State
+
+    state_dir = Path(settings.state_dir) if settings.state_dir else None
+    try:
+        with State.open(root, state_dir=state_dir, read_only=True) as state:
+            return outbox.head(state).url
+    except NotFound:
+        return None

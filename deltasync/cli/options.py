@@ -1,0 +1,115 @@
+"""Options: one table of settings becomes the options of every command, their help and their variables."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltasync import config
+from deltasync.cli.output import Output
+
+if TYPE_CHECKING:
+    from deltasync.client.observation import ScanOptions
+    from deltasync.client.push import Transport
+    from deltasync.client.state import State
+
+COMMON = ("json", "quiet", "verbose")
+PLACE = ("to", "workspace", "state-dir")
+RULES = ("exclude", "include", "gitignore")
+DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
+WIRE = ("bwlimit", "timeout", "max-retries", "proxy")
+OUTBOX = ("keep-sent", "outbox-limit")
+
+Command = Callable[..., int]
+"""Takes the call first, then its own arguments by name, and returns the exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a command: its flags, and where its words go."""
+
+    flags: dict[str, config.Raw | None]
+    out: Output
+
+    def settings(self, root: Path | None = None) -> config.Settings:
+        """Return the settings that hold for a workspace, or outside of any."""
+        return config.load(self.flags, os.environ, config.files_of(root))
+
+
+def with_options(*keys: str) -> Callable[[Command], Command]:
+    """Give a command these settings as options, and --json, -q and -v; it receives them as a `Call`."""
+
+    def decorate(function: Command) -> Command:
+        fields = {key.replace("-", "_"): config.SETTINGS[key] for key in (*keys, *COMMON)}
+
+        def command(**values: object) -> int:
+            flags = {setting.key: _given(values.pop(name)) for name, setting in fields.items()}
+            settings = config.load(flags, os.environ)
+            out = Output(json=settings.json, quiet=settings.quiet, verbose=settings.verbose)
+            return function(Call(flags, out), **values)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own),
+                *(_parameter(name, setting) for name, setting in fields.items()),
+            ]
+        )
+        command.__annotations__ = {}
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return decorate
+
+
+def _given(value: object) -> config.Raw | None:
+    """Return a flag's value, or None when it was not given; a switch that is off was not."""
+    return value if isinstance(value, str | list) or value is True else None
+
+
+def _parameter(name: str, setting: config.Setting) -> inspect.Parameter:
+    names = [f"--{setting.key}", *([f"-{setting.short}"] if setting.short else [])]
+    text = f"{setting.help} [{setting.variable}]"
+    kind: object = bool
+    default: object = False
+    metavar = None
+    if setting.kind is not config.SWITCH:
+        kind, default, metavar = (list[str] if setting.kind.is_list else str), None, setting.kind.metavar
+    option = typer.Option(*names, help=text, metavar=metavar, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def scan_options(state: State, settings: config.Settings) -> ScanOptions:
+    """Return how to observe a workspace, as far as the settings say."""
+    from deltasync.client.ignore import IgnoreRules
+    from deltasync.client.observation import ScanOptions
+
+    return ScanOptions(
+        ignore=IgnoreRules(state.root, settings.exclude, settings.include, settings.gitignore),
+        delete_excluded=settings.delete_excluded,
+        no_delete=settings.no_delete,
+        rehash=settings.rehash,
+        settle_seconds=settings.settle_seconds,
+        allow_emptied=settings.allow_mass_delete,
+    )
+
+
+def transport(settings: config.Settings, url: str | None, *, max_retries: int | None = None) -> Transport | None:
+    """Return the way to a receiver, or None where none is known; nothing is asked of it yet."""
+    if url is None:
+        return None
+    from deltasync.client.transport import open_transport
+
+    return open_transport(
+        url,
+        bandwidth=settings.bandwidth_bytes or None,
+        timeout=settings.timeout_seconds,
+        max_retries=settings.max_retries if max_retries is None else max_retries,
+        proxies=settings.proxy,
+    )

@@ -1,0 +1,209 @@
+"""`deltasync push`: look at a folder once, send what differs, and return when the host's folder has it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from deltasync.cli import options
+from deltasync.cli.options import Call, with_options
+from deltasync.cli.output import bytes_text, count_text, seconds_text
+from deltasync.cli.progress import Meter, meter
+from deltasync.client import outbox
+from deltasync.client.push import WAIT_SECONDS, Pusher, PushOptions
+from deltasync.client.report import Counts, PushReport
+from deltasync.client.scan import ScanReport, scan
+from deltasync.client.state import State
+from deltasync.config import Settings
+from deltasync.core.errors import DeltasyncError, UsageError, from_problem
+from deltasync.core.names import shown
+
+PROBLEMS_SHOWN = 20
+_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", "bwlimit", *options.OUTBOX)
+"""What a running watcher was started with; a push beside it cannot change it."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options(
+    *options.PLACE,
+    "dry-run",
+    "no-wait",
+    *options.DELETING,
+    "take-over",
+    *options.RULES,
+    "rehash",
+    "scan",
+    "settle",
+    *options.OUTBOX,
+    *options.WIRE,
+)
+def push(
+    call: Call, paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="The folders, one after another.")]
+) -> int:
+    """Look at folders once, send what differs, and return when the server's folders have it.
+
+    Beside a running watcher this asks the watcher, which already knows what changed. Without any server the bundles
+    wait in the outbox. Of several folders the worst exit code counts.
+    """
+    answers, codes = [], []
+    for path in paths:
+        try:
+            answer, code = _push(call, Path(path), call.settings(Path(path)))
+        except DeltasyncError as error:
+            if len(paths) == 1:
+                raise
+            call.out.warn(f"{path}: {error.sentence}")
+            code = error.exit_code
+            answer = {"path": shown(path), "error": {**error.facts, "code": error.code, "detail": error.sentence}}
+        answers.append(answer)
+        codes.append(code)
+    call.out.answer(answers[0] if len(paths) == 1 else {"pushes": answers})
+    return max(codes, key=lambda code: (code not in (0, 3), code))
+
+
+def _push(call: Call, root: Path, settings: Settings) -> tuple[dict[str, Any], int]:
+    beside = None if settings.dry_run or settings.rehash else _ask_watcher(call, root, settings)
+    if beside is not None:
+        report, age = beside
+        call.out.say(f"asked the running watcher; it looked at everything {seconds_text(age or 0.0)} ago")
+        extra: dict[str, Any] = {"watcher": True, "scan_age_seconds": age}
+    else:
+        report = _alone(call, root, settings)
+        extra = {"watcher": False, "scan_age_seconds": 0.0}
+    _say(call, report, settings)
+    return {**msgspec.to_builtins(report), **extra}, _exit_code(report, settings)
+
+
+# Beside a watcher
+
+
+def _ask_watcher(call: Call, root: Path, settings: Settings) -> tuple[PushReport, float | None] | None:
+    """Have a running watcher bring everything to the server; None when there is none."""
+    from deltasync.client.channel import ask
+    from deltasync.client.opening import usable_root
+
+    answer = ask(
+        usable_root(root),
+        "flush",
+        scan=settings.scan,
+        url=settings.to if call.flags["to"] else None,
+        allow_mass_delete=settings.allow_mass_delete,
+        take_over=settings.take_over,
+        wait=0.0 if settings.no_wait else WAIT_SECONDS,
+    )
+    if answer is None:
+        return None
+    if not answer.get("ok"):
+        error = answer["error"]
+        raise from_problem(error["code"], error["detail"], error["facts"])
+    report = msgspec.convert(answer["report"], PushReport)
+    if settings.workspace and call.flags["workspace"] and report.workspace != settings.workspace:
+        raise UsageError(f"this folder is the workspace {shown(report.workspace)}, not {shown(settings.workspace)}")
+    for key in _WATCHERS_OWN:
+        if call.flags[key]:
+            call.out.warn(f"--{key} has no effect: a watcher runs with its own options; stop it to push with others")
+    return report, answer.get("scan_age_seconds")
+
+
+# Alone
+
+
+def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
+    with opened(call, root, settings) as state, meter(call.out) as progress:
+        look = options.scan_options(state, settings)
+
+        def rescan(folders: Collection[str]) -> ScanReport:
+            return scan(state, look, folders=folders, progress=progress.read)
+
+        found = scan(state, look, progress=progress.read)
+        if found.remounted:
+            call.out.note(
+                "every file has a new inode here; sizes and times were trusted: push --rehash reads all again"
+            )
+        return _send(state, settings, progress, rescan)
+
+
+def _send(state: State, settings: Settings, progress: Meter, rescan: Any) -> PushReport:
+    url = settings.to or outbox.head(state).url
+    transport = options.transport(settings, url)
+    with contextlib.closing(transport) if transport is not None else contextlib.nullcontext():
+        pusher = Pusher(state, transport, push_options(settings), progress=progress.sent, rescan=rescan)
+        return pusher.run()
+
+
+def push_options(settings: Settings) -> PushOptions:
+    """Return what a push may do, as far as the settings say."""
+    return PushOptions(
+        workspace=settings.workspace,
+        allow_mass_delete=settings.allow_mass_delete,
+        take_over=settings.take_over,
+        dry_run=settings.dry_run,
+        outbox_limit=settings.outbox_limit_bytes,
+        keep_sent_seconds=settings.keep_sent_seconds,
+        wait=0.0 if settings.no_wait else WAIT_SECONDS,
+    )
+
+
+@contextlib.contextmanager
+def opened(call: Call, root: Path, settings: Settings) -> Iterator[State]:
+    """Open a workspace for writing and say what its state has to tell."""
+    state = State.open(
+        root,
+        state_dir=Path(settings.state_dir) if settings.state_dir else None,
+        workspace=settings.workspace,
+        take_over=settings.take_over,
+    )
+    with state:
+        for note in state.notes:
+            call.out.note(note)
+        yield state
+
+
+# What it did
+
+
+def _exit_code(report: PushReport, settings: Settings) -> int:
+    if report.waiting is not None:
+        return 6
+    is_behind = (report.tree_sequence or 0) < report.sequence and report.tree_sequence is not None
+    if is_behind and not (settings.no_wait or settings.dry_run):
+        return 4
+    return 3 if report.problems else 0
+
+
+def _say(call: Call, report: PushReport, settings: Settings) -> None:
+    call.out.say(f"{report.workspace}: {_summary(report)} in {seconds_text(report.seconds)}")
+    if report.waiting is not None:
+        call.out.warn(report.waiting)
+    if report.pending and report.tree_sequence is None and not report.dry_run:
+        call.out.note(f"{count_text(report.pending, 'bundle')} in the outbox wait for a server; name one with --to")
+    if _exit_code(report, settings) == 4:
+        call.out.warn("the server has everything, but its folder is not complete yet; ask again with status")
+    shown_max = len(report.problems) if call.out.is_verbose else PROBLEMS_SHOWN
+    for problem in report.problems[:shown_max]:
+        call.out.warn(f"{problem.path}: {problem.reason}")
+    if len(report.problems) > shown_max:
+        call.out.warn(f"and {len(report.problems) - shown_max} more problems; -v lists all")
+
+
+def _summary(report: PushReport) -> str:
+    verbs = _counted(report.operations)
+    if not verbs:
+        return f"nothing to send, at sequence {report.sequence};"
+    told = "would send" if report.dry_run else "sent" if report.tree_sequence is not None else "sealed"
+    size = report.content_bytes if report.dry_run else report.sent_bytes
+    avoided = f", {bytes_text(report.avoided_bytes)} avoided" if report.avoided_bytes else ""
+    at = "" if report.dry_run else f", now at sequence {report.sequence},"
+    return f"{told} {verbs}; {bytes_text(size)}{avoided}{at}"
+
+
+def _counted(counts: Counts) -> str:
+    numbers: Mapping[str, int] = msgspec.to_builtins(counts)
+    return ", ".join(f"{number:,} {verb}" for verb, number in numbers.items() if number)

@@ -1,0 +1,136 @@
+"""`deltasync status`: what is sealed here, what the server holds, and whether both are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from deltasync.cli import options
+from deltasync.cli.options import Call, with_options
+from deltasync.cli.output import bytes_text, count_text
+from deltasync.client import outbox
+from deltasync.client import status as halves
+from deltasync.client.state import State
+from deltasync.config import Settings
+from deltasync.core.errors import DeltasyncError, UsageError
+
+ASK_SECONDS = 1.0
+"""How long a busy watcher may take to answer; without it, `status` tells the same from the state."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options(*options.PLACE, *options.WIRE)
+def status(
+    call: Call,
+    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="The folder; here if not given.")] = None,
+) -> int:
+    """Show what is sealed here, what the server holds, and whether both are equal.
+
+    Nothing is scanned: the local half is as of the last scan. With --to and --workspace alone, only the server is
+    asked. Exit 4 when the server does not answer.
+    """
+    if path is None and call.flags["to"] and call.flags["workspace"]:
+        return _show(call, call.settings(), None)
+    root = Path(path or ".")
+    settings = call.settings(root)
+    if path is None and settings.to and settings.workspace and not _has_state(root, settings):
+        return _show(call, settings, None)
+    state_dir = Path(settings.state_dir) if settings.state_dir else None
+    with State.open(root, state_dir=state_dir, read_only=True) as state:
+        return _show(call, settings, state)
+
+
+def _has_state(root: Path, settings: Settings) -> bool:
+    return (Path(settings.state_dir or root / ".deltasync") / "state.db").exists()
+
+
+def _show(call: Call, settings: Settings, state: State | None) -> int:
+    here, workspace, url = None, settings.workspace or "", settings.to
+    if state is not None:
+        workspace, url = _bound(state, settings)
+        here = halves.local(state)
+    there, trouble = _ask_server(settings, workspace, url)
+    watcher = _ask_watcher(state) if state is not None else None
+    together = halves.together(workspace, here, there)
+    extra: dict[str, Any] = {"watcher": watcher}
+    if trouble is not None:
+        extra["error"] = {**trouble.facts, "code": trouble.code, "detail": trouble.sentence}
+    call.out.answer({**msgspec.structs.asdict(together), **extra})
+    for line in _lines(together, watcher, url):
+        call.out.say(line)
+    if trouble is None:
+        return 0
+    call.out.warn(trouble.sentence)
+    return trouble.exit_code
+
+
+def _bound(state: State, settings: Settings) -> tuple[str, str | None]:
+    """Return the workspace's name and server: what is remembered, or what was given for a folder never sent."""
+    head = outbox.head(state)
+    workspace = settings.workspace or head.workspace or state.root.name
+    outbox.check_bound(state, workspace, settings.to)
+    return workspace, settings.to or head.url
+
+
+def _ask_server(
+    settings: Settings, workspace: str, url: str | None
+) -> tuple[halves.Server | None, DeltasyncError | None]:
+    transport = options.transport(settings, url, max_retries=0)
+    if transport is None:
+        return None, None
+    try:
+        return halves.server(transport, workspace), None
+    except UsageError:
+        raise
+    except DeltasyncError as error:
+        return None, error
+    finally:
+        transport.close()
+
+
+def _ask_watcher(state: State) -> Mapping[str, Any] | None:
+    from deltasync.client.channel import ask
+
+    try:
+        return ask(state.root, "status", timeout=ASK_SECONDS)
+    except (OSError, UsageError):
+        return None
+
+
+def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str | None) -> list[str]:
+    here, there = together.local, together.server
+    verdict = {True: "in sync with", False: "differs from", None: "not compared with"}[together.in_sync]
+    lines = [f"{together.workspace}  {verdict} {url or 'any server'}"]
+    if here is not None:
+        watched = "a watcher runs" if watcher else "no watcher runs"
+        lines.append(
+            f"local   sequence {here.sequence}, root {here.root[:16]}, {count_text(here.files, 'file')}, "
+            f"{bytes_text(here.bytes)}; {watched}"
+        )
+        lines += [f"        {words}" for words in _left(here)]
+    if there is not None:
+        tree = "moving" if there.tree_sequence is None else f"at {there.tree_sequence}"
+        applied = f", applied {there.last_applied_at}" if there.last_applied_at else ""
+        lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}, tree {tree}{applied}")
+        if there.tree_path:
+            lines.append(f"        {there.tree_path}")
+    return lines
+
+
+def _left(here: halves.Local) -> list[str]:
+    left = []
+    if here.changed:
+        left.append("changes wait to be sealed")
+    if here.pending:
+        left.append(f"{count_text(here.pending, 'bundle')} to be sent, {bytes_text(here.outbox_bytes)} in files")
+    if here.waiting:
+        left.append(f"{count_text(here.waiting, 'file')} still being written")
+    if here.problems:
+        left.append(f"{count_text(here.problems, 'problem')}; deltasync push lists them")
+    return left

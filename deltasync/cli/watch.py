@@ -1,0 +1,39 @@
+"""`deltasync watch`: keep a folder in step for as long as it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltasync.cli import options
+from deltasync.cli.options import Call, with_options
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options(
+    *options.PLACE,
+    *options.RULES,
+    *options.DELETING,
+    "take-over",
+    "settle",
+    "debounce",
+    "rescan",
+    "rehash-days",
+    *options.OUTBOX,
+    *options.WIRE,
+)
+def watch(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
+    """Keep a folder in step: notice changes, seal them, and send them while the server answers.
+
+    Without --to, and while the server does not answer, bundles wait in the outbox and are sent in order later. One
+    line tells each thing that happens (one JSON object a line with --json). Stop it with Ctrl-C; nothing is lost.
+    """
+    from deltasync.client import daemon
+
+    root = Path(path)
+    daemon.run(root, call.settings(root), lambda event: call.out.event(event.line(), event.json()))
+    return 0

@@ -1,0 +1,133 @@
+"""Sending bundles in order, two under way at most: while the server applies one, the next is on its way."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from deltasync.core import wire
+from deltasync.core.metadata import Metadata
+
+UNDER_WAY_MAX = 2
+
+
+class Receiver(Protocol):
+    """Where bundles go."""
+
+    def send_bundle(
+        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+    ) -> wire.Receipt:
+        """Send a bundle once and return its receipt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A sealed bundle to be sent: `chunks` gives its bytes, read anew each time."""
+
+    metadata: Metadata
+    chunks: Callable[[], Iterator[bytes]]
+    content_bytes: int
+    takes_over: bool = False
+
+    @property
+    def sequence(self) -> int:
+        """The bundle's number."""
+        return self.metadata.manifest.sequence_number
+
+
+class Undelivered(Exception):
+    """A bundle did not get its receipt; `cause` says why, and every bundle before it was acknowledged."""
+
+    def __init__(self, parcel: Parcel, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.parcel = parcel
+        self.cause = cause
+
+
+class _Stopped(Exception):
+    """An earlier bundle failed, or the user stopped: this one need not go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trip:
+    """A parcel under way, and the sign that its body is out."""
+
+    parcel: Parcel
+    wait_seconds: float
+    is_out: threading.Event
+
+
+class Courier:
+    """Carries parcels in threads of its own; receipts come back to the calling thread, in order."""
+
+    def __init__(self, receiver: Receiver, name: str, on_receipt: Callable[[Parcel, wire.Receipt], None]) -> None:
+        """Start nothing yet. on_receipt: called in the calling thread, for each parcel in order."""
+        self._receiver, self._name, self._on_receipt = receiver, name, on_receipt
+        self._threads = ThreadPoolExecutor(UNDER_WAY_MAX, thread_name_prefix="courier")
+        self._under_way: deque[tuple[_Trip, Future[wire.Receipt]]] = deque()
+        self._is_stopped = threading.Event()
+        self._last_out = threading.Event()
+        self._last_out.set()
+
+    def send(self, parcel: Parcel, *, wait: float = 0.0) -> None:
+        """Put a parcel on its way once there is room; raises Undelivered for an earlier one that failed.
+
+        wait: how many seconds its answer may wait for the plain tree.
+        """
+        while len(self._under_way) >= UNDER_WAY_MAX:
+            self._collect()
+        trip = _Trip(parcel, wait, threading.Event())
+        before, self._last_out = self._last_out, trip.is_out
+        self._under_way.append((trip, self._threads.submit(self._carry, trip, before)))
+
+    def finish(self) -> None:
+        """Wait for every receipt; raises Undelivered."""
+        while self._under_way:
+            self._collect()
+
+    def _collect(self) -> None:
+        trip, future = self._under_way.popleft()
+        try:
+            receipt = future.result()
+        except Exception as error:
+            raise Undelivered(trip.parcel, error) from error
+        self._on_receipt(trip.parcel, receipt)
+
+    def _carry(self, trip: _Trip, before: threading.Event) -> wire.Receipt:
+        parcel = trip.parcel
+        before.wait()  # two bodies at once would only take turns
+        try:
+            return self._receiver.send_bundle(
+                self._name,
+                parcel.metadata.identity,
+                self._watched(parcel.chunks(), trip.is_out),
+                take_over=parcel.takes_over,
+                wait=trip.wait_seconds,
+            )
+        except BaseException:
+            self._is_stopped.set()
+            raise
+        finally:
+            trip.is_out.set()
+
+    def _watched(self, chunks: Iterator[bytes], is_out: threading.Event) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._is_stopped.is_set():
+                raise _Stopped
+            yield chunk
+        is_out.set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what is still under way and wait until it has ended."""
+        self._is_stopped.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,276 @@
+"""The files and links of one folder: which are as recorded, which are read again, which are trouble."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from deltasync.client.digest import Digester, FileChanging
+from deltasync.client.frame import Frame, Item
+from deltasync.client.ledger import Ledger
+from deltasync.client.listing import Listing, Seen, clamped, signed
+from deltasync.client.moves import joined
+from deltasync.client.observation import IsSettled, Progress, ScanOptions, Waiting
+from deltasync.client.state import KEPT, RACY, Problem
+from deltasync.core.manifest import Entry, Kind
+from deltasync.core.names import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
+
+RACY_NS = 20_000_000
+"""What changed less than this before its hash began may change again without its times showing it."""
+_COARSE_RACY_NS = 2_000_000_000
+_SECOND_NS = 1_000_000_000
+_PROGRESS_FILES = 256
+_SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class Clock:
+    """The time as a file system writes it: a file of our own is touched and its mtime read."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a file in the state's folder."""
+        self._descriptor = os.open(folder / "clock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._now = 0
+
+    def is_racy(self, newest_ns: int) -> bool:
+        """Tell whether what changed then may change again unseen, if it was read after this clock last looked."""
+        # A file system that counts in seconds shows nothing finer.
+        margin = RACY_NS if newest_ns % _SECOND_NS else _COARSE_RACY_NS
+        return newest_ns >= self._now - margin
+
+    def look(self, newest_ns: int) -> None:
+        """Look again before a read, if the time known so far is too old to tell."""
+        if self.is_racy(newest_ns):
+            os.utime(self._descriptor)
+            self._now = os.fstat(self._descriptor).st_mtime_ns
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._descriptor)
+
+
+class Files:
+    """Brings the recorded files of one folder after another up to date."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        options: ScanOptions,
+        clock: Clock,
+        is_settled: IsSettled | None,
+        progress: Progress | None,
+    ) -> None:
+        """Begin with nothing read."""
+        self.ledger, self._options, self._clock = ledger, options, clock
+        self._is_settled, self._progress = is_settled, progress
+        self.is_alone = is_settled is None
+        """Nobody else judges whether a file has settled."""
+        self._digester = Digester(self._tell if progress else None)
+        self.has_trust = False
+        """Inodes mean nothing in this scan: equal size and mtime are enough."""
+        self.trusted = 0
+        self.hashed_files = self.hashed_bytes = 0
+        self.waiting: dict[str, list[Waiting]] = {}
+        """The files still being written, by their folder."""
+        self.last_seen: dict[str, tuple[int, int, int]] = {}
+        """Size and times of the files that changed while they were read."""
+
+    def compare(self, frame: Frame, listing: Listing, checkpoint: Callable[[], None]) -> None:
+        """Bring the table of a folder up to date with what it holds; `checkpoint` is called when much was read."""
+        table = frame.load(self.ledger.state)
+        self._drop_missing(frame, table, listing)
+        rules = self._options.ignore
+        has_rules = frame.level is not None or rules.on_command_line
+        rehash = self._options.rehash
+        # In the order of inodes, which is the order on many disks.
+        for name, inode, mode, size, mtime_ns, ctime_ns in sorted(listing.files, key=_by_inode):
+            item = table.get(name)
+            if has_rules and rules.decide(frame.level, joined(frame.path, name), is_directory=False).ignored:
+                self._exclude(frame, name, item)
+                continue
+            if item is not None and not (item.flags & RACY or rehash):
+                entry = item.entry
+                if (
+                    ctime_ns == item.ctime_ns
+                    and inode == item.inode
+                    and ((entry.size == size and entry.mtime_ns == mtime_ns) or entry.kind is Kind.SYMLINK)
+                ):
+                    if item.flags:
+                        table[name] = item._replace(flags=0)
+                    continue
+            self._renew(frame, Seen(name, signed(inode), mode, size, clamped(mtime_ns), clamped(ctime_ns)), item)
+            if self.ledger.is_due():
+                checkpoint()
+
+    def _drop_missing(self, frame: Frame, table: dict[str, Item], listing: Listing) -> None:
+        present = {seen[0] for seen in listing.files}
+        for name in [name for name in table if name not in present]:
+            if name in listing.folders:
+                frame.is_unsettled = True  # a folder now; it takes the name once it could be listed
+            elif self._options.no_delete:
+                self._keep(frame, name)
+            else:
+                self._drop(frame, name)
+
+    def _exclude(self, frame: Frame, name: str, item: Item | None) -> None:
+        """Leave an ignored file out; what was carried before it was ignored stays unless that is wanted too."""
+        if item is not None:
+            if self._options.delete_excluded and not self._options.no_delete:
+                self._drop(frame, name)
+            else:
+                self._keep(frame, name)
+
+    def _keep(self, frame: Frame, name: str) -> None:
+        table = frame.load(self.ledger.state)
+        table[name] = table[name]._replace(flags=KEPT)
+        frame.is_unsettled = True
+
+    def _drop(self, frame: Frame, name: str) -> None:
+        item = frame.load(self.ledger.state).pop(name)
+        if item.entry.kind is Kind.FILE and not self.has_trust:
+            self.ledger.vanish(frame.row.id, name, item.inode)
+
+    def _renew(self, frame: Frame, seen: Seen, item: Item | None) -> None:
+        """Observe an entry that is new or may have changed."""
+        if item is None and seen.name not in frame.children:
+            reason = name_trouble(frame, seen.name)
+            if reason:
+                self.trouble(frame, seen.name, reason)
+                return
+        kind = stat.S_IFMT(seen.mode)
+        if kind in _SPECIAL:
+            self.trouble(frame, seen.name, f"is {_SPECIAL[kind]}; only files, folders and links are carried")
+        elif seen.name in frame.children and self._options.no_delete:
+            self.trouble(frame, seen.name, "is no folder any more; --no-delete keeps the folder that it was")
+        else:
+            try:
+                self._observe(frame, seen, item)
+            except FileChanging as error:
+                self._wait(frame, seen.name, error.status)
+            except OSError as error:
+                self._cannot_read(frame, seen.name, item, error)
+
+    def _observe(self, frame: Frame, seen: Seen, item: Item | None) -> None:
+        if stat.S_ISLNK(seen.mode):
+            self._clock.look(seen.ctime_ns)
+            self._observe_link(frame, seen)
+        elif self._is_trusted(seen, item):
+            self._trust(frame, seen, item)
+        elif self._may_read(frame, seen):
+            self._clock.look(max(seen.mtime_ns, seen.ctime_ns))
+            self._read(frame, seen.name, item)
+
+    def _observe_link(self, frame: Frame, seen: Seen) -> None:
+        target = os.readlink(seen.name, dir_fd=frame.descriptor)
+        try:
+            parse_target(joined(frame.path, seen.name), target)
+        except NameRefused as error:
+            self.trouble(frame, seen.name, str(error))
+            return
+        flags = RACY if self._clock.is_racy(seen.ctime_ns) else 0
+        self._take(frame, Item(Entry(seen.name, Kind.SYMLINK, target=target), seen.inode, seen.ctime_ns, flags))
+
+    def _is_trusted(self, seen: Seen, item: Item | None) -> bool:
+        return (
+            self.has_trust
+            and not self._options.rehash
+            and item is not None
+            and item.entry.kind is Kind.FILE
+            and (item.entry.size, item.entry.mtime_ns) == (seen.size, seen.mtime_ns)
+            and not item.flags & RACY
+        )
+
+    def _trust(self, frame: Frame, seen: Seen, item: Item | None) -> None:
+        assert item is not None
+        entry = msgspec.structs.replace(item.entry, executable=bool(seen.mode & stat.S_IXUSR))
+        self.trusted += 1
+        self._take(frame, Item(entry, seen.inode, seen.ctime_ns, 0))
+
+    def _may_read(self, frame: Frame, seen: Seen) -> bool:
+        """Ask whether a file has settled; one that changed while it was read must first stay as it then was."""
+        path = joined(frame.path, seen.name)
+        last = self.last_seen.get(path)
+        if last is not None and last != (seen.size, seen.mtime_ns, seen.ctime_ns):
+            self._wait(frame, seen.name, os.stat(seen.name, dir_fd=frame.descriptor, follow_symlinks=False))
+            return False
+        if self._is_settled is not None:
+            status = os.stat(seen.name, dir_fd=frame.descriptor, follow_symlinks=False)
+            if not self._is_settled(path, status):
+                self._wait(frame, seen.name, status)
+                return False
+        return True
+
+    def _read(self, frame: Frame, name: str, item: Item | None) -> None:
+        found = self._digester.digest_file(name, at=frame.descriptor)
+        status = found.status
+        mtime_ns, ctime_ns = clamped(status.st_mtime_ns), clamped(status.st_ctime_ns)
+        entry = Entry(name, Kind.FILE, status.st_size, mtime_ns, bool(status.st_mode & stat.S_IXUSR), found.digest)
+        flags = RACY if self._clock.is_racy(max(mtime_ns, ctime_ns)) else 0
+        inode = signed(status.st_ino)
+        if item is not None and item.inode != inode and item.entry.digest != entry.digest and not self.has_trust:
+            self.ledger.vanish(frame.row.id, name, item.inode)  # another file took the name: where did this one go?
+        self._take(frame, Item(entry, inode, ctime_ns, flags))
+        self.hashed_files += 1
+        self.hashed_bytes += status.st_size
+        self.ledger.count_hashed()
+        if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
+            self._progress(self.hashed_files, self.hashed_bytes)
+
+    def _tell(self, read_bytes: int) -> None:
+        if self._progress is not None:
+            self._progress(self.hashed_files, self.hashed_bytes + read_bytes)
+
+    def _take(self, frame: Frame, item: Item) -> None:
+        """Have an entry in the tree, in place of whatever had its name."""
+        frame.load(self.ledger.state)[item.entry.name] = item
+        former = frame.children.pop(item.entry.name, None)
+        if former is not None:
+            self.ledger.detach(former)
+        frame.is_unsettled |= item.flags != 0
+
+    def _wait(self, frame: Frame, name: str, status: os.stat_result) -> None:
+        path = joined(frame.path, name)
+        self.last_seen[path] = (status.st_size, clamped(status.st_mtime_ns), clamped(status.st_ctime_ns))
+        self.waiting.setdefault(frame.path, []).append(Waiting(path, status.st_size, status.st_mtime_ns))
+        reason = "is still being written" if not self.is_alone else "kept changing while it was read; try again later"
+        self.trouble(frame, name, reason, waiting=not self.is_alone)
+
+    def _cannot_read(self, frame: Frame, name: str, item: Item | None, error: OSError) -> None:
+        if error.errno == errno.ENOENT:
+            if item is not None and not self._options.no_delete:
+                self._drop(frame, name)  # gone since it was listed
+            frame.is_unsettled = True
+        elif error.errno in (errno.ELOOP, errno.EINVAL):
+            self.trouble(frame, name, "became something else while it was looked at", waiting=True)
+        else:
+            self.trouble(frame, name, f"cannot be read ({error.strerror})")
+
+    def trouble(self, frame: Frame, name: str, reason: str, *, waiting: bool = False) -> None:
+        """Report an entry whose former state, if any, stands."""
+        frame.is_unsettled = True
+        self.ledger.add_problem(frame.path, Problem(shown(joined(frame.path, name)), reason, waiting))
+
+
+def name_trouble(frame: Frame, name: str) -> str | None:
+    """Say why a name in a folder cannot be carried, or None."""
+    try:
+        parse_name(name)
+    except NameRefused as error:
+        return str(error)
+    if frame.depth >= DEPTH_MAX:
+        return f"lies deeper than {DEPTH_MAX} folders"
+    # A character takes four bytes at most, so that most paths need no encoding to be found short enough.
+    if (
+        len(frame.path) + NAME_BYTES_MAX > PATH_BYTES_MAX // 4
+        and len(joined(frame.path, name).encode()) > PATH_BYTES_MAX
+    ):
+        return f"its path is longer than {PATH_BYTES_MAX} bytes"
+    return None
+
+
+def _by_inode(seen: tuple[str, int, int, int, int, int]) -> int:
+    return seen[1]

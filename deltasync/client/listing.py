@@ -1,0 +1,71 @@
+"""What one folder holds right now, and a signature that is equal as long as nothing in it changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from deltasync.core.hashing import digest_of
+from deltasync.core.manifest import MTIME_MAX, MTIME_MIN
+
+_encode = msgspec.msgpack.Encoder().encode
+_FORMAT, _FOLDER = 0o170000, stat.S_IFDIR
+
+
+class Seen(NamedTuple):
+    """One entry that is no folder, as the file system showed it."""
+
+    name: str
+    inode: int
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The entries of a folder: plain tuples in the order of `Seen`, and the inode of each folder by its name."""
+
+    files: list[tuple[str, int, int, int, int, int]]
+    folders: dict[str, int]
+
+    def signature(self, rules: bytes) -> bytes:
+        """Return a digest of names and stats under given ignore rules; b'' where a name or number has no encoding."""
+        try:
+            return digest_of(_encode((rules, self.files, list(self.folders.items()))))
+        except (UnicodeEncodeError, OverflowError):
+            return b""
+
+
+def list_folder(descriptor: int) -> Listing:
+    """List an open folder with the stat of each entry, following nothing."""
+    files: list[tuple[str, int, int, int, int, int]] = []
+    folders: dict[str, int] = {}
+    add = files.append
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # gone since it was listed
+            mode = status.st_mode
+            if mode & _FORMAT == _FOLDER:
+                folders[entry.name] = signed(status.st_ino)
+            else:
+                add((entry.name, status.st_ino, mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return Listing(files, folders)
+
+
+def signed(inode: int) -> int:
+    """Return an inode number as SQLite and arrays keep it: 64 bits with a sign."""
+    return inode - (1 << 64) if inode >= 1 << 63 else inode
+
+
+def clamped(nanoseconds: int) -> int:
+    """Return a time as an entry can carry it; only dates beyond the year 2262 are cut."""
+    return nanoseconds if MTIME_MIN <= nanoseconds <= MTIME_MAX else max(MTIME_MIN, min(nanoseconds, MTIME_MAX))

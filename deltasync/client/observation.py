@@ -1,0 +1,57 @@
+"""What a scan is asked, and what it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deltasync.client.ignore import IgnoreRules
+from deltasync.client.state import Problem
+
+IsSettled = Callable[[str, os.stat_result], bool]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """How to observe a workspace."""
+
+    ignore: IgnoreRules
+    delete_excluded: bool = False
+    """What is ignored by now is observed as deleted."""
+    no_delete: bool = False
+    """What is missing keeps its entry."""
+    rehash: bool = False
+    """Every file is read again, whatever its stat says."""
+    settle_seconds: float = 2.0
+    """How long a file that changes while it is read is waited for, where nobody else judges (see scan)."""
+    allow_emptied: bool = False
+    """An empty folder is taken for what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A file that is still being written; its former entry stands."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport:
+    """What a scan found."""
+
+    changed: bool
+    root: bytes
+    files: int
+    size_bytes: int
+    hashed_files: int
+    hashed_bytes: int
+    waiting: list[Waiting]
+    problems: list[Problem]
+    """All that are known, also from earlier scans of other folders."""
+    seconds: float
+    remounted: bool
+    """Every inode had changed, so that size and mtime were trusted; a re-hash is due."""

@@ -1,0 +1,310 @@
+"""Where a workspace's state lies, whose it is, and whether it may be used here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from deltasync import db
+from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavailable, UsageError, WorkspaceCopied
+from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.names import RESERVED, shown
+from deltasync.disk import Lock, space_guard, staged
+
+DATABASE, LOCK, SUSPECT = "state.db", "lock", "suspect"
+_FIRST_HEAD = ("INSERT INTO head VALUES (1, NULL, NULL, '', 0, ?, 0, ?, NULL, NULL)", (EMPTY_ROOT, EMPTY_ROOT))
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user said about the workspace to open."""
+
+    state_dir: Path | None
+    workspace: str | None
+    take_over: bool
+    read_only: bool
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open state: the real path of the workspace, the state's folder, the database, the lock, what to tell."""
+
+    root: Path
+    folder: Path
+    connection: sqlite3.Connection
+    lock: Lock | None
+    notes: list[str] = field(default_factory=list)
+
+
+def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
+    """Open the state of the workspace at `root`, or make it."""
+    real = usable_root(root)
+    _refuse_nested(real)
+    folder = asked.state_dir.absolute() if asked.state_dir else real / RESERVED
+    if asked.read_only:
+        if not (folder / DATABASE).is_file():
+            raise NotFound(
+                f"{shown(str(real))} is not a workspace yet; run `deltasync push` or `deltasync watch` on it"
+            )
+        return Opened(real, folder, db.connect(folder / DATABASE, migrations, read_only=True), None)
+    known = _make_folder(folder)
+    lock, before = _locked(folder, real)
+    try:
+        state = Opened(real, folder, sqlite3.connect(":memory:"), lock)
+        _open_database(state, migrations, before)
+        _begin(state, known=known)
+        _recognise(state, asked)
+    except BaseException:
+        lock.close()
+        raise
+    return state
+
+
+def usable_root(root: Path) -> Path:
+    """Return the real path of a workspace's folder, or raise RootUnavailable when it cannot be listed."""
+    name = shown(str(root))
+    try:
+        real = root.resolve(strict=True)
+        os.scandir(real).close()
+    except FileNotFoundError as error:
+        raise RootUnavailable(f"there is no folder {name}; create it, or mount what belongs there") from error
+    except NotADirectoryError as error:
+        raise RootUnavailable(f"{name} is not a folder; a workspace is a folder") from error
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its links form a loop"
+        raise RootUnavailable(f"the folder {name} cannot be read ({reason}); nothing was changed") from error
+    return real
+
+
+def client_id() -> str:
+    """Return the id of this machine and user; the first call makes it."""
+    path = _client_id_path()
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text().strip()
+            if len(text) == 32 and text.isalnum():
+                return text
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
+        with staged(fresh) as out:
+            out.write(secrets.token_hex(16).encode())
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)  # a link, not a rename: of two first starts only one gives the id
+        fresh.unlink()
+    raise Corrupt(f"{path} does not hold a client id; remove it and run the command again")
+
+
+def _client_id_path() -> Path:
+    if named := os.environ.get("DELTASYNC_CLIENT_ID_FILE"):
+        return Path(named)
+    if home := os.environ.get("DELTASYNC_HOME"):
+        return Path(home) / "client-id"
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("deltasync")) / "client-id"
+
+
+def _refuse_nested(root: Path) -> None:
+    for parent in root.parents:
+        with contextlib.suppress(OSError):
+            if (parent / RESERVED / DATABASE).is_file():
+                raise UsageError(
+                    f"{shown(str(root))} lies inside the workspace {shown(str(parent))}; use that one, "
+                    "or a folder outside of it"
+                )
+
+
+def _make_folder(folder: Path) -> bool:
+    """Make the state's folder, for its owner only; tell whether a state was kept there before."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+        if folder.is_symlink():
+            raise UsageError(f"{shown(str(folder))} is a link; remove it, or name the real folder with --state-dir")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise UsageError(
+            f"no state can be kept in {shown(str(folder))} ({error.strerror}); name another folder with --state-dir"
+        ) from error
+    return (folder / LOCK).exists()
+
+
+def _locked(folder: Path, root: Path) -> tuple[Lock, str]:
+    """Take the writer's lock, leave our name in it, and return what the last holder left."""
+    path = folder / LOCK
+    before = ""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            before = path.read_text(errors="replace")[:200].strip()
+        lock = Lock(path, "")
+    except AlreadyRunning as error:
+        raise AlreadyRunning(
+            f"{shown(before) or 'another process'} is using the workspace {shown(str(root))}; "
+            "wait until it ends, or stop it"
+        ) from error
+    except OSError as error:
+        raise UsageError(
+            f"the state in {shown(str(folder))} cannot be opened ({error.strerror}); it may belong to another user"
+        ) from error
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]).strip()
+    with space_guard(folder):
+        path.write_text(f"process {os.getpid()} ({command})", errors="replace")
+    return lock, before
+
+
+def record_close(folder: Path) -> None:
+    """Leave word in the lock file that the database was closed cleanly, and how it looked then."""
+    with contextlib.suppress(OSError):
+        (folder / LOCK).write_text(_closed_mark(folder))
+
+
+def _closed_mark(folder: Path) -> str:
+    status = (folder / DATABASE).stat()
+    return f"closed {status.st_size} {status.st_mtime_ns}"
+
+
+def _open_database(state: Opened, migrations: Sequence[str], before: str) -> None:
+    """Open the database; one that is damaged is set aside and a fresh one begins."""
+    path = state.folder / DATABASE
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        raise UsageError(f"{shown(str(path))} is not readable and writable for this user")
+    try:
+        # A database that changed since its last clean close was cut off, restored or damaged: have SQLite check it.
+        proven = path.exists() and before == _closed_mark(state.folder) and not (state.folder / SUSPECT).exists()
+        _make_private(path)
+        state.connection = db.connect(path, migrations)
+        if proven or db.is_sound(state.connection):
+            (state.folder / SUSPECT).unlink(missing_ok=True)
+            return
+        state.connection.close()
+    except Corrupt as error:
+        if not str(getattr(error.__cause__, "sqlite_errorname", "")).startswith(_DAMAGED):
+            raise
+    number = 1 + sum(1 for _ in state.folder.glob(f"{DATABASE}.damaged-*"))
+    aside = path.with_name(f"{DATABASE}.damaged-{number}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    (state.folder / SUSPECT).unlink(missing_ok=True)
+    state.notes.append(f"the state was damaged and is set aside as {aside.name}; everything is read again")
+    state.connection = db.connect(path, migrations)
+
+
+def _make_private(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+
+
+def _begin(state: Opened, *, known: bool) -> None:
+    """Write the first rows of a fresh database: a new history, and an empty tree."""
+    connection = state.connection
+    if connection.execute("SELECT 1 FROM head").fetchone() is not None:
+        return
+    if known and not state.notes:
+        state.notes.append("the state of this workspace was lost; everything is read again")
+    meta = {"client_id": client_id(), "state_id": secrets.token_hex(16), **_place(state.root)}
+    with db.transaction(connection):
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        connection.execute(*_FIRST_HEAD)
+        connection.execute("UPDATE head SET epoch = ?", (new_epoch(),))
+        inode = signed(state.root.stat().st_ino)
+        connection.execute(
+            "INSERT OR IGNORE INTO directories VALUES (1, 0, '', ?, ?, NULL, 0, 0, x'', x'')", (inode, EMPTY_ROOT)
+        )
+
+
+def new_epoch() -> str:
+    """Return a fresh id of a client history."""
+    return secrets.token_hex(16)
+
+
+def signed(inode: int) -> int:
+    """Return an inode number as SQLite and arrays keep it: 64 bits with a sign."""
+    return inode - (1 << 64) if inode >= 1 << 63 else inode
+
+
+def _place(root: Path) -> dict[str, str]:
+    status = root.stat()
+    return {"root": root.as_uri(), "root_inode": str(status.st_ino), "root_device": str(status.st_dev)}
+
+
+def _recognise(state: Opened, asked: Asked) -> None:
+    """Compare where the state says it is with where it was found: at its place, moved, or copied."""
+    meta = dict(state.connection.execute("SELECT key, value FROM meta").fetchall())
+    here = _place(state.root)
+    if meta["client_id"] != client_id():
+        _renew(state, {"client_id": client_id()}, "this state was written by another machine or user")
+    if meta["root"] == here["root"]:
+        return
+    former = Path(os.fsdecode(unquote_to_bytes(meta["root"].removeprefix("file://"))))
+    if asked.state_dir and _has_inode(former, meta["root_inode"]) and not former.samefile(state.root):
+        raise UsageError(
+            f"{shown(str(state.folder))} holds the state of {shown(str(former))}; "
+            "give each workspace its own --state-dir"
+        )
+    if _is_same_database(former, state.folder):
+        return  # one folder reached by two paths
+    original = _has_inode(former, meta["root_inode"]) and _state_id(former) == meta["state_id"]
+    fresh_name = asked.workspace is not None and asked.workspace != _workspace(state.connection)
+    if original and not (fresh_name or asked.take_over):
+        raise WorkspaceCopied(
+            f"{shown(str(state.root))} is a copy of the workspace {shown(str(former))}; "
+            "give it a name of its own with --workspace NAME, or let it replace the original with --take-over"
+        )
+    if original:
+        here["state_id"] = secrets.token_hex(16)
+    told = "copied" if original else "moved"
+    _renew(state, here, f"this workspace was {told} from {shown(str(former))}", forget=original and fresh_name)
+
+
+def _has_inode(path: Path, inode: str) -> bool:
+    try:
+        return str(path.stat().st_ino) == inode
+    except OSError:
+        return False
+
+
+def _is_same_database(former: Path, folder: Path) -> bool:
+    try:
+        return (former / RESERVED / DATABASE).samefile(folder / DATABASE)
+    except OSError:
+        return False
+
+
+def _state_id(root: Path) -> str | None:
+    path = root / RESERVED / DATABASE
+    if not path.is_file():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as other:
+            row = other.execute("SELECT value FROM meta WHERE key = 'state_id'").fetchone()
+    except sqlite3.Error:
+        return None
+    return None if row is None else str(row[0])
+
+
+def _workspace(connection: sqlite3.Connection) -> str | None:
+    name: str | None = connection.execute("SELECT workspace FROM head").fetchone()[0]
+    return name
+
+
+def _renew(state: Opened, meta: dict[str, str], reason: str, *, forget: bool = False) -> None:
+    """Go on in a new epoch; forget: with nothing sealed, under another name.
+
+    Bundles sealed before stay pending: the server takes them, has them, or sees in them that the histories parted.
+    """
+    with db.transaction(state.connection) as connection:
+        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+        if forget:
+            connection.execute("DELETE FROM outbox")
+            connection.execute("DELETE FROM head")
+            connection.execute(*_FIRST_HEAD)
+        connection.execute("UPDATE head SET epoch = ?", (new_epoch(),))
+    state.notes.append(f"{reason}; a new history begins")

@@ -1,0 +1,210 @@
+"""Content on its way into bundles: read from the workspace, re-hashed, and written into bundle files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from deltasync.core.bundle import BundleReader, Read, seal, sealed_bytes
+from deltasync.core.errors import Refused
+from deltasync.core.hashing import digest_of, hasher
+from deltasync.core.manifest import Operation
+from deltasync.core.metadata import Metadata, file_name, parse_file_name
+from deltasync.core.names import shown
+from deltasync.core.wire import Limits
+from deltasync.disk import Folder, open_regular, staged
+
+LEVEL = 1
+BUFFER_BYTES = 1 << 20
+THREADED_BYTES = 1 << 20
+"""Bundles from here on are compressed in threads of their own, beside the reading and the sending."""
+CHUNK_BYTES = 256 * 1024
+
+
+class ContentChanged(Exception):
+    """A file no longer holds the bytes that its digest names; it never leaves the sending code."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{shown(path)}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class FileLost(Exception):
+    """A bundle file in the outbox cannot be read; it never leaves the sending code."""
+
+
+class Source:
+    """Reads content below a workspace's folder; every byte handed out is of the digest that was asked for.
+
+    It never leaves the folder, follows no link and blocks on nothing (T6: only named content, only from where it was
+    hashed). One thread uses one source.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Open nothing yet."""
+        self._root_path = root
+        self._root: Folder | None = None
+        self._near: tuple[str, Folder] | None = None
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+
+    def read(self, operation: Operation) -> Iterator[memoryview]:
+        """Yield the content that an operation names, from its path; each view is valid until the next.
+
+        Raises ContentChanged before the last byte is handed out, so that no receiver can take wrong content for whole.
+        """
+        path = operation.path
+        try:
+            descriptor = self._open(path)
+        except OSError as error:
+            raise ContentChanged(path, error.strerror or "cannot be opened") from error
+        try:
+            if operation.size < BUFFER_BYTES:
+                yield self._whole(descriptor, operation)
+            else:
+                yield from self._streamed(descriptor, operation)
+        except OSError as error:
+            raise ContentChanged(path, error.strerror or "cannot be read") from error
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Let the folders go."""
+        for folder in (self._root, self._near[1] if self._near else None):
+            if folder is not None:
+                folder.close()
+        self._root = self._near = None
+
+    def _open(self, path: str) -> int:
+        folder, _, name = path.rpartition("/")
+        if self._near is None or self._near[0] != folder:
+            if self._root is None:
+                self._root = Folder.open(self._root_path)
+            entered = self._root.walk_to(folder)  # members come in runs of one folder: it is held until the next
+            if self._near is not None:
+                self._near[1].close()
+            self._near = (folder, entered)
+        return open_regular(name, at=self._near[1].fd)
+
+    def _whole(self, descriptor: int, operation: Operation) -> memoryview:
+        size = _read_full(descriptor, self._buffer)
+        content = self._buffer[:size]
+        if size != operation.size or digest_of(content).hex() != operation.digest:
+            raise ContentChanged(operation.path, "changed while it was being sent")
+        return content
+
+    def _streamed(self, descriptor: int, operation: Operation) -> Iterator[memoryview]:
+        left, hashed = operation.size, hasher()
+        while left:
+            count = _read_full(descriptor, self._buffer[:left])
+            left -= count
+            view = self._buffer[:count]
+            hashed.update(view)
+            is_wrong = not left and (hashed.digest().hex() != operation.digest or os.read(descriptor, 1))
+            if not count or is_wrong:
+                raise ContentChanged(operation.path, "changed while it was being sent")
+            yield view
+
+
+def _read_full(descriptor: int, buffer: memoryview) -> int:
+    """Read until the buffer is full or the file ends; return how many bytes came."""
+    count = os.readv(descriptor, [buffer])
+    while 0 < count < len(buffer):
+        more = os.readv(descriptor, [buffer[count:]])
+        if not more:
+            break
+        count += more
+    return count
+
+
+def threads_for(size_bytes: int) -> int:
+    """Return how many threads of its own zstd gets: none for a small bundle, where starting one costs more."""
+    return 0 if size_bytes < THREADED_BYTES else min(4, max(1, (os.cpu_count() or 1) // 2))
+
+
+def packed(
+    metadata: Metadata,
+    digests: Collection[str],
+    source: Source,
+    *,
+    level: int = LEVEL,
+    on_content: Callable[[int], None] | None = None,
+) -> Iterator[bytes]:
+    """Yield a bundle's bytes with the content of those digests, read from a source, which is closed at the end.
+
+    on_content: told the size of each content once it was read.
+    """
+
+    def read(operation: Operation) -> Iterator[memoryview]:
+        yield from source.read(operation)
+        if on_content is not None:
+            on_content(operation.size)
+
+    reader: Read = source.read if on_content is None else read
+    try:
+        yield from seal(metadata, digests, reader, level=level, threads=threads_for(sealed_bytes(metadata, digests)))
+    finally:
+        source.close()
+
+
+def write_bundle(folder: Path, metadata: Metadata, chunks: Iterator[bytes]) -> Path:
+    """Write a bundle file into a folder under its own name, whole and durable or not at all; return its path."""
+    final = folder / file_name(metadata)
+    with staged(final) as out:
+        for chunk in chunks:
+            out.write(chunk)
+    return final
+
+
+def kept(chunks: Iterator[bytes], final: Path) -> Iterator[bytes]:
+    """Pass a bundle's bytes on and keep them as a file, which appears when the last one was taken."""
+    with staged(final) as out:
+        for chunk in chunks:
+            out.write(chunk)
+            yield chunk
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """Yield a bundle file's bytes; raises FileLost."""
+    try:
+        with os.fdopen(open_regular(str(path)), "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+    except OSError as error:
+        raise FileLost(f"{shown(str(path))}: {error.strerror}") from error
+
+
+def verify(path: Path) -> Metadata:
+    """Read a bundle file to its end, strictly, and return its metadata; raises Refused or LimitExceeded."""
+    return carried_digests(path)[0]
+
+
+def carried_digests(path: Path) -> tuple[Metadata, set[str]]:
+    """Verify a bundle file and return its metadata and the digests whose content it carries."""
+    digests: set[str] = set()
+    with os.fdopen(open_regular(str(path)), "rb", buffering=0) as file:
+        reader = BundleReader(file, own_limits())
+        metadata = reader.metadata()
+        for operation, views in reader.contents():
+            digests.add(operation.digest or "")
+            for _ in views:
+                pass
+        reader.finish()
+    return metadata, digests
+
+
+def read_metadata(path: Path, limits: Limits | None = None) -> Metadata:
+    """Read what a bundle file says of itself, strictly; raises Refused also when its name says otherwise."""
+    with os.fdopen(open_regular(str(path)), "rb", buffering=0) as file:
+        metadata = BundleReader(file, limits or own_limits()).metadata()
+    name = parse_file_name(path.name)
+    if name is not None and path.name != file_name(metadata):
+        raise Refused("B-26", f"{shown(path.name)} holds the bundle {file_name(metadata)}")
+    return metadata
+
+
+def own_limits() -> Limits:
+    """Return the limits for bundles that this machine reads for itself."""
+    return Limits(bundle_bytes=sys.maxsize)

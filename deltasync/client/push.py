@@ -1,0 +1,515 @@
+"""Pushing: seal everything that differs between the observed tree and the receiver, and send it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from deltasync import db
+from deltasync.client import outbox, pack, resync, seal
+from deltasync.client.outbox import OutboxRow
+from deltasync.client.pack import ContentChanged
+from deltasync.client.report import Counts, PathProblem, Progress, PushReport, Tally
+from deltasync.client.resync import Meeting
+from deltasync.core import wire
+from deltasync.core.delta import diff
+from deltasync.core.errors import (
+    ContentMissing,
+    DeltasyncError,
+    HostBusy,
+    HostUnreachable,
+    NotOwner,
+    Refused,
+    RootMismatch,
+    SequenceConflict,
+    UsageError,
+)
+from deltasync.core.manifest import Operation
+from deltasync.core.metadata import Metadata, content_operations, file_name
+from deltasync.core.names import NameRefused, parse_workspace, shown
+from deltasync.core.tree import Loader
+
+if TYPE_CHECKING:
+    from deltasync.client.courier import Parcel, Undelivered
+    from deltasync.client.state import State
+
+WAIT_SECONDS = 300.0
+"""How long a push waits for the server's plain tree after its last receipt."""
+POLL_SECONDS = 30.0
+CHANGES_MAX = 3
+"""How often one file may change while it is sent before it is left out of this push."""
+ROUNDS_MAX = 40
+__all__ = [
+    "Counts",
+    "PathProblem",
+    "Progress",
+    "PushOptions",
+    "PushReport",
+    "Pusher",
+    "Transport",
+]
+_T = TypeVar("_T")
+
+
+class Transport(Protocol):
+    """A receiver of bundles."""
+
+    url: str
+    sent_bytes: int
+    requests: int
+    max_retries: int
+    has_cache: bool
+    """Whether it can say what it lacks; a folder cannot."""
+
+    def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
+        """Return a workspace's head."""
+
+    def missing(self, name: str, digests: Sequence[str]) -> list[str]:
+        """Return those of the digests whose content must be sent."""
+
+    def directory(self, name: str, digest: bytes) -> bytes:
+        """Return the body of a directory object of the receiver's tree."""
+
+    def sequences(self, name: str) -> list[wire.KeptSequence]:
+        """Return the sequences that the receiver remembers, oldest first."""
+
+    def send_bundle(
+        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+    ) -> wire.Receipt:
+        """Send a bundle once and return its receipt."""
+
+    def back_off(self, attempt: int) -> None:
+        """Wait before another attempt."""
+
+    def close(self) -> None:
+        """Let connections go."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What a push may do, and how far it goes."""
+
+    workspace: str | None = None
+    """The workspace's name; None is the remembered one, or the folder's."""
+    allow_mass_delete: bool = False
+    take_over: bool = False
+    dry_run: bool = False
+    seal_offline: bool = False
+    """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""
+    outbox_limit: int = outbox.LIMIT_BYTES
+    keep_sent_seconds: float = 0.0
+    level: int = pack.LEVEL
+    wait: float = WAIT_SECONDS
+    """How long to wait for the plain tree after the last receipt; 0 returns after the receipt."""
+
+
+Rescan = Callable[[Collection[str]], object]
+"""Observes some folders again ('' is the root), because a file in each of them changed while it was sent."""
+
+
+class Pusher:
+    """Brings one receiver to the observed tree, however often it is interrupted (spec S-10 to S-15)."""
+
+    def __init__(
+        self,
+        state: State,
+        transport: Transport | None,
+        options: PushOptions,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        rescan: Rescan | None = None,
+    ) -> None:
+        """Do nothing yet. transport: None seals into bundle files; rescan: None leaves changing files out at once."""
+        self._state, self._transport, self._options = state, transport, options
+        self._rescan = rescan
+        self._name = _workspace_name(state, options)
+        self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
+        self._also: dict[bytes, set[str]] = {}
+        self._changes: dict[str, int] = {}
+        self._left_out: dict[str, str] = {}
+        self._hints_hold = True
+        self._takes_over = False
+        self._conflicts = 0
+
+    def run(self) -> PushReport:
+        """Seal and send everything that differs; returns when the server's plain tree has it, or `wait` is over."""
+        started = time.monotonic()
+        report = self._tally.report
+        sent_before = self._transport.sent_bytes if self._transport else 0
+        try:
+            if self._options.dry_run:
+                self._rehearse()
+            else:
+                self._push()
+            self._tally.close(self._left_out)
+        except sqlite3.DatabaseError as error:
+            raise db.damaged(self._state.folder / "state.db", error) from error
+        if self._transport is not None:
+            report.sent_bytes += self._transport.sent_bytes - sent_before
+        report.seconds = time.monotonic() - started
+        return report
+
+    def _push(self) -> None:
+        transport = self._transport
+        outbox.bind(self._state, self._name, transport.url if transport else None)
+        outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
+        try:
+            if transport is not None:
+                self._exchange(transport)
+                return
+        except (HostUnreachable, HostBusy) as error:
+            if not self._options.seal_offline:
+                raise
+            self._tally.report.unreachable = error.sentence
+        self._seal_files()
+
+    # With a receiver
+
+    def _exchange(self, transport: Transport) -> None:
+        """Deliver in rounds: each begins with the receiver's head, and ends with everything sent or with trouble."""
+        from deltasync.client.courier import Undelivered
+
+        stalls = 0
+        for _ in range(ROUNDS_MAX):
+            server = self._greet(transport)
+            before = outbox.head(self._state).acknowledged_sequence
+            try:
+                self._deliver(transport, server)
+            except Undelivered as trouble:
+                stalls = 0 if outbox.head(self._state).acknowledged_sequence > before else stalls + 1
+                self._recover(transport, trouble, stalls)
+            else:
+                self._await_tree(transport)
+                if self._tally.report.bundles:
+                    self._state.sweep_objects(outbox.roots(self._state))
+                return
+        raise HostBusy("the folder changes faster than it can be sent; push again when it is quiet")
+
+    def _greet(self, transport: Transport) -> wire.WorkspaceState:
+        """Ask for the head and settle what it means for ours; the only request when nothing changed."""
+        state, here = self._state, outbox.head(self._state)
+        is_idle = here.sealed_root == state.observed_root() and here.sealed_sequence == here.acknowledged_sequence
+        if is_idle and self._options.wait and here.acknowledged_sequence:
+            wait = min(self._options.wait, POLL_SECONDS)
+            server = transport.workspace(self._name, tree_sequence=here.acknowledged_sequence, wait=wait)
+        else:
+            server = transport.workspace(self._name)
+        self._takes_over = resync.check_owner(server, state.client_id, take_over=self._options.take_over)
+        meeting = resync.meet(state, server, has_cache=transport.has_cache)
+        if meeting is Meeting.AHEAD:
+            self._take_for_receipt(server)
+        elif meeting is not Meeting.SAME or self._conflicts > 1:
+            self._resync(transport, server, meeting)
+        self._note_tree(server.tree_sequence)
+        return server
+
+    def _take_for_receipt(self, server: wire.WorkspaceState) -> None:
+        """Take the head for the receipts that were lost (spec S-12)."""
+        for row in outbox.pending(self._state):
+            if row.sequence <= server.sequence:
+                self._tally.add(outbox.metadata_of(self._state, row.sequence), row.content_bytes)
+        self._acknowledge(server.sequence, resync.root_of(server), server.last_applied_at)
+
+    def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
+        """Go on from the server's tree, in a new epoch unless its head is a bundle of this one (spec S-14)."""
+        base, load = self._learn(transport, server, keep=True)
+        target = self._state.observed_root()
+        if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
+            operations = diff(base, target, load)
+            seal.guard(operations, base, load, is_resync=self._is_strange(meeting, base))
+        is_ours = meeting is Meeting.TAKEN_BACK and self._conflicts <= 1
+        outbox.adopt(self._state, server.sequence, base, opens_epoch=not is_ours)
+        self._hints_hold = False
+
+    def _is_strange(self, meeting: Meeting, base: bytes) -> bool:
+        return meeting is Meeting.FOREIGN and base != outbox.head(self._state).acknowledged_root
+
+    def _learn(self, transport: Transport, server: wire.WorkspaceState, *, keep: bool) -> tuple[bytes, Loader]:
+        """Return the server's root, and a loader that knows its tree: what was not here is fetched."""
+        base = resync.root_of(server)
+        fetched = resync.fetch_tree(transport, self._name, base, partial(resync.known_body, self._state))
+        if keep:
+            self._state.store(fetched)
+        return base, seal.overlaid(self._state.load, fetched)
+
+    def _deliver(self, transport: Transport, server: wire.WorkspaceState) -> None:
+        """Send what is sealed, then seal and send what differs; raises Undelivered."""
+        parcels = self._parcels(transport, server)
+        first = next(parcels, None)
+        if first is None:
+            return
+        from deltasync.client.courier import Courier
+
+        with Courier(transport, self._name, self._received) as courier:
+            try:
+                for parcel, is_last in _marked(chain([first], parcels)):
+                    courier.send(parcel, wait=min(self._options.wait, POLL_SECONDS) if is_last else 0.0)
+            except DeltasyncError:
+                courier.finish()  # what is under way was sealed before the trouble, and counts
+                raise
+            courier.finish()
+
+    def _parcels(self, transport: Transport, server: wire.WorkspaceState) -> Iterator[Parcel]:
+        """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10)."""
+        for row in outbox.pending(self._state):
+            yield self._sealed_before(transport, row)
+        ask = partial(transport.missing, self._name)
+        for cut in self._cuts(server.limits, ask, exact=not transport.has_cache):
+            yield self._sealed_now(cut)
+        for cut in self._healing(server):
+            yield self._sealed_now(cut)
+        if self._takes_over:  # nothing differs: a bundle without operations makes the workspace ours
+            yield self._sealed_now(seal.claim(self._span(), self._writer()))
+
+    def _sealed_before(self, transport: Transport, row: OutboxRow) -> Parcel:
+        """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
+        metadata = outbox.metadata_of(self._state, row.sequence)
+        also = self._also.get(metadata.identity)
+        if row.file and also is None:
+            path = outbox.folder(self._state) / row.file
+            return self._parcel(metadata, partial(pack.file_chunks, path), row.content_bytes)
+        named = content_operations(metadata)
+        missing = set(transport.missing(self._name, list(named))) if named else set()
+        digests = {digest for digest in named if digest in missing} | (also or set())
+        content_bytes = seal.carried_bytes(metadata.operations, digests)
+        return self._parcel(metadata, partial(self._packed, metadata, digests), content_bytes)
+
+    def _sealed_now(self, cut: seal.Cut) -> Parcel:
+        outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
+        return self._parcel(cut.metadata, partial(self._packed, cut.metadata, cut.digests), cut.content_bytes)
+
+    def _parcel(self, metadata: Metadata, chunks: Callable[[], Iterator[bytes]], content_bytes: int) -> Parcel:
+        from deltasync.client.courier import Parcel
+
+        takes_over, self._takes_over = self._takes_over, False
+        return Parcel(metadata, chunks, content_bytes, takes_over)
+
+    def _packed(self, metadata: Metadata, digests: Collection[str]) -> Iterator[bytes]:
+        """Yield a bundle with content from the workspace; runs in a sending thread, without the state."""
+        on_content = self._tally.read if self._tally.progress else None
+        source = pack.Source(self._state.root)
+        chunks = pack.packed(metadata, digests, source, level=self._options.level, on_content=on_content)
+        if self._options.keep_sent_seconds and self._transport is not None:
+            return pack.kept(chunks, self._state.folder / outbox.FOLDER / file_name(metadata))
+        return chunks
+
+    def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
+        """Record a receipt, if it is one for this bundle (spec S-11)."""
+        manifest = parcel.metadata.manifest
+        if receipt.root != manifest.root:
+            raise RootMismatch(
+                f"the server computed another tree for bundle {parcel.sequence}; "
+                "run `deltasync verify` and `deltasync-server check`",
+                expected_root=manifest.root,
+                got_root=receipt.root,
+            )
+        stated = (receipt.epoch, receipt.sequence, receipt.identity)
+        if stated != (manifest.epoch, manifest.sequence_number, parcel.metadata.identity.hex()):
+            raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
+        if self._options.keep_sent_seconds:
+            self._record_kept(parcel.metadata)
+        self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
+        self._note_tree(receipt.tree_sequence)
+        self._conflicts = 0
+        self._tally.add(parcel.metadata, parcel.content_bytes)
+
+    def _record_kept(self, metadata: Metadata) -> None:
+        name = file_name(metadata)
+        if (outbox.folder(self._state) / name).is_file():
+            outbox.attach_file(self._state, metadata.manifest.sequence_number, name)
+
+    def _acknowledge(self, sequence: int, root: bytes, at: str | None) -> None:
+        outbox.acknowledge(self._state, sequence, root, at=at, keep=self._options.keep_sent_seconds > 0)
+
+    def _recover(self, transport: Transport, trouble: Undelivered, stalls: int) -> None:
+        """Prepare the next round after a bundle did not get its receipt, or raise why it never will."""
+        parcel, cause = trouble.parcel, trouble.cause
+        if isinstance(cause, ContentChanged):
+            outbox.discard_from(self._state, parcel.sequence)
+            self._set_aside(cause)
+        elif isinstance(cause, pack.FileLost) or (isinstance(cause, Refused) and self._has_damaged_file(parcel)):
+            outbox.discard_from(self._state, parcel.sequence)
+        elif isinstance(cause, ContentMissing):
+            self._add_content(parcel, cause)
+        elif isinstance(cause, (HostUnreachable, HostBusy)) and stalls <= transport.max_retries:
+            transport.back_off(stalls)
+        elif isinstance(cause, SequenceConflict) and not isinstance(cause, NotOwner) and self._conflicts < CHANGES_MAX:
+            self._conflicts += 1
+        else:
+            raise cause
+
+    def _add_content(self, parcel: Parcel, error: ContentMissing) -> None:
+        """Have a bundle sent again with what the receiver turned out to lack; only content that it names (T6)."""
+        named = content_operations(parcel.metadata)
+        lacking = {digest for digest in getattr(error, "missing", ()) if digest in named}
+        known = self._also.setdefault(parcel.metadata.identity, set())
+        if lacking <= known:
+            raise error
+        known |= lacking
+
+    def _has_damaged_file(self, parcel: Parcel) -> bool:
+        path = self._state.folder / outbox.FOLDER / file_name(parcel.metadata)
+        try:
+            pack.verify(path)
+        except (Refused, OSError):
+            return path.exists()
+        return False
+
+    def _set_aside(self, change: ContentChanged) -> None:
+        """Look again at a file whose content is not what was sealed, or leave it out of this push (spec S-13)."""
+        path = change.path
+        count = self._changes[path] = self._changes.get(path, 0) + 1
+        if self._rescan is None or count >= CHANGES_MAX or len(self._changes) > ROUNDS_MAX // 4:
+            self._left_out[path] = change.reason
+        else:
+            self._rescan({path.rpartition("/")[0]})
+
+    def _await_tree(self, transport: Transport) -> None:
+        """Wait until the server's plain tree holds what was acknowledged, as long as the options say."""
+        wanted = outbox.head(self._state).acknowledged_sequence
+        deadline, attempt = time.monotonic() + self._options.wait, 0
+        while transport.has_cache and (self._tally.report.tree_sequence or 0) < wanted:
+            asked = time.monotonic()
+            if asked >= deadline:
+                return
+            wait = min(deadline - asked, POLL_SECONDS)
+            server = transport.workspace(self._name, tree_sequence=wanted, wait=wait)
+            self._note_tree(server.tree_sequence)
+            if server.sequence < wanted:
+                return  # it lost what it acknowledged: the next push sees to that
+            if time.monotonic() - asked < wait / 2:
+                transport.back_off(attempt)  # it does not wait: ask less and less often
+                attempt += 1
+
+    def _note_tree(self, tree_sequence: int | None) -> None:
+        self._tally.report.tree_sequence = tree_sequence
+        outbox.note_tree(self._state, tree_sequence)
+
+    # Without a receiver
+
+    def _seal_files(self) -> None:
+        """Seal what differs into bundle files in the outbox, up to its limit; they are sent in order later."""
+        for _ in range(ROUNDS_MAX):
+            try:
+                self._write_files()
+            except ContentChanged as change:
+                self._set_aside(change)
+            else:
+                return
+
+    def _write_files(self) -> None:
+        limit = self._options.outbox_limit
+        room = limit - outbox.pending_bytes(self._state)
+        for cut in self._cuts(wire.Limits(), list, exact=True):
+            metadata = cut.metadata
+            if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:
+                self._tally.report.waiting = (
+                    f"the outbox is full (--outbox-limit is {limit} bytes); "
+                    "sealing goes on when the server has taken some of it"
+                )
+                return
+            path = pack.write_bundle(outbox.folder(self._state), metadata, self._packed(metadata, cut.digests))
+            outbox.record_sealed(self._state, metadata, cut.objects, content_bytes=cut.content_bytes, file=path.name)
+            written_bytes = path.stat().st_size
+            room -= written_bytes
+            self._tally.report.sent_bytes += written_bytes
+            self._tally.add(metadata, cut.content_bytes)
+
+    # What differs
+
+    def _cuts(self, limits: wire.Limits, ask: seal.Ask, *, exact: bool) -> Iterator[seal.Cut]:
+        """Yield the bundles between the sealed tree and the observed one; each is recorded before the next."""
+        span = self._span()
+        operations, target, load = self._difference(span.base, self._state.load, limits)
+        if not operations:
+            return
+        span = seal.Span(span.base, target, span.sequence)
+        most = seal.operations_max(operations, limits)
+        contents = seal.Contents(operations, span.base, load, ask, exact=exact)
+        for cut in seal.cuts(contents, span, self._writer(), load, limits, max_operations=most):
+            self._tally.expect(contents.total_bytes)
+            yield cut
+
+    def _difference(self, base: bytes, load: Loader, limits: wire.Limits) -> tuple[list[Operation], bytes, Loader]:
+        """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
+        target = self._state.observed_root()
+        if target == base:
+            return [], target, load
+        hints = self._state.renames() if self._hints_hold else {}
+        operations = diff(base, target, load, hints)
+        for operation in operations:
+            if operation.size > limits.bundle_bytes:
+                self._left_out[operation.path] = f"larger than the server takes ({limits.bundle_bytes} bytes)"
+        if self._left_out:
+            target, objects = seal.without(target, base, self._left_out, load)
+            load = seal.overlaid(load, objects)
+            operations = diff(base, target, load, hints)
+        if not self._options.allow_mass_delete:
+            seal.guard(operations, base, load, is_resync=False)
+        return operations, target, load
+
+    def _healing(self, server: wire.WorkspaceState) -> Iterator[seal.Cut]:
+        if server.wanted and not self._left_out:
+            yield from seal.healing(server.wanted, self._span(), self._writer(), self._state.load, server.limits)
+
+    def _span(self) -> seal.Span:
+        here = outbox.head(self._state)
+        return seal.Span(here.sealed_root, here.sealed_root, here.sealed_sequence + 1)
+
+    def _writer(self) -> seal.Writer:
+        epoch = outbox.head(self._state).epoch
+        return seal.Writer(self._name, str(self._state.root), self._state.client_id, epoch)
+
+    # Rehearsal
+
+    def _rehearse(self) -> None:
+        """Count what would be sent, and change nothing."""
+        transport, state = self._transport, self._state
+        here = outbox.check_bound(state, self._name, transport.url if transport else None)
+        base, limits, done = here.sealed_root, wire.Limits(), here.acknowledged_sequence
+        load: Loader = state.load
+        ask: seal.Ask = list
+        if transport is not None:
+            server = transport.workspace(self._name)
+            resync.check_owner(server, state.client_id, take_over=self._options.take_over)
+            meeting = resync.meet(state, server, has_cache=transport.has_cache)
+            limits, ask, done = server.limits, partial(transport.missing, self._name), server.sequence
+            if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
+                base, load = self._learn(transport, server, keep=False)
+                self._hints_hold = False
+        operations, _, load = self._difference(base, load, limits)
+        most = seal.operations_max(operations, limits)
+        contents = seal.Contents(operations, base, load, ask, exact=transport is None or not transport.has_cache)
+        if base == here.sealed_root:
+            for row in outbox.pending(state):
+                if row.sequence > done:
+                    self._tally.add(outbox.metadata_of(state, row.sequence), row.content_bytes)
+        for run in seal.runs(contents, limits, max_operations=most):
+            self._tally.add_operations(run, seal.carried_bytes(run, contents.take(run)))
+
+
+def _workspace_name(state: State, options: PushOptions) -> str:
+    """Return the workspace's name: as asked, as remembered, or the folder's."""
+    name = options.workspace or outbox.head(state).workspace or state.root.name
+    try:
+        return parse_workspace(name)
+    except NameRefused as error:
+        raise UsageError(
+            f"{shown(name)} cannot be the workspace's name ({error}); give one with --workspace"
+        ) from error
+
+
+def _marked(values: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
+    """Yield each value, and whether it is the last."""
+    values = iter(values)
+    for value in values:
+        for following in values:
+            yield value, False
+            value = following
+        yield value, True

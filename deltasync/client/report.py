@@ -1,0 +1,143 @@
+"""What a push did, and how far it is: counted bundle by bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deltasync.client import outbox
+from deltasync.core.manifest import Kind, Operation, Verb
+from deltasync.core.metadata import Metadata
+from deltasync.core.names import shown
+
+if TYPE_CHECKING:
+    from deltasync.client.state import State
+
+_ROOT_ID = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a push is; told from the sending threads."""
+
+    bundles: int
+    """How many were acknowledged, or sealed into files."""
+    content_bytes: int
+    """Content that was read and went out."""
+    total_bytes: int
+    """Content that goes out at most, as far as is known yet."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """How many operations of each verb went out."""
+
+    created: int = 0
+    updated: int = 0
+    moved: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PathProblem:
+    """A path that was left out, and why; both are safe to print."""
+
+    path: str
+    reason: str
+
+
+@dataclass(slots=True)
+class PushReport:
+    """What a push did: the members of `push --json`."""
+
+    workspace: str = ""
+    sequence: int = 0
+    root: str = ""
+    operations: Counts = field(default_factory=Counts)
+    bundles: int = 0
+    content_bytes: int = 0
+    """Content as it lies in the bundles, before compression."""
+    sent_bytes: int = 0
+    """Request bodies, or bundle files, as sent."""
+    avoided_bytes: int = 0
+    """Content that the delta names and that did not have to travel."""
+    problems: list[PathProblem] = field(default_factory=list)
+    seconds: float = 0.0
+    tree_sequence: int | None = None
+    """Which sequence the server's plain tree held at the end; None when it is not known."""
+    pending: int = 0
+    """Sealed bundles that wait for the server."""
+    waiting: str | None = None
+    """Why sealing waits, if it does."""
+    unreachable: str | None = None
+    """Why the server could not be reached, where that is no failure (`watch`)."""
+    dry_run: bool = False
+
+
+class Tally:
+    """Counts what goes out, for the report and for the progress that is shown."""
+
+    def __init__(self, state: State, report: PushReport, progress: Callable[[Progress], None] | None) -> None:
+        self._state = state
+        self.report = report
+        self.progress = progress
+        self._read_bytes = self._total_bytes = 0
+
+    def expect(self, total_bytes: int) -> None:
+        """Learn how much content travels at most."""
+        self._total_bytes = total_bytes
+
+    def read(self, size_bytes: int) -> None:
+        """Count content that was read to be sent (in a sending thread)."""
+        self._read_bytes += size_bytes
+        self._tell()
+
+    def add(self, metadata: Metadata, content_bytes: int) -> None:
+        """Count a bundle that is acknowledged, or sealed into a file."""
+        self.add_operations(metadata.operations, content_bytes)
+        self._tell()
+
+    def add_operations(self, operations: Sequence[Operation], content_bytes: int) -> None:
+        """Count one bundle's operations, what it carries and what it need not."""
+        report, counts = self.report, self.report.operations
+        verbs = Counter(operation.operation for operation in operations)
+        counts.created += verbs[Verb.CREATED]
+        counts.updated += verbs[Verb.UPDATED]
+        counts.moved += verbs[Verb.MOVED]
+        counts.deleted += verbs[Verb.DELETED]
+        named_bytes = sum(operation.size for operation in operations) + sum(
+            _bytes_below(self._state, operation.path)
+            for operation in operations
+            if operation.operation is Verb.MOVED and operation.kind is Kind.DIRECTORY
+        )
+        report.bundles += 1
+        report.content_bytes += content_bytes
+        report.avoided_bytes += max(0, named_bytes - content_bytes)
+
+    def close(self, left_out: Mapping[str, str]) -> None:
+        """Complete the report."""
+        report, here = self.report, outbox.head(self._state)
+        report.sequence, report.root = here.sealed_sequence, here.sealed_root.hex()
+        report.pending = here.sealed_sequence - here.acknowledged_sequence
+        known = [PathProblem(problem.path, problem.reason) for problem in self._state.problems()]
+        report.problems = known + [PathProblem(shown(path), reason) for path, reason in left_out.items()]
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            report = self.report
+            total_bytes = max(self._total_bytes, self._read_bytes)
+            self.progress(Progress(report.bundles, self._read_bytes, total_bytes))
+
+
+def _bytes_below(state: State, path: str) -> int:
+    """Return the bytes of all files below an observed directory; its row counts them."""
+    identity, size_bytes = _ROOT_ID, 0
+    for name in path.split("/"):
+        query = "SELECT id, bytes FROM directories WHERE parent = ? AND name = ?"
+        row = state.db.execute(query, (identity, name)).fetchone()
+        if row is None:
+            return 0
+        identity, size_bytes = row
+    return size_bytes

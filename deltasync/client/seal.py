@@ -1,0 +1,276 @@
+"""Sealing: the difference between two trees, guarded, cut into bundles, with the content that each must carry."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+
+from deltasync.core.delta import apply, cut
+from deltasync.core.errors import Corrupt, GuardStopped
+from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb, decode_directory
+from deltasync.core.metadata import Metadata, compose
+from deltasync.core.tree import Loader, Tree, walk
+from deltasync.core.wire import Limits
+
+OPERATIONS_MAX = 20_000
+GUARD_ENTRIES = 100
+"""A delta may delete up to this many entries without asking, unless they are all."""
+ASK_MAX = 2_000
+"""Fewer digests than this are asked for at once: cheaper than walking the tree that the receiver holds."""
+_OPERATION_BYTES = 400
+"""What an operation takes in operations.json beside its paths, with room to spare."""
+
+Ask = Callable[[list[str]], Iterable[str]]
+"""Says which of these digests the receiver lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Whose bundles these are: what every manifest of one history repeats."""
+
+    workspace: str
+    workspace_path: str
+    client_id: str
+    epoch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From which tree to which, and the number of the first bundle between them."""
+
+    base: bytes
+    target: bytes
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One bundle to be: metadata, the directory objects of the tree after it, and the content that it carries."""
+
+    metadata: Metadata
+    objects: dict[bytes, bytes]
+    digests: set[str]
+    content_bytes: int
+
+
+class Contents:
+    """Decides which content of a delta must travel; the receiver is asked for one window of operations at a time."""
+
+    def __init__(self, operations: list[Operation], base: bytes, load: Loader, ask: Ask, *, exact: bool) -> None:
+        """Ask nothing yet.
+
+        operations: used up while they are handed out, so that their memory is free again. base: the tree that the
+        receiver holds before the first of them. exact: never ask for what that tree has.
+        """
+        operations.reverse()
+        self._left, self._base, self._load, self._ask = operations, base, load, ask
+        self._exact = exact
+        self._known: set[str] = set()
+        self._due: set[str] = set()
+        self._counted: set[str] = set()
+        self.total_bytes = sum(each.size for each in operations if _brings_content(each))
+        """What travels at most: less after each answer."""
+
+    def operations(self) -> Iterator[Operation]:
+        """Yield the operations in order; of each it is known, then, whether its content travels."""
+        while self._left:
+            window = self._left[-OPERATIONS_MAX:]
+            del self._left[-OPERATIONS_MAX:]
+            self._decide(window)
+            while window:
+                yield window.pop()
+
+    def size(self, operation: Operation) -> int:
+        """Return the bytes that an operation adds to its bundle; called for each operation once, in order."""
+        digest = operation.digest
+        if digest not in self._due or digest in self._counted:
+            return 0
+        self._counted.add(digest)
+        return operation.size
+
+    def take(self, operations: Iterable[Operation]) -> set[str]:
+        """Return the digests whose content travels with these operations, each once over all bundles."""
+        taken = {each.digest for each in operations if each.digest and each.digest in self._due}
+        self._due -= taken
+        self._counted -= taken
+        return taken
+
+    def _decide(self, window: Sequence[Operation]) -> None:
+        sizes = {each.digest: each.size for each in window if each.digest and _brings_content(each)}
+        fresh = {digest for digest in sizes if digest not in self._known}
+        self._known |= fresh
+        lacking = fresh - self._held(fresh)
+        missing = set(self._ask(list(lacking))) if lacking else set()
+        due = {digest for digest in lacking if digest in missing}  # nothing that was not offered (T6)
+        self._due |= due
+        self.total_bytes -= sum(each.size for each in window if _brings_content(each))
+        self.total_bytes += sum(sizes[digest] for digest in due)
+
+    def _held(self, digests: set[str]) -> set[str]:
+        """Return those digests that the base tree has, unless asking for all of them is cheaper."""
+        if self._base == EMPTY_ROOT or (len(digests) < ASK_MAX and not self._exact):
+            return set()
+        entries = (entry for _, entry in walk(self._base, self._load) if entry.kind is Kind.FILE)
+        return {digest for entry in entries if (digest := entry.digest.hex()) in digests}
+
+
+def _brings_content(operation: Operation) -> bool:
+    return operation.digest is not None and operation.digest != operation.base
+
+
+def cuts(
+    contents: Contents, span: Span, writer: Writer, load: Loader, limits: Limits, *, max_operations: int
+) -> Iterator[Cut]:
+    """Yield the bundles of a delta, in order; the objects of each must be loadable before the next is asked for."""
+    parent, sequence = span.base, span.sequence
+    for run in runs(contents, limits, max_operations=max_operations):
+        applied = apply(parent, run, load)
+        metadata = composed(run, writer, sequence=sequence, parent_root=parent, root=applied.root)
+        digests = contents.take(run)
+        yield Cut(metadata, applied.objects, digests, carried_bytes(run, digests))
+        parent, sequence = applied.root, sequence + 1
+    if parent != span.target:
+        raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
+
+
+def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator[list[Operation]]:
+    """Yield the operations of each bundle of a delta."""
+    return cut(
+        contents.operations(),
+        contents.size,
+        max_operations=max_operations,
+        max_bytes=content_max(limits),
+    )
+
+
+def composed(
+    operations: Sequence[Operation], writer: Writer, *, sequence: int, parent_root: bytes, root: bytes
+) -> Metadata:
+    """Return the metadata of a new bundle of a writer, made now."""
+    return compose(
+        operations,
+        workspace=writer.workspace,
+        workspace_path=writer.workspace_path,
+        epoch=writer.epoch,
+        sequence=sequence,
+        parent_root=parent_root,
+        root=root,
+        client_id=writer.client_id,
+        bundle_id=str(uuid.uuid4()),
+        created_at=datetime.now(UTC),
+    )
+
+
+def carried_bytes(operations: Iterable[Operation], digests: Collection[str]) -> int:
+    """Return how many bytes of content the operations carry when they carry these digests, each once."""
+    return sum({each.digest: each.size for each in operations if each.digest in digests}.values())
+
+
+def operations_max(operations: Sequence[Operation], limits: Limits) -> int:
+    """Return how many operations fit into one bundle, also when their paths are long."""
+    longest = max((len(each.path) + len(each.source_path or "") for each in operations), default=0)
+    # a character takes at most six bytes escaped or encoded, and a path stands in two members
+    fitting = limits.metadata_bytes // (_OPERATION_BYTES + 6 * longest)
+    return max(1, min(OPERATIONS_MAX, limits.bundle_operations, fitting))
+
+
+def content_max(limits: Limits) -> int:
+    """Return where a bundle is cut: no later than our own limit, whatever the receiver says."""
+    return max(1, min(Limits().bundle_content_bytes, limits.bundle_content_bytes))
+
+
+def guard(operations: Sequence[Operation], base: bytes, load: Loader, *, is_resync: bool) -> None:
+    """Raise GuardStopped for a delta that deletes more than half of the entries and over 100, or all of them.
+
+    is_resync: the base is a tree that this client does not remember; then any deletion stops.
+    """
+    dropped = _dropped(operations, base, load)
+    if not dropped:
+        return
+    is_many = dropped > GUARD_ENTRIES and not _has_entries(base, 2 * dropped, load)
+    if is_resync or is_many or not _has_entries(base, dropped + 1, load):
+        total = sum(1 for _ in walk(base, load))
+        why = "the server's tree is not the one that this folder was last synced to, and " if is_resync else ""
+        raise GuardStopped(
+            f"{why}{dropped} of {total} entries would be deleted on the server; "
+            "nothing was sent; if that is meant, push with --allow-mass-delete",
+            deleted=dropped,
+            entries=total,
+            flag="--allow-mass-delete",
+        )
+
+
+def _dropped(operations: Sequence[Operation], base: bytes, load: Loader) -> int:
+    """Return how many entries a delta deletes, with everything below deleted directories; a change of kind is none."""
+    deleted = [each for each in operations if each.operation is Verb.DELETED]
+    if any(each.kind is Kind.DIRECTORY for each in deleted):
+        dropped = apply(base, operations, load).entries_dropped
+    else:
+        dropped = len(deleted)
+    gone = {each.path for each in deleted}
+    return dropped - sum(1 for each in operations if each.operation is not Verb.DELETED and each.path in gone)
+
+
+def _has_entries(root: bytes, count: int, load: Loader) -> bool:
+    """Tell whether a tree has at least that many entries."""
+    return sum(1 for _ in islice(walk(root, load), count)) == count
+
+
+def without(target: bytes, base: bytes, paths: Collection[str], load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the target tree with some paths as they are in the base tree, and its new directory objects."""
+    tree, before = Tree(target, load), Tree(base, load)
+    for path in paths:
+        former = before.get(path)
+        if former is None:
+            tree.detach(path)
+        else:
+            tree.put(path.rpartition("/")[0], former)
+    objects: dict[bytes, bytes] = {}
+    return tree.freeze(objects.__setitem__), objects
+
+
+def overlaid(load: Loader, bodies: Mapping[bytes, bytes]) -> Loader:
+    """Return a loader that knows some more directory objects."""
+    return lambda digest: decode_directory(bodies[digest]) if digest in bodies else load(digest)
+
+
+def healing(wanted: Collection[str], span: Span, writer: Writer, load: Loader, limits: Limits) -> Iterator[Cut]:
+    """Yield bundles that change nothing and carry content which the receiver asks for, as far as the tree has it."""
+    operations = list(_unchanged(wanted, span.base, load))
+    cut_runs = cut(
+        operations,
+        lambda operation: operation.size,
+        max_operations=operations_max(operations, limits),
+        max_bytes=content_max(limits),
+    )
+    for sequence, run in enumerate(cut_runs, start=span.sequence):
+        metadata = composed(run, writer, sequence=sequence, parent_root=span.base, root=span.base)
+        digests = {each.digest for each in run if each.digest}
+        yield Cut(metadata, {}, digests, carried_bytes(run, digests))
+
+
+def _unchanged(wanted: Collection[str], root: bytes, load: Loader) -> Iterator[Operation]:
+    left = set(wanted)
+    for path, entry in walk(root, load) if left else ():
+        digest = entry.digest.hex()
+        if entry.kind is Kind.FILE and digest in left:
+            left.discard(digest)
+            yield Operation(
+                operation=Verb.UPDATED,
+                kind=Kind.FILE,
+                path=path,
+                base=digest,
+                digest=digest,
+                size=entry.size,
+                executable=entry.executable,
+                mtime_ns=entry.mtime_ns,
+            )
+
+
+def claim(span: Span, writer: Writer) -> Cut:
+    """Return a bundle without operations: all it does is to begin a new history, or to take a workspace over."""
+    metadata = composed((), writer, sequence=span.sequence, parent_root=span.base, root=span.base)
+    return Cut(metadata, {}, set(), 0)

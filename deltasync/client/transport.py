@@ -1,0 +1,435 @@
+"""Reach a receiver: a server over HTTP, or a folder that carries bundle files; the one module that imports requests."""
+
+from __future__ import annotations
+
+import random
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.client import BadStatusLine, RemoteDisconnected
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+import msgspec
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import SKIP_HEADER
+
+from deltasync.client.folder import FolderTransport
+from deltasync.core import wire
+from deltasync.core.errors import (
+    DeltasyncError,
+    HostBusy,
+    HostUnreachable,
+    NotADeltasyncServer,
+    UsageError,
+    from_problem,
+)
+from deltasync.core.names import shown
+
+if TYPE_CHECKING:
+    from deltasync.client.push import Transport
+
+API_VERSION = "1"
+CONNECT_SECONDS = 5.0
+ANSWER_BYTES_MAX = 16 * 2**20
+DIRECTORY_BYTES_MAX = 256 * 2**20
+SLOWEST_DISK_BYTES_PER_SECOND = 32 * 2**20
+"""The answer to an upload is waited for longer by its size at this rate: the server makes it durable first."""
+BACKOFF_SECONDS = 0.25
+BACKOFF_SECONDS_MAX = 30.0
+BURST_SECONDS = 0.1
+PIECE_BYTES = 32 * 1024
+"""What a limited upload hands to the socket at a time."""
+
+_GATEWAY_STATUS = (502, 503, 504)
+_T = TypeVar("_T")
+_local = threading.local()
+
+
+def open_transport(
+    url: str, *, bandwidth: int | None = None, timeout: float = 60.0, max_retries: int = 3, proxies: bool = False
+) -> Transport:
+    """Return the transport for a URL: `http://`, `https://`, or `file://` for a folder.
+
+    bandwidth: bytes of bodies sent per second. proxies: obey the proxies that the environment names.
+    """
+    scheme = urlsplit(url).scheme.lower()
+    if scheme == "file":
+        return FolderTransport(_folder_of(url))
+    return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, proxies=proxies)
+
+
+def _folder_of(url: str) -> Path:
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{shown(url)} names no folder; write file:///absolute/path")
+    return Path(path)
+
+
+def normal_url(url: str) -> str:
+    """Return the one spelling of a server's address, or raise UsageError."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{shown(url)} is no address of a server: {error}") from error
+    if parts.scheme.lower() not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
+        raise UsageError(f"{shown(url)} is no address of a server; write http://host:port or file:///folder")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(f"{shown(parts.hostname or '')}: a server's address has no user, query or fragment")
+    name = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme.lower()}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+
+
+class Bandwidth:
+    """A token bucket: `take` waits until that many bytes may be sent."""
+
+    def __init__(
+        self,
+        bytes_per_second: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if bytes_per_second < 1:
+            raise UsageError("a bandwidth limit is at least one byte per second")
+        self._rate = bytes_per_second
+        self._clock, self._pause = clock, pause
+        self._free_at = clock()
+        self._lock = threading.Lock()
+
+    def take(self, size_bytes: int) -> None:
+        """Wait for the turn of this many bytes; several threads share one limit."""
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now - BURST_SECONDS) + size_bytes / self._rate
+            wait_seconds = self._free_at - now
+        if wait_seconds > 0:
+            self._pause(wait_seconds)
+
+
+class _Watched:
+    """Makes the connection that is used known to the body it sends, and waits for slow disks (mixin)."""
+
+    timeout: Any
+    patience_seconds = 0.0
+
+    def request(self, *args: Any, **options: Any) -> None:
+        """Send a request; its body finds this connection in the thread's variable."""
+        self.patience_seconds = 0.0
+        _local.connection = self
+        try:
+            super().request(*args, **options)  # type: ignore[misc]
+        finally:
+            _local.connection = None
+
+    def getresponse(self) -> Any:
+        """Wait for the answer, longer after a large body."""
+        if self.patience_seconds and isinstance(self.timeout, (int, float)):
+            self.timeout += self.patience_seconds
+        return super().getresponse()  # type: ignore[misc]
+
+
+class _Connection(_Watched, HTTPConnection):
+    """A plain connection."""
+
+
+class _TlsConnection(_Watched, HTTPSConnection):
+    """A TLS connection."""
+
+
+class _Pool(HTTPConnectionPool):
+    """Plain connections to one host."""
+
+    ConnectionCls = _Connection
+
+
+class _TlsPool(HTTPSConnectionPool):
+    """TLS connections to one host."""
+
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Makes pools of watched connections; never retries: an upload that is sent again is sent empty."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        """Set the pools' classes."""
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+
+
+class HttpTransport:
+    """A deltasync server over HTTP (spec/3-http.md); several threads may use it."""
+
+    has_cache = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        bandwidth: int | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 3,
+        proxies: bool = False,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits."""
+        self.url = normal_url(url)
+        self.sent_bytes = 0
+        self.requests = 0
+        self.max_retries = max_retries
+        self._timeout = timeout
+        self._proxies = proxies
+        self._pause = pause
+        self._bandwidth = Bandwidth(bandwidth, pause=pause) if bandwidth else None
+        self._lock = threading.Lock()
+        self._sessions: list[requests.Session] = []
+
+    def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
+        """Ask for a workspace's head; with `tree_sequence`, once the plain tree is there or `wait` seconds are over."""
+        query: dict[str, str | int] = {}
+        if tree_sequence is not None and wait > 0:
+            query = {"tree_sequence": tree_sequence, "wait": f"{wait:g}"}
+        content = self._patiently(lambda: self._once("GET", _workspace(name), query=query, extra_seconds=wait))
+        return self._parsed(content, wire.WorkspaceState)
+
+    def missing(self, name: str, digests: Sequence[str]) -> list[str]:
+        """Ask which of these digests must be sent; the others are leased."""
+        body = msgspec.json.encode(wire.MissingRequest(digests=list(digests)))
+        path = _workspace(name) + "/missing"
+        content = self._patiently(lambda: self._once("POST", path, body=body, media_type="application/json"))
+        return self._parsed(content, wire.MissingAnswer).missing
+
+    def directory(self, name: str, digest: bytes) -> bytes:
+        """Fetch the body of a directory object; the caller checks it."""
+        path = f"{_workspace(name)}/tree/{digest.hex()}"
+        return self._patiently(lambda: self._once("GET", path, limit_bytes=DIRECTORY_BYTES_MAX))
+
+    def sequences(self, name: str) -> list[wire.KeptSequence]:
+        """Ask for the sequences whose trees the server still holds, oldest first."""
+        content = self._patiently(lambda: self._once("GET", _workspace(name) + "/sequences"))
+        return self._parsed(content, wire.KeptSequences).sequences
+
+    def health(self) -> wire.Health:
+        """Ask whether the server is alive."""
+        return self._parsed(self._patiently(lambda: self._once("GET", "/health")), wire.Health)
+
+    def send_bundle(
+        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+    ) -> wire.Receipt:
+        """Send a bundle once and return the receipt: after a failure the sender asks the head before it sends again.
+
+        wait: how many seconds the answer may wait for the plain tree.
+        """
+        query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
+        if wait > 0:
+            query["wait"] = f"{wait:g}"
+        content = self._once(
+            "POST",
+            _workspace(name) + "/bundles",
+            query=query,
+            body=self._body(chunks),
+            media_type=wire.BUNDLE_MEDIA_TYPE,
+            headers={wire.IDENTITY_HEADER: identity.hex()},
+            extra_seconds=wait,
+        )
+        return self._parsed(content, wire.Receipt)
+
+    def back_off(self, attempt: int) -> None:
+        """Wait before attempt + 1: exponentially longer, and never in step with other clients."""
+        self._pause(min(BACKOFF_SECONDS * 2**attempt, BACKOFF_SECONDS_MAX) * random.uniform(0.5, 1.0))
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
+            session.close()
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """Make a call that may be repeated, again where the error says that a retry can help: the only such place."""
+        attempt = 0
+        while True:
+            try:
+                return call()
+            except (HostUnreachable, HostBusy):
+                if attempt >= self.max_retries:
+                    raise
+            self.back_off(attempt)
+            attempt += 1
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes | Iterator[bytes] | None = None,
+        media_type: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_seconds: float = 0.0,
+        limit_bytes: int = ANSWER_BYTES_MAX,
+    ) -> bytes:
+        """Make one request and return the body of its good answer; every other outcome is an error of ours."""
+        url = self.url + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
+        sent_headers = dict(headers or {}) | ({"Content-Type": media_type} if media_type else {})
+        with self._lock:
+            self.requests += 1
+            self.sent_bytes += len(body) if isinstance(body, bytes) else 0
+        try:
+            with self._session() as session:
+                response = session.request(
+                    method,
+                    url,
+                    data=body,
+                    headers=sent_headers,
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=(CONNECT_SECONDS, self._timeout + extra_seconds),
+                )
+                with response:
+                    content = response.raw.read(limit_bytes + 1, decode_content=False)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._trouble(error) from error
+        return self._checked(response, content, limit_bytes)
+
+    @contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        """Lend a session, with its open connection, to one thread at a time."""
+        with self._lock:
+            session = self._sessions.pop() if self._sessions else None
+        session = session or self._new_session()
+        try:
+            yield session
+        except BaseException:
+            session.close()  # who knows what its connection still carries
+            raise
+        with self._lock:
+            self._sessions.append(session)
+
+    def _new_session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
+        session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        if self._proxies:
+            session.proxies = dict(requests.utils.get_environ_proxies(self.url))
+        session.mount("http://", _Adapter(pool_connections=1, pool_maxsize=1))
+        session.mount("https://", _Adapter(pool_connections=1, pool_maxsize=1))
+        return session
+
+    def _body(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the body piece by piece; stop early when the server has answered already."""
+        connection = getattr(_local, "connection", None)
+        socket = getattr(connection, "sock", None)
+        if socket is not None:
+            socket.settimeout(self._timeout)  # urllib3 sends under the connect timeout, too short for a busy disk
+        answered = _poll(socket) if isinstance(connection, _Connection) else None
+        total_bytes = 0
+        for piece in _limited(chunks, self._bandwidth):
+            if answered is not None and answered.poll(0):
+                break  # what the server says now does not depend on the rest
+            yield piece
+            total_bytes += len(piece)
+            with self._lock:
+                self.sent_bytes += len(piece)
+        if connection is not None:
+            connection.patience_seconds = total_bytes / SLOWEST_DISK_BYTES_PER_SECOND
+
+    def _trouble(self, error: Exception) -> DeltasyncError:
+        """Say what a failure below HTTP means."""
+        reasons = [*_causes(error)]
+        if any(isinstance(each, BadStatusLine) and not isinstance(each, RemoteDisconnected) for each in reasons):
+            return NotADeltasyncServer(f"what answers at {self.url} does not speak HTTP; check the address")
+        if isinstance(error, requests.exceptions.SSLError):
+            return NotADeltasyncServer(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
+        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+            return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
+        return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running?")
+
+    def _checked(self, response: requests.Response, content: bytes, limit_bytes: int) -> bytes:
+        """Return a good answer's body; raise what a problem says, or that this is no deltasync server (T6)."""
+        status, version = response.status_code, response.headers.get(wire.SERVER_HEADER)
+        if version is None and status in _GATEWAY_STATUS:
+            raise HostUnreachable(f"a gateway before {self.url} answers {status}; is the server running?")
+        if 300 <= status < 400:
+            there = shown(response.headers.get("Location", "elsewhere"))
+            raise NotADeltasyncServer(f"{self.url} redirects to {there}; give the server's own address")
+        if version is None:
+            raise NotADeltasyncServer(f"what answers at {self.url} (HTTP {status}) is no deltasync server")
+        if version != API_VERSION:
+            raise NotADeltasyncServer(f"{self.url} speaks version {shown(version)} of the API, not {API_VERSION}")
+        if len(content) > limit_bytes:
+            raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
+        if status == 200:
+            return content
+        raise self._problem(status, content, response.headers.get("Retry-After", ""))
+
+    def _problem(self, status: int, content: bytes, retry_after: str) -> DeltasyncError:
+        try:
+            problem = msgspec.json.decode(content, type=wire.Problem)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            if status in (429, *_GATEWAY_STATUS):
+                return HostBusy(f"{self.url} answers {status}; try again", retry_after=retry_after)
+            return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
+        return from_problem(problem.code, shown(problem.detail), problem.facts)
+
+    def _parsed(self, content: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise NotADeltasyncServer(f"{self.url} gives an answer that is malformed: {error}") from error
+
+
+def _workspace(name: str) -> str:
+    return f"/workspaces/{quote(name, safe='')}"
+
+
+def _poll(socket: Any) -> select.poll | None:
+    if socket is None:
+        return None
+    poll = select.poll()
+    poll.register(socket, select.POLLIN | select.POLLHUP)
+    return poll
+
+
+def _limited(chunks: Iterable[bytes], bandwidth: Bandwidth | None) -> Iterator[bytes]:
+    if bandwidth is None:
+        yield from filter(None, chunks)
+        return
+    for chunk in chunks:
+        for at in range(0, len(chunk), PIECE_BYTES):
+            piece = chunk[at : at + PIECE_BYTES]
+            bandwidth.take(len(piece))
+            yield piece
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error with every error inside and behind it."""
+    queue, seen = [error], set()
+    while queue:
+        each = queue.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        inner = (*each.args, getattr(each, "reason", None), each.__cause__, each.__context__)
+        queue.extend(other for other in inner if isinstance(other, BaseException))
+
+
+def _last(reasons: Sequence[BaseException]) -> str:
+    """Return the most telling text: the operating system's, else the innermost."""
+    system = next((each.strerror for each in reasons if isinstance(each, OSError) and each.strerror), None)
+    return shown(system or str(reasons[-1]) or type(reasons[-1]).__name__)[:200]

@@ -1,0 +1,136 @@
+"""Verification: read every local file again, record nothing, and compare with what was recorded and with the server."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from deltasync.client import outbox, resync
+from deltasync.client.opening import Opened
+from deltasync.client.scan import Progress, ScanOptions, scan
+from deltasync.client.state import Problem, State
+from deltasync.core import wire
+from deltasync.core.delta import diff
+from deltasync.core.manifest import Kind, Operation, Verb, decode_directory
+from deltasync.core.names import shown
+from deltasync.core.tree import Tree
+
+if TYPE_CHECKING:
+    from deltasync.core.tree import Loader
+
+DIFFERENCES_MAX = 1_000
+"""How many paths an answer names."""
+
+
+class Asked(Protocol):
+    """What is asked of a receiver."""
+
+    url: str
+
+    def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
+        """Return a workspace's head."""
+
+    def directory(self, name: str, digest: bytes) -> bytes:
+        """Return the body of a directory object of the receiver's tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path that would have to change on the server, and how."""
+
+    operation: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What reading everything again showed."""
+
+    root: str
+    """The root of what is on disk now."""
+    files: int
+    bytes: int
+    silent: list[str]
+    """Files whose bytes changed although their size and time did not."""
+    server: wire.WorkspaceState | None
+    is_broken_promise: bool
+    """The server holds another tree under the sequence that it acknowledged."""
+    differences: list[Difference]
+    """How the server's tree differs from what is on disk, at most DIFFERENCES_MAX paths."""
+    differing: int
+    problems: list[Problem]
+    seconds: float
+
+    @property
+    def in_sync(self) -> bool | None:
+        """Whether both trees are equal; None without a server."""
+        return None if self.server is None else self.server.root == self.root
+
+
+def verify(
+    state: State, receiver: Asked | None, workspace: str, options: ScanOptions, progress: Progress | None = None
+) -> Verification:
+    """Read every file of a workspace and compare; neither the state nor the server is changed."""
+    with _scratch(state) as copy:
+        known = scan(copy, replace(options, rehash=False)).root
+        found = scan(copy, replace(options, rehash=True), progress=progress)
+        server = receiver.workspace(workspace) if receiver is not None else None
+        operations: list[Operation] = []
+        if receiver is not None and server is not None and server.root != found.root.hex():
+            operations = _server_delta(copy, receiver, server, found.root)
+        return Verification(
+            root=found.root.hex(),
+            files=found.files,
+            bytes=found.size_bytes,
+            silent=_silent(known, found.root, copy.load),
+            server=server,
+            is_broken_promise=server is not None and _breaks_promise(state, server),
+            differences=[Difference(str(each.operation), shown(each.path)) for each in operations[:DIFFERENCES_MAX]],
+            differing=len(operations),
+            problems=found.problems,
+            seconds=found.seconds,
+        )
+
+
+@contextlib.contextmanager
+def _scratch(state: State) -> Iterator[State]:
+    """Give a copy of the state that is thrown away: a file that went bad must not pass for an edit."""
+    with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as connection:
+        state.db.backup(connection)
+        yield State(Opened(state.root, state.folder, connection, None))
+
+
+def _silent(before: bytes, after: bytes, load: Loader) -> list[str]:
+    """Return the files whose content differs between two readings while size and time are equal."""
+    changed = [
+        each
+        for each in diff(before, after, load)
+        if each.operation is Verb.UPDATED and each.kind is Kind.FILE and each.base != each.digest
+    ]
+    tree, silent = Tree(before, load), []
+    for each in changed:
+        entry = tree.get(each.path)
+        if entry is not None and (entry.size, entry.mtime_ns) == (each.size, each.mtime_ns):
+            silent.append(shown(each.path))
+    return silent
+
+
+def _breaks_promise(state: State, server: wire.WorkspaceState) -> bool:
+    head = outbox.head(state)
+    is_same = (server.epoch, server.sequence) == (head.epoch, head.acknowledged_sequence) and server.sequence > 0
+    return is_same and server.root != head.acknowledged_root.hex()
+
+
+def _server_delta(state: State, receiver: Asked, server: wire.WorkspaceState, root: bytes) -> list[Operation]:
+    """Return the operations from the server's tree to what is on disk; fetches the directories that differ."""
+    base = resync.root_of(server)
+    fetched = resync.fetch_tree(receiver, server.workspace, base, partial(resync.known_body, state))
+
+    def load(digest: bytes) -> list:  # type: ignore[type-arg]
+        return decode_directory(fetched[digest]) if digest in fetched else state.load(digest)
+
+    return diff(base, root, load)

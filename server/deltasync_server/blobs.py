@@ -1,0 +1,320 @@
+"""Blobs: content named by its digest; staged while it arrives, published by rename, verified before each use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deltasync.core.hashing import hasher
+from deltasync.core.manifest import Operation
+from deltasync.disk import Folder, fsync_folder, open_regular, remove_tree, write_all
+from deltasync_server.state import BlobRow, split_digests
+
+PLAIN_MODE, EXECUTABLE_MODE = 0o444, 0o555
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_BUFFER_BYTES = 1 << 20
+_PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
+_TOKEN_BYTES = 8
+
+
+def is_executable(status: os.stat_result) -> bool:
+    """Tell whether a file has the executable bit that entries carry."""
+    return bool(status.st_mode & stat.S_IXUSR)
+
+
+def is_unchanged(row: BlobRow, status: os.stat_result) -> bool:
+    """Compare a blob's inode with its fingerprint (spec ST-24); ctime is no part of it, because link() changes it."""
+    return (
+        status.st_size == row.size
+        and status.st_mtime_ns == row.mtime_ns
+        and is_executable(status) == row.executable
+        and not status.st_mode & _WRITABLE
+    )
+
+
+def names_in(folder: Folder) -> list[str]:
+    """Return the names in a held folder."""
+    return os.listdir(folder.fd)  # noqa: PTH208  pathlib lists no descriptor
+
+
+def hash_of(descriptor: int) -> bytes:
+    """Return the digest of an open file's bytes, from its beginning."""
+    found, buffer = hasher(), bytearray(_BUFFER_BYTES)
+    view, offset = memoryview(buffer), 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        found.update(view[:count])
+        offset += count
+    return found.digest()
+
+
+class Attributes:
+    """What this file system makes of a modification time, and the operator's umask of a mode."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        probe = 1_234_567_891_123_456_789
+        status = self._probed(probe)
+        self._has_nanoseconds = status.st_mtime_ns == probe
+        self._granted = status.st_mode & 0o777
+
+    def mtime_of(self, mtime_ns: int) -> int:
+        """Return what a file's mtime reads as after it was set to this: it may be cut short, or be out of reach."""
+        if self._has_nanoseconds and _PLAIN_FROM <= mtime_ns < _PLAIN_TO:
+            return mtime_ns
+        return self._remembered(mtime_ns)
+
+    def mode_of(self, *, executable: bool) -> int:
+        """Return the mode of a blob or tree file that was created here."""
+        return self._granted & (EXECUTABLE_MODE if executable else PLAIN_MODE)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  one of these lives as long as its store
+    def _remembered(self, mtime_ns: int) -> int:
+        return self._probed(mtime_ns).st_mtime_ns
+
+    def _probed(self, mtime_ns: int) -> os.stat_result:
+        name = f".probe-{secrets.token_hex(_TOKEN_BYTES)}"
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o777, dir_fd=self._folder.fd)
+        try:
+            os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+            return os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+            os.unlink(name, dir_fd=self._folder.fd)
+
+
+class Staging:
+    """One folder that takes the content of one bundle in bundle order.
+
+    Creating files straight in the cache's folders would scatter their inodes and take twice as long.
+    """
+
+    def __init__(self, parent: Folder) -> None:
+        self._parent = parent
+        self._name = secrets.token_hex(_TOKEN_BYTES)
+        os.mkdir(self._name, 0o700, dir_fd=parent.fd)
+        self.folder = parent.enter(self._name)
+        self.staged: dict[bytes, Operation] = {}
+        self.content_bytes = 0
+
+    def write(self, operation: Operation, views: Iterable[memoryview]) -> None:
+        """Store one content with the mode and time of its operation; nothing is flushed here (spec ST-12)."""
+        name = operation.digest or ""
+        mode = EXECUTABLE_MODE if operation.executable else PLAIN_MODE
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=self.folder.fd)
+        try:
+            for view in views:
+                write_all(descriptor, view)
+            os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
+        finally:
+            os.close(descriptor)
+        self.staged[bytes.fromhex(name)] = operation
+        self.content_bytes += operation.size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.folder.close()
+        remove_tree(self._parent, self._name)
+
+
+class Cache:
+    """DATA/cache: 256 folders of blobs; rows say what is in them, and only a held writer lock changes either."""
+
+    def __init__(self, data: Path) -> None:
+        for name, mode in (("cache", 0o755), ("staging", 0o700), ("quarantine", 0o700)):
+            (data / name).mkdir(mode, exist_ok=True)
+        self._data = data
+        self.folder = Folder.open(data / "cache")
+        self._staging = Folder.open(data / "staging")
+        self._quarantine = Folder.open(data / "quarantine")
+        self._make_folders()
+        self.attributes = Attributes(self._staging)
+
+    def _make_folders(self) -> None:
+        present = set(names_in(self.folder))
+        missing = [name for name in (f"{number:02x}" for number in range(256)) if name not in present]
+        for name in missing:
+            os.mkdir(name, 0o755, dir_fd=self.folder.fd)
+        if missing:
+            self.folder.fsync()
+            fsync_folder(self._data)
+
+    def staging(self) -> Staging:
+        """Return a fresh staging folder; it is removed when its block ends."""
+        return Staging(self._staging)
+
+    def clear_staging(self) -> None:
+        """Remove what an interrupted receipt left; nobody may be receiving."""
+        for name in names_in(self._staging):
+            remove_tree(self._staging, name)
+
+    def status(self, digest: bytes) -> os.stat_result | None:
+        """Return the stat of a blob's file, or None when there is none."""
+        try:
+            return os.stat(place_of(digest), dir_fd=self.folder.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def open(self, digest: bytes) -> int:
+        """Return a descriptor to read a blob."""
+        return open_regular(place_of(digest), at=self.folder.fd)
+
+    def has_unchanged(self, row: BlobRow) -> bool:
+        """Tell whether a blob's file is there and still has its fingerprint."""
+        status = self.status(row.digest)
+        return status is not None and is_unchanged(row, status)
+
+    def holds_right_bytes(self, digest: bytes) -> bool:
+        """Read a blob and compare its digest; an unreadable or missing file is not right."""
+        try:
+            descriptor = self.open(digest)
+        except OSError:
+            return False
+        try:
+            return hash_of(descriptor) == digest
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def row_of(self, operation: Operation) -> BlobRow:
+        """Return the row of a blob that was staged for an operation."""
+        actual = self.attributes.mtime_of(operation.mtime_ns)
+        return BlobRow(bytes.fromhex(operation.digest or ""), operation.size, actual, operation.executable)
+
+    @contextmanager
+    def published(self, staging: Staging, kept: Mapping[bytes, BlobRow]) -> Iterator[list[BlobRow]]:
+        """Move staged content into the cache and yield its rows; taken back when the block fails.
+
+        The caller holds the writer lock and commits the rows in the block (spec ST-13, ST-21).
+        kept: rows that the cache had before; their blob stays, unless it lost its fingerprint.
+        """
+        rows: list[BlobRow] = []
+        fresh: list[bytes] = []
+        try:
+            for digest, operation in staging.staged.items():
+                row = kept.get(digest)
+                if row is not None and self.has_unchanged(row):
+                    continue
+                place = place_of(digest)
+                os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
+                rows.append(self.row_of(operation))
+                if row is None:
+                    fresh.append(digest)
+            yield rows
+        except BaseException:
+            for digest in fresh:
+                self.remove(digest)
+            raise
+
+    def restamp(self, digest: bytes, mtime_ns: int, *, executable: bool) -> None:
+        """Give a blob's inode another time and executable bit."""
+        descriptor = self.open(digest)
+        try:
+            wanted = self.attributes.mode_of(executable=executable)
+            if os.fstat(descriptor).st_mode & 0o777 != wanted:
+                os.fchmod(descriptor, wanted)
+            os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+        finally:
+            os.close(descriptor)
+
+    def remove(self, digest: bytes) -> None:
+        """Remove a blob's file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place_of(digest), dir_fd=self.folder.fd)
+
+    def move_to(self, waste: Staging, digest: bytes) -> None:
+        """Take a blob's file out of the cache, to be removed when the staging folder is."""
+        place = place_of(digest)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(place, place[3:], src_dir_fd=self.folder.fd, dst_dir_fd=waste.folder.fd)
+
+    def quarantine(self, digest: bytes) -> None:
+        """Take a blob whose bytes are wrong out of the cache; an operator may want to look at it."""
+        name = f"{digest.hex()}.{secrets.token_hex(_TOKEN_BYTES)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(place_of(digest), name, src_dir_fd=self.folder.fd, dst_dir_fd=self._quarantine.fd)
+
+    def strays(self, known: Iterable[bytes]) -> list[str]:
+        """Return what lies in the cache's folders without a row."""
+        names = {digest.hex() for digest in known}
+        return [
+            f"{folder}/{name}"
+            for folder in sorted(names_in(self.folder))
+            for name in self._listed(folder)
+            if name not in names or not name.startswith(folder)
+        ]
+
+    def _listed(self, folder: str) -> list[str]:
+        try:
+            with self.folder.enter(folder) as entered:
+                return sorted(names_in(entered))
+        except NotADirectoryError:
+            return [""]
+
+    def remove_stray(self, place: str) -> None:
+        """Remove something that `strays` returned."""
+        folder, _, name = place.partition("/")
+        if not name:
+            remove_tree(self.folder, folder)
+            return
+        with self.folder.enter(folder) as entered:
+            remove_tree(entered, name)
+
+    def close(self) -> None:
+        """Let the folders go."""
+        for folder in (self.folder, self._staging, self._quarantine):
+            folder.close()
+
+
+def place_of(digest: bytes) -> str:
+    """Return where a blob lies below DATA/cache (spec ST-3)."""
+    name = digest.hex()
+    return f"{name[:2]}/{name}"
+
+
+class Leases:
+    """Digests that no collection may remove for a while, by a clock that no one can set."""
+
+    def __init__(self) -> None:
+        self.guard = threading.RLock()
+        """Held while digests are looked up and leased, and while unleased ones are removed: neither comes between."""
+        self._held: dict[int, tuple[float, bytes]] = {}
+        self._next = 0
+
+    def add(self, digests: Iterable[bytes], seconds: float) -> int:
+        """Lease digests; returns the lease's number."""
+        with self.guard:
+            self._drop_expired()
+            self._next += 1
+            self._held[self._next] = (time.monotonic() + seconds, b"".join(digests))
+            return self._next
+
+    def drop(self, number: int) -> None:
+        """End a lease before its time."""
+        with self.guard:
+            self._held.pop(number, None)
+
+    def digests(self) -> set[bytes]:
+        """Return every digest that is leased now."""
+        with self.guard:
+            self._drop_expired()
+            return {digest for _, packed in self._held.values() for digest in split_digests(packed)}
+
+    def _drop_expired(self) -> None:
+        now = time.monotonic()
+        for number in [number for number, (until, _) in self._held.items() if until <= now]:
+            del self._held[number]

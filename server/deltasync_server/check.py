@@ -1,0 +1,193 @@
+"""Checks: every blob, row, receipt and tree of a store that no server runs on, and what can be repaired of it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from deltasync.core.errors import Corrupt, NotFound
+from deltasync.core.hashing import directory_digest
+from deltasync.core.manifest import EMPTY_ROOT, Kind
+from deltasync.core.names import shown
+from deltasync.core.tree import walk
+from deltasync.db import is_sound
+from deltasync_server.blobs import is_unchanged
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+from deltasync_server.state import BlobRow, WorkspaceRow, kept_roots, loader, workspace_rows
+
+BATCH = 1000
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as the rows say."""
+
+    kind: str
+    """blob, object, receipt, journal, reference, stray or tree."""
+    subject: str
+    """A digest, a workspace, or a workspace and a path."""
+    problem: str
+    is_repaired: bool = False
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What a check looked at and found."""
+
+    blobs: int = 0
+    blob_bytes: int = 0
+    objects: int = 0
+    receipts: int = 0
+    workspaces: int = 0
+    findings: list[Finding] = []
+
+    @property
+    def is_sound(self) -> bool:
+        """Tell whether nothing is wrong, or everything that was is repaired."""
+        return all(finding.is_repaired for finding in self.findings)
+
+
+def check(config: StoreConfig, *, repair: bool = False) -> Report:
+    """Verify a whole store byte by byte; raises AlreadyRunning while a server has it.
+
+    repair: rebuild what the journal or the cache can give, quarantine and ask the client for what they cannot.
+    """
+    if not (config.data / "state.db").is_file():
+        raise NotFound(f"there is no store at {config.data}")
+    with Store(config) as store:
+        if repair:
+            store.recover()
+            store.catch_up()
+        return _Check(store, is_repairing=repair).run()
+
+
+class _Check:
+    def __init__(self, store: Store, *, is_repairing: bool) -> None:
+        self._store = store
+        self._is_repairing = is_repairing
+        self._report = Report(findings=[])
+
+    def run(self) -> Report:
+        with self._store.state.read() as db:
+            if not is_sound(db):
+                raise Corrupt(f"{self._store.config.data / 'state.db'} is damaged; restore it, or begin a new store")
+            rows = workspace_rows(db)
+        self._report.workspaces = len(rows)
+        self._check_objects()
+        self._check_receipts(rows)
+        self._check_journal()
+        self._check_blobs()
+        self._check_references(rows)
+        self._check_strays()
+        for row in rows:
+            self._check_tree(row)
+        return self._report
+
+    def _found(self, kind: str, subject: str, problem: str, *, is_repaired: bool = False) -> None:
+        finding = Finding(kind=kind, subject=subject, problem=problem, is_repaired=is_repaired and self._is_repairing)
+        self._report.findings.append(finding)
+
+    def _check_objects(self) -> None:
+        with self._store.state.read() as db:
+            for digest, body in db.execute("SELECT digest, body FROM objects"):
+                self._report.objects += 1
+                if directory_digest(body) != digest:
+                    self._found("object", digest.hex(), "its body has another digest")
+
+    def _check_receipts(self, rows: Iterable[WorkspaceRow]) -> None:
+        """Receipts are 1, 2, 3 … without a gap, and the last one is the head (spec ST-14)."""
+        with self._store.state.read() as db:
+            for row in rows:
+                select = "SELECT sequence, epoch, root FROM receipts WHERE workspace = ? ORDER BY sequence"
+                receipts = db.execute(select, (row.name,)).fetchall()
+                self._report.receipts += len(receipts)
+                if [sequence for sequence, _, _ in receipts] != list(range(1, row.sequence + 1)):
+                    self._found("receipt", row.name, f"the receipts are not those of 1 to {row.sequence}")
+                elif receipts and receipts[-1] != (row.sequence, row.epoch, row.root):
+                    self._found("receipt", row.name, "the last receipt is not the head")
+
+    def _check_journal(self) -> None:
+        for receipt, why in self._store.journal.damaged_files():
+            # A blob that this file carries is hashed below; once checkpointed, nobody needs the file.
+            self._found("journal", receipt.file_name, why, is_repaired=self._is_repairing)
+
+    def _check_blobs(self) -> None:
+        wrong: list[bytes] = []
+        for row in self._blob_rows():
+            self._report.blobs += 1
+            self._report.blob_bytes += row.size
+            status = self._store.cache.status(row.digest)
+            if status is None or not stat.S_ISREG(status.st_mode):
+                self._found("blob", row.digest.hex(), "its file is gone", is_repaired=True)
+                wrong.append(row.digest)
+            elif not self._store.cache.holds_right_bytes(row.digest):
+                self._found("blob", row.digest.hex(), "its bytes are wrong", is_repaired=True)
+                wrong.append(row.digest)
+            elif not is_unchanged(row, status):
+                self._found("blob", row.digest.hex(), "its time or mode was changed", is_repaired=True)
+                if self._is_repairing:
+                    self._store.trees.sound_rows([row.digest])
+        if wrong and self._is_repairing:
+            self._store.trees.quarantine(wrong)
+
+    def _blob_rows(self) -> Iterator[BlobRow]:
+        """Yield every row, some at a time: repairs write in between."""
+        last = b""
+        while True:
+            with self._store.state.read() as db:
+                select = "SELECT digest, size, mtime_ns, executable FROM blobs WHERE digest > ? ORDER BY digest LIMIT ?"
+                rows = db.execute(select, (last, BATCH)).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from (
+                BlobRow(digest, size, mtime_ns, bool(executable)) for digest, size, mtime_ns, executable in rows
+            )
+
+    def _check_references(self, rows: Iterable[WorkspaceRow]) -> None:
+        """Everything that a head or a kept sequence names is there, or asked for (spec ST-20, ST-26)."""
+        with self._store.state.read() as db:
+            load = loader(db)
+            known = {digest for (digest,) in db.execute("SELECT digest FROM blobs")}
+            asked = set(db.execute("SELECT workspace, digest FROM wanted"))
+            heads = {row.root: row.name for row in rows}
+            for root in kept_roots(db, self._store.config.keep_sequences) | heads.keys():
+                try:
+                    named = (
+                        {e.digest for _, e in walk(root, load) if e.kind is Kind.FILE} if root != EMPTY_ROOT else set()
+                    )
+                except Corrupt as error:
+                    self._found("object", root.hex(), error.sentence)
+                    continue
+                for row in rows:
+                    if row.root == root:
+                        self._check_named(row.name, {d for d in named - known if (row.name, d) not in asked})
+
+    def _check_named(self, name: str, missing: set[bytes]) -> None:
+        for digest in missing:
+            self._found("reference", f"{name} {digest.hex()}", "no blob holds this content", is_repaired=True)
+        if missing and self._is_repairing:
+            with self._store.state.write() as db:
+                db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, 0)", [(name, digest) for digest in missing])
+
+    def _check_strays(self) -> None:
+        with self._store.state.read() as db:
+            strays = self._store.cache.strays(digest for (digest,) in db.execute("SELECT digest FROM blobs"))
+        for place in strays:
+            self._found("stray", place, "no row names it", is_repaired=True)
+            if self._is_repairing:
+                self._store.cache.remove_stray(place)
+
+    def _check_tree(self, row: WorkspaceRow) -> None:
+        if row.moving_to is not None or row.tree_sequence != row.sequence:
+            self._found("tree", row.name, "it is behind its head; the next start brings it forward", is_repaired=True)
+            return
+        with self._store.state.read() as db:
+            asked = {digest for (digest,) in db.execute("SELECT digest FROM wanted WHERE workspace = ?", (row.name,))}
+            awaited = {path for path, e in walk(row.root, loader(db)) if e.digest in asked} if asked else set()
+        paths = [path for path in self._store.trees.differences(row.name) if path not in awaited]
+        for path in paths:
+            self._found("tree", shown(f"{row.name} {path}"), "it is not what the head says", is_repaired=True)
+        if paths and self._is_repairing:
+            self._store.trees.rebuild(row.name)

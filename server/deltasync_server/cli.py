@@ -1,0 +1,288 @@
+"""The `deltasync-server` program: serve, replay, check, collect; the only place of this wing that exits."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from deltasync import __version__
+from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace
+from deltasync.core.names import shown
+from deltasync_server import config
+
+PROGRAM = "deltasync-server"
+UMASK = 0o022
+"""Blobs and trees are for every program on the host to read; only this one writes them."""
+
+# typer exports only this leaf of the parser's errors; its bases are "bad usage" and "any error of the parser".
+_PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+_TEXT, _COUNT, _SWITCH, _CHOICE = str | None, int | None, bool, bool | None
+OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
+    "data": (_TEXT, "--data", "DIR", "Where the store lies."),
+    "listen": (_TEXT, "--listen", "ADDRESS", "HOST:PORT, [IPV6]:PORT or unix:/path. (127.0.0.1:8080)"),
+    "insecure": (_SWITCH, "--insecure", "", "Listen where other machines reach it; nothing authenticates them yet."),
+    "seed_routes": (_CHOICE, "--seed-routes/--no-seed-routes", "", "Serve delta/upload and delta/status."),
+    "access_log": (_SWITCH, "--access-log", "", "Log every request."),
+    "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
+    "keep_sequences": (_COUNT, "--keep-sequences", "N", "How many sequences' trees are kept. (10)"),
+    "keep_bundles": (_SWITCH, "--keep-bundles", "", "Keep the received bundle files."),
+    "config": (_TEXT, "--config", "FILE", "Settings in TOML. (server.toml in the user's configuration folder)"),
+    "json": (_SWITCH, "--json", "", "Print one JSON object and nothing else."),
+    "quiet": (_SWITCH, "-q,--quiet", "", "Say nothing but errors."),
+    "verbose": (_SWITCH, "-v,--verbose", "", "Log what happens, and the traceback of what fails."),
+}
+"""Every option: its type, its words, its value's name, its help."""
+STORE = ("data", "link", "keep_sequences", "keep_bundles")
+ROUTES = ("listen", "insecure", "seed_routes", "access_log")
+COMMON = ("config", "json", "quiet", "verbose")
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def describe(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Take sealed bundles, keep each workspace as a plain folder, and prove it equal to its source.
+
+    A setting is a flag, else the variable DELTASYNC_SERVER_ and its name, else a key of server.toml. Exit codes:
+    0 done, 1 error, 2 usage, 4 busy, 5 sequence or root mismatch, 6 guard or disk full, 8 integrity, 130 stopped.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a command: its settings, and how its words are printed."""
+
+    store: config.StoreConfig
+    routes: config.ServeConfig
+    is_json: bool
+    is_quiet: bool
+
+    def answer(self, content: object, lines: Sequence[str]) -> None:
+        """Print what the command found: one JSON object, or lines for people."""
+        if self.is_json:
+            print(as_json(content))
+        elif not self.is_quiet:
+            print(*lines, sep="\n")
+
+    def say(self, line: str) -> None:
+        """Print a line for people while the command goes on."""
+        if not (self.is_json or self.is_quiet):
+            print(line, flush=True)
+
+
+def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a command that has these options and the common ones, and receives them as a `Call`."""
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        def run(**values: Any) -> int:
+            given = {name: values.pop(name) for name in (*names, *COMMON)}
+            is_unset = {name: OPTIONS[name][0] is _SWITCH and not value for name, value in given.items()}
+            return function(_call({name: None if is_unset[name] else given[name] for name in given}), **values)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        options = [_parameter(name) for name in (*names, *COMMON)]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *options]
+        )
+        run.__annotations__ = {}
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        app.command()(run)
+        return function
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, words, metavar, text = OPTIONS[name]
+    variable = "" if name in COMMON else f" [{config.ENVIRONMENT_PREFIX}{name.upper()}]"
+    option = typer.Option(*words.split(","), metavar=metavar or None, help=text + variable, show_default=False)
+    default = False if kind is _SWITCH else None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _call(flags: dict[str, Any]) -> Call:
+    level = logging.ERROR if flags["quiet"] else logging.INFO if flags["verbose"] or flags.get("access_log") else None
+    logging.basicConfig(
+        level=level or logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    os.umask(UMASK)
+    file = config.read_file(_config_path(flags["config"]))
+    return Call(
+        config.choose(config.StoreConfig, file, os.environ, flags),
+        config.choose(config.ServeConfig, file, os.environ, flags),
+        is_json=bool(flags["json"]),
+        is_quiet=bool(flags["quiet"]),
+    )
+
+
+def _config_path(flag: str | None) -> Path | None:
+    """Return the file to read: the one that is named must be there, the usual one may be."""
+    named = flag or os.environ.get(f"{config.ENVIRONMENT_PREFIX}CONFIG")
+    if named:
+        return Path(named)
+    import platformdirs
+
+    usual = platformdirs.user_config_path("deltasync", appauthor=False) / "server.toml"
+    return usual if usual.exists() else None
+
+
+@command(*STORE, *ROUTES)
+def serve(call: Call) -> int:
+    """Serve a store over HTTP until SIGTERM or SIGINT; the first line says where, once requests are taken."""
+    from deltasync_server.http.serve import run
+
+    def ready(url: str) -> None:
+        facts = {"listening": url, "data": str(call.store.data), "version": __version__, "pid": os.getpid()}
+        print(as_json(facts) if call.is_json else f"listening on {url}", flush=True)
+
+    run(call.store, call.routes, ready)
+    return 0
+
+
+@command(*STORE)
+def replay(
+    call: Call,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder with bundle files.")],
+    workspace: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Apply to this workspace, not to the one they name.")
+    ] = None,
+) -> int:
+    """Apply bundle files in order, without a server; what was applied before is skipped, a gap stops with exit 5."""
+    from deltasync_server.replay import replay as apply
+
+    done = apply(call.store, Path(folder), workspace=workspace, say=call.say)
+    totals = {"applied": sum(each.applied for each in done), "skipped": sum(each.skipped for each in done)}
+    call.answer({**totals, "workspaces": done}, [str(each) for each in done])
+    return 0
+
+
+@command("data")
+def check(
+    call: Call,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what the journal or the cache can give.")] = False,
+) -> int:
+    """Verify every blob, row and tree; exit 8 when something is wrong, exit 4 while a server uses the store."""
+    from deltasync_server.check import check as verify
+    from deltasync_server.opening import explained
+
+    with explained(call.store.data):
+        found = verify(call.store, repair=repair)
+    lines = [f"{each.kind} {each.subject}: {each.problem}{' (repaired)' * each.is_repaired}" for each in found.findings]
+    looked = f"{found.blobs} blobs, {found.objects} directory objects, {found.workspaces} workspaces: "
+    total = f"{len(lines)} findings" if lines else "everything is as the rows say"
+    call.answer({"sound": found.is_sound, **msgspec.to_builtins(found)}, [*map(shown, lines), looked + total])
+    return 0 if found.is_sound else Corrupt.exit_code
+
+
+@command(*STORE)
+def collect(
+    call: Call,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> int:
+    """Remove what no head, kept sequence, lease or journal needs; exit 4 while a server uses the store."""
+    from deltasync_server.opening import open_store
+
+    with open_store(call.store, create=False) as store:
+        found = store.collect(dry_run=dry_run)
+    would = "would remove" if dry_run else "removed"
+    call.answer(
+        found,
+        [
+            f"{would} {found.blobs} blobs ({found.blob_bytes} bytes), {found.objects} directory objects, "
+            f"{found.strays} stray files; {found.kept_blobs} blobs stay"
+        ],
+    )
+    return 0
+
+
+def main() -> None:
+    """Run the program and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; every failure is one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except DeltasyncError as error:
+        return _fail(error, arguments)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # the reader went away: not even the last flush may complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        complain("stopped")
+        return 130
+    except _PARSER_ERROR as error:
+        return _fail(_usage(error), arguments)
+    except Exception as error:  # noqa: BLE001 - the last line of defence reports with the traceback
+        return _fail(_unexpected(error), arguments)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--version"]:
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    group = typer.main.get_command(app)
+    with group.make_context(PROGRAM, list(arguments) or ["--help"]) as context:
+        return int(group.invoke(context) or 0)
+
+
+def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
+    if "--json" in arguments:
+        print(as_json({"error": {**error.facts, "code": error.code, "detail": error.sentence}}), flush=True)
+    complain(error.sentence)
+    return error.exit_code
+
+
+def complain(sentence: str) -> None:
+    """Print one line on stderr."""
+    print(f"{PROGRAM}: {shown(sentence)}", file=sys.stderr, flush=True)
+
+
+def as_json(content: object) -> str:
+    """Return content as one line of JSON."""
+    return msgspec.json.encode(content).decode()
+
+
+def _usage(error: Exception) -> DeltasyncError:
+    from deltasync.core.errors import UsageError
+
+    message = " ".join(getattr(error, "format_message", error.__str__)().split()).rstrip(".")
+    where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
+    return UsageError(f"{message[:1].lower()}{message[1:]} (see {where} --help)")
+
+
+def _unexpected(error: Exception) -> DeltasyncError:
+    """Say in one sentence what nobody foresaw; the traceback goes to the log."""
+    from deltasync.disk import FULL
+
+    if isinstance(error, OSError) and error.errno in FULL:
+        return NoSpace(f"no space left at {error.filename or 'the disk'}; free some and try again")
+    logging.getLogger(PROGRAM).error("unexpected", exc_info=error)
+    at = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return DeltasyncError(f"unexpected {type(error).__name__}{at}: {error}; the traceback stands above")

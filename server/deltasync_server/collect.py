@@ -1,0 +1,144 @@
+"""Collection: removes directory objects and blobs that no head, kept sequence, lease or journal needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from deltasync.core.manifest import EMPTY_ROOT, Kind
+from deltasync.core.tree import Loader
+from deltasync_server.blobs import Cache, Leases
+from deltasync_server.config import StoreConfig
+from deltasync_server.journal import Journal
+from deltasync_server.state import BATCH, State, batched, kept_roots, loader
+
+ShouldStop = Callable[[], bool]
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a collection removed, or would remove."""
+
+    blobs: int = 0
+    blob_bytes: int = 0
+    objects: int = 0
+    strays: int = 0
+    """Files in the cache that no row names."""
+    kept_blobs: int = 0
+    kept_objects: int = 0
+    is_dry_run: bool = False
+
+
+class Marks:
+    """Everything below the roots that were added; an object that was seen before is not read again."""
+
+    def __init__(self) -> None:
+        self.objects: set[bytes] = set()
+        self.blobs: set[bytes] = set()
+
+    def add(self, roots: Iterable[bytes], load: Loader) -> None:
+        """Mark every object and blob that these roots reach."""
+        left = [root for root in roots if root not in self.objects]
+        while left:
+            digest = left.pop()
+            if digest in self.objects or digest == EMPTY_ROOT:
+                continue
+            self.objects.add(digest)
+            for entry in load(digest):
+                if entry.kind is Kind.FILE:
+                    self.blobs.add(entry.digest)
+                elif entry.kind is Kind.DIRECTORY:
+                    left.append(entry.digest)
+
+
+class Collection:
+    """One pass over the store; a running server goes on receiving meanwhile."""
+
+    def __init__(self, state: State, cache: Cache, leases: Leases, keep_sequences: int, *, is_dry_run: bool = False):
+        self._state = state
+        self._cache = cache
+        self._leases = leases
+        self._keep_sequences = keep_sequences
+        self._marks = Marks()
+        self.result = Collected(is_dry_run=is_dry_run)
+
+    def run(self, journal: Journal, should_stop: ShouldStop = lambda: False) -> Collected:
+        """Remove objects, blobs and stray files; journals that name a blob are checkpointed first (spec ST-60)."""
+        if not self.result.is_dry_run:
+            journal.checkpoint(should_stop)
+        self.prune_objects(should_stop)
+        self._sweep_blobs(should_stop)
+        if not should_stop():
+            self._sweep_strays()
+        return self.result
+
+    def prune_objects(self, should_stop: ShouldStop = lambda: False) -> None:
+        """Remove the directory objects that no kept root reaches."""
+        self._mark()
+        with self._state.read() as db:
+            digests = [digest for (digest,) in db.execute("SELECT digest FROM objects")]
+        dead = [digest for digest in digests if digest not in self._marks.objects]
+        self.result.kept_objects = len(digests) - len(dead)
+        for batch in batched(dead, BATCH):
+            if should_stop():
+                return
+            with self._state.hold():
+                self._mark()  # a head may have moved since, to a tree that needs an old object again
+                gone = [digest for digest in batch if digest not in self._marks.objects]
+                self.result.objects += len(gone)
+                if not self.result.is_dry_run:
+                    with self._state.write() as db:
+                        db.executemany("DELETE FROM objects WHERE digest = ?", [(digest,) for digest in gone])
+
+    def _sweep_blobs(self, should_stop: ShouldStop) -> None:
+        self._mark()
+        with self._state.read() as db:
+            digests = [digest for (digest,) in db.execute("SELECT digest FROM blobs")]
+        dead = [digest for digest in digests if digest not in self._marks.blobs]
+        for batch in batched(dead, BATCH):
+            if should_stop():
+                return
+            self._remove_blobs(batch)
+        self.result.kept_blobs = len(digests) - self.result.blobs
+
+    def _remove_blobs(self, batch: Iterable[bytes]) -> None:
+        """Remove what nothing needs of a batch: rows first, files second, and nobody publishes in between (spec ST-61).
+
+        The lock order is leases, then writer: a digest that `missing` calls present is leased before it answers.
+        """
+        with self._cache.staging() as waste, self._leases.guard, self._state.hold():
+            self._mark()
+            leased = self._leases.digests()
+            gone = [digest for digest in batch if digest not in self._marks.blobs and digest not in leased]
+            with self._state.read() as db:
+                for digest in gone:
+                    (size,) = db.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone() or (0,)
+                    self.result.blob_bytes += size
+            self.result.blobs += len(gone)
+            if self.result.is_dry_run:
+                return
+            with self._state.write() as db:
+                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
+            for digest in gone:
+                self._cache.move_to(waste, digest)  # freeing a large file takes time, which nobody waits for
+
+    def _sweep_strays(self) -> None:
+        with self._state.hold(), self._state.read() as db:
+            strays = self._cache.strays(digest for (digest,) in db.execute("SELECT digest FROM blobs"))
+            self.result.strays = len(strays)
+            if not self.result.is_dry_run:
+                for place in strays:
+                    self._cache.remove_stray(place)
+
+    def _mark(self) -> None:
+        with self._state.read() as db:
+            self._marks.add(kept_roots(db, self._keep_sequences), loader(db))
+
+
+def collect(config: StoreConfig, *, dry_run: bool = False) -> Collected:
+    """Collect a store that no server runs on; raises AlreadyRunning when one does."""
+    from deltasync_server.receive import Store  # imported here: a running store collects with this module
+
+    with Store(config) as store:
+        store.recover()
+        return store.collect(dry_run=dry_run)

@@ -1,0 +1,107 @@
+"""What the operator chose: the settings of the store and of its routes; file < environment < flag."""
+
+from __future__ import annotations
+
+import enum
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from deltasync.core import wire
+from deltasync.core.errors import UsageError
+
+ENVIRONMENT_PREFIX = "DELTASYNC_SERVER_"
+Settings = TypeVar("Settings", "StoreConfig", "ServeConfig")
+
+
+class LinkMode(enum.StrEnum):
+    """How a file of the plain tree shares content with its blob (spec ST-32)."""
+
+    AUTO = "auto"
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    COPY = "copy"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """One store: where it lies, and what it keeps."""
+
+    data: Path
+    link: str = LinkMode.AUTO
+    keep_sequences: int = 10
+    """Sequences of each workspace whose whole tree is kept."""
+    keep_bundles: bool = False
+    """Keep received bundle files under DATA/bundles instead of dropping them after their checkpoint."""
+    limits: wire.Limits = field(default_factory=wire.Limits)
+    low_disk_bytes: int = 512 * 2**20
+    """Free space that a received bundle may not use; never more than a twentieth of the disk."""
+    quiet_seconds: float = 5.0
+    """A checkpoint begins after this long without a received bundle."""
+    journal_bytes: int = 4 * 2**30
+    """Beyond this much journal a checkpoint begins at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The routes: where they listen, and what a request may take."""
+
+    listen: str = "127.0.0.1:8080"
+    """HOST:PORT, or unix:/path."""
+    insecure: bool = False
+    """Listen on an address that other machines reach, although nothing authenticates them yet."""
+    seed_routes: bool | None = None
+    """Serve delta/upload and delta/status; by default only where other machines cannot reach them (spec H-40)."""
+    access_log: bool = False
+    header_seconds: float = 30.0
+    """How long the head of a request may take."""
+    body_seconds: float = 60.0
+    """The window in which `body_window_bytes` of a body must arrive (spec H-13)."""
+    body_window_bytes: int = 4096
+    keep_alive_seconds: int = 75
+    uploads: int = 8
+    """Bundles received at once; more wait their turn."""
+    waits: int = 64
+    """Long-polls held at once; more are answered early."""
+    connections: int = 1000
+
+
+def read_file(path: Path | None) -> dict[str, Any]:
+    """Return the settings of a TOML file; raises UsageError for one that is unreadable or names unknown settings."""
+    if path is None:
+        return {}
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    known = {each.name for kind in (StoreConfig, ServeConfig) for each in fields(kind)}
+    if unknown := sorted(found.keys() - known):
+        raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    return found
+
+
+def choose(
+    kind: type[Settings], file: Mapping[str, Any], environment: Mapping[str, str], flags: Mapping[str, Any]
+) -> Settings:
+    """Return settings: a flag that is not None, else DELTASYNC_SERVER_NAME, else the file's, else the default."""
+    chosen = {}
+    for name in (each.name for each in fields(kind)):
+        given = (flags.get(name), environment.get(ENVIRONMENT_PREFIX + name.upper()), file.get(name))
+        if found := [value for value in given if value is not None]:
+            chosen[name] = found[0]
+    if kind is StoreConfig and "data" not in chosen:
+        raise UsageError(f"say where the store lies: --data DIR, or {ENVIRONMENT_PREFIX}DATA")
+    try:
+        return msgspec.convert(chosen, kind, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"a setting is wrong: {error}") from error
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise NotImplementedError

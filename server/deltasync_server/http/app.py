@@ -1,0 +1,69 @@
+"""The application: every route behind the guard, with one way to fail."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from deltasync import __version__
+from deltasync.core.errors import DeltasyncError, UsageError
+from deltasync.core.names import shown
+from deltasync_server.http import blobs, seed, service, workspaces
+from deltasync_server.http.context import Context
+from deltasync_server.http.guard import Guard, report
+from deltasync_server.http.openapi import describe
+from deltasync_server.http.problems import HttpRefusal, known, no_such_route, refusal, unexpected
+
+
+def build(context: Context, *, seed_routes: bool) -> ASGIApp:
+    """Return the application that serves a store.
+
+    seed_routes: also serve delta/upload and delta/status, which any program on the network can call (spec H-40).
+    """
+    app = FastAPI(
+        title="deltasync-server",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            DeltasyncError: _refused,
+            Exception: _failed,
+            HTTPException: _routing_failed,
+            RequestValidationError: _parameters_refused,
+        },
+    )
+    for router in (workspaces.router, blobs.router, service.router, *((seed.router,) if seed_routes else ())):
+        app.include_router(router)
+    guard = Guard(app)
+    app.state.context = context
+    app.state.guard = guard
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    return guard
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    report(request.scope, error)
+    return refusal(known(error) or unexpected())
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return refusal(known(error) or unexpected())  # Starlette raises it again, and the guard reports it
+
+
+async def _routing_failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = shown(request.scope["path"])
+    if error.status_code == 404:
+        return refusal(no_such_route(path))
+    return refusal(HttpRefusal(error.status_code, f"{request.method} is not for {path}", error.headers))
+
+
+async def _parameters_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return refusal(UsageError(f"{first['loc'][-1]}: {first['msg']}"))

@@ -1,0 +1,58 @@
+"""What a route works with: the store, the threads and the settings of this server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from deltasync.core import wire
+from deltasync.core.errors import UsageError
+from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace
+from deltasync_server.config import ServeConfig, StoreConfig
+from deltasync_server.http.body import BodyRules
+from deltasync_server.http.workers import Workers
+
+if TYPE_CHECKING:
+    from deltasync_server.receive import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Everything that outlives a request."""
+
+    store: Store
+    workers: Workers
+    store_config: StoreConfig
+    config: ServeConfig
+
+    @property
+    def limits(self) -> wire.Limits:
+        """What this server takes."""
+        return self.store_config.limits
+
+    def body_rules(self, limit_bytes: int) -> BodyRules:
+        """Return the rules for a body of at most so many bytes."""
+        return BodyRules(limit_bytes, self.config.body_seconds, self.config.body_window_bytes)
+
+    def staging(self) -> Path:
+        """Return the folder for what is not yet anything; its files have no name and vanish with the process."""
+        folder = self.store_config.data / "staging"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+
+def context_of(request: Request) -> Context:
+    """Return the context of the server that received the request."""
+    found: Context = request.app.state.context
+    return found
+
+
+def workspace_of(text: str) -> WorkspaceName:
+    """Return the workspace that a request names (spec H-5)."""
+    try:
+        return parse_workspace(text)
+    except NameRefused as error:
+        raise UsageError(f"not a workspace name: {error}") from error

@@ -1,0 +1,93 @@
+"""Refusals as application/problem+json: one shape and one stable code for each (spec H-6 to H-9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from starlette.responses import Response
+
+from deltasync.core import wire
+from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, UsageError
+from deltasync.disk import FULL
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = {NoSpace.code: "30", HostBusy.code: "2"}
+
+
+class HttpRefusal(UsageError):
+    """A request that breaks a rule of HTTP or of this API's framing; it names its own status."""
+
+    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.http_status = status
+        self.headers = headers or {}
+
+
+class RequestLate(HostBusy):
+    """A request that did not arrive in time; sending it again can help."""
+
+    http_status = 408
+
+
+class HostStopping(HostBusy):
+    """The server is being stopped; nothing of the request was kept."""
+
+
+def answer(value: msgspec.Struct, status: int = 200) -> Response:
+    """Return a JSON answer."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def status_of(error: DeltasyncError) -> int:
+    """Return the HTTP status of an error."""
+    return error.http_status if isinstance(error, HttpRefusal | RequestLate) else error.status
+
+
+def problem(error: DeltasyncError) -> wire.Problem:
+    """Return the body that says what went wrong (spec H-6)."""
+    status = status_of(error)
+    return wire.Problem(
+        type=f"urn:deltasync:problem:{error.code.lower().replace('_', '-')}",
+        title=phrase(status),
+        status=status,
+        detail=error.sentence,
+        code=error.code,
+        facts=dict(error.facts),
+    )
+
+
+def refusal(error: DeltasyncError) -> Response:
+    """Return the whole answer to a request that is refused."""
+    headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
+    if error.code in RETRY_SECONDS:
+        headers["Retry-After"] = RETRY_SECONDS[error.code]  # spec H-9
+    return Response(msgspec.json.encode(problem(error)), status_of(error), headers, media_type=MEDIA_TYPE)
+
+
+def phrase(status: int) -> str:
+    """Return the words that HTTP has for a status."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Cancelled"
+
+
+def known(error: Exception) -> DeltasyncError | None:
+    """Return the error of ours that an exception of the system stands for, or None when it is a bug."""
+    if isinstance(error, DeltasyncError):
+        return error
+    if isinstance(error, OSError) and error.errno in FULL:
+        return NoSpace("no space left on the server; nothing was changed")
+    return None
+
+
+def unexpected() -> DeltasyncError:
+    """Return what the caller learns of a bug: nothing but where to look."""
+    return DeltasyncError("the server failed; its log says why")
+
+
+def no_such_route(path: str) -> NotFound:
+    """Return the answer to a path that is no route."""
+    return NotFound(f"there is no {path}; GET /docs lists the routes")

@@ -1,0 +1,98 @@
+"""A running server: the store behind its routes, from the first byte that is accepted to the last answer."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from deltasync.core import wire
+from deltasync.core.errors import UsageError
+from deltasync_server.config import ServeConfig, StoreConfig
+from deltasync_server.http.app import build
+from deltasync_server.http.context import Context
+from deltasync_server.http.listen import Address, bind, resolve, unusable, url_of
+from deltasync_server.http.protocol import protocol_for
+from deltasync_server.http.workers import Workers
+from deltasync_server.opening import open_store
+
+STOP_SECONDS = 4
+"""How long requests that are under way may go on after a signal."""
+API_VERSION = "1"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready and ends its long-polls before it waits for requests."""
+
+    def __init__(self, config: uvicorn.Config, workers: Workers, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._workers, self._ready = workers, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._workers.stop_waiting()
+        await super().shutdown(sockets)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop as a handler of signals, also of one that comes before uvicorn listens to them."""
+        self.should_exit = True
+
+
+def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], None]) -> None:
+    """Serve a store until SIGTERM or SIGINT; `ready` is called with the address once requests are taken."""
+    address = resolve(config.listen)
+    if not (address.is_private or config.insecure):
+        raise UsageError(
+            f"{config.listen} can be reached by other machines and nothing authenticates them yet; "
+            "listen on 127.0.0.1, or say --insecure on a trusted network"
+        )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # until requests are taken we may end anywhere: recovery begins anew
+    with contextlib.closing(bind(address)) as listener, open_store(store_config) as store:
+        store.start()
+        context = Context(store, Workers(uploads=config.uploads, waits=config.waits), store_config, config)
+        _serve(context, listener, lambda: ready(url_of(listener)), seed_routes=_has_seed_routes(config, address))
+
+
+def _has_seed_routes(config: ServeConfig, address: Address) -> bool:
+    return address.is_private if config.seed_routes is None else config.seed_routes
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _serve(context: Context, listener: socket.socket, ready: Callable[[], None], *, seed_routes: bool) -> None:
+    config = context.config
+    settings = uvicorn.Config(
+        build(context, seed_routes=seed_routes),
+        http=protocol_for(config),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=config.access_log,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        headers=[(wire.SERVER_HEADER, API_VERSION)],
+        timeout_keep_alive=config.keep_alive_seconds,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    where = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else str(listener.getsockname())
+    server = _Server(settings, context.workers, ready)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at its end: they must not kill then
+        signal.signal(number, server.stop)
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:
+        raise unusable(where, error) from error
+    finally:
+        context.workers.close()

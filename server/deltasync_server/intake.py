@@ -1,0 +1,375 @@
+"""Intake: one bundle on its way in, from the first byte to its receipt; the commit is the only point of no return."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from deltasync.core import delta, wire
+from deltasync.core.bundle import BundleReader, Metadata, content_operations, file_name
+from deltasync.core.errors import (
+    ContentMissing,
+    Corrupt,
+    DeltasyncError,
+    NotOwner,
+    Refused,
+    RootMismatch,
+    SequenceFork,
+    SequenceGap,
+    StaleEpoch,
+)
+from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.names import WorkspaceName
+from deltasync.core.sequence import Head, Header, Verdict, decide
+from deltasync.disk import space_guard
+from deltasync_server.blobs import Cache, Leases, Staging
+from deltasync_server.config import StoreConfig
+from deltasync_server.journal import Spool
+from deltasync_server.state import BlobRow, State, blob_rows, head_of, loader, receipt_row, workspace_row
+
+LEASE_SECONDS = 3600
+ARRIVAL_SECONDS = 7 * 24 * 3600.0
+TURN_SECONDS = 60.0
+"""How long a complete bundle waits for one before it that is still arriving."""
+
+DecideHook = Callable[[Head, Metadata, Verdict], None]
+"""Called when the metadata is in, before the verdict is acted on; it may raise an error of its own."""
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """A bundle that is arriving; its header is there once the metadata is in."""
+
+    workspace: WorkspaceName
+    header: Header | None = None
+
+
+class Arrivals:
+    """The bundles on their way in, so that number n + 1 can wait for n instead of being told of a gap."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._present: list[Arrival] = []
+        self._commit_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    @contextmanager
+    def arriving(self, workspace: WorkspaceName) -> Iterator[Arrival]:
+        """Count a bundle as arriving for the length of a block."""
+        arrival = Arrival(workspace)
+        with self._changed:
+            self._present.append(arrival)
+        try:
+            yield arrival
+        finally:
+            with self._changed:
+                self._present.remove(arrival)
+                self._changed.notify_all()
+
+    @contextmanager
+    def committing(self, workspace: WorkspaceName) -> Iterator[None]:
+        """Keep other commits of the same workspace out."""
+        with self._changed:
+            lock = self._commit_locks[workspace]
+        with lock:
+            yield
+
+    def has_one_before(self, arrival: Arrival) -> bool:
+        """Tell whether a bundle that began to arrive earlier may be the one that this one follows."""
+        mine = arrival.header
+        with self._changed:
+            for other in self._present:
+                if other is arrival:
+                    return False
+                theirs = other.header
+                is_before = theirs is None or (mine is not None and theirs.sequence < mine.sequence)
+                if other.workspace == arrival.workspace and is_before:
+                    return True
+        return False
+
+    def await_turn(self, arrival: Arrival, is_turn: Callable[[], bool]) -> None:
+        """Wait until its turn has come, no earlier one is arriving any more, or too long has passed (spec ST-15)."""
+        with self._changed:
+            self._changed.wait_for(lambda: is_turn() or not self.has_one_before(arrival), timeout=TURN_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """The parts of a store that a bundle passes through."""
+
+    config: StoreConfig
+    state: State
+    cache: Cache
+    leases: Leases
+    arrivals: Arrivals
+    syncs: ThreadPoolExecutor
+    """Threads that make journal files durable beside the computation of the tree."""
+
+
+class Committed(NamedTuple):
+    """The receipt of a bundle, and what it cost; both sizes are zero for a duplicate."""
+
+    receipt: wire.Receipt
+    journal_bytes: int
+    object_bytes: int
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes one bundle."""
+
+    rooms: Rooms
+    arrival: Arrival
+    spool: Spool
+    take_over: bool
+    hook: DecideHook | None
+    _lease: int = field(default=0, init=False)
+
+    def run(self, expected_identity: bytes | None) -> Committed:
+        """Read, check and commit the bundle; nothing of it stays when this raises."""
+        try:
+            with space_guard(self.rooms.config.data):
+                return self._run(expected_identity)
+        except DeltasyncError as error:
+            if not self.spool.has_failed_source:
+                self._note(error)
+            raise
+        except OSError as error:
+            if self.spool.has_failed_source:
+                raise
+            raise Corrupt(f"the store's disk failed ({error}); the bundle was not applied") from error
+        finally:
+            self.rooms.leases.drop(self._lease)
+
+    def _run(self, expected_identity: bytes | None) -> Committed:
+        reader = BundleReader(self.spool, self.rooms.config.limits)
+        metadata = reader.metadata()
+        if expected_identity is not None and metadata.identity != expected_identity:
+            raise Refused("B-26", f"the bundle's identity is {metadata.identity.hex()}, not the one announced")
+        self.arrival.header = metadata.header
+        first = self._judge(metadata, may_wait=True)
+        if first is not None:
+            return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
+        with self.rooms.cache.staging() as staging:
+            self._stage(reader, metadata, staging)
+            self.spool.begin_sync(self.rooms.syncs)
+            self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
+            with self.rooms.arrivals.committing(self.arrival.workspace):
+                first = self._judge(metadata, may_wait=False)
+                return Committed(first, 0, 0) if first else self._commit(metadata, staging)
+
+    def _judge(self, metadata: Metadata, *, may_wait: bool) -> wire.Receipt | None:
+        """Return the first receipt of a duplicate, None when the bundle may go on, or raise the verdict."""
+        name, header = self.arrival.workspace, metadata.header
+        with self.rooms.state.read() as db:
+            head, row = head_of(db, name), workspace_row(db, name)
+            recorded = receipt_row(db, name, header.epoch, header.sequence)
+        verdict = decide(head, recorded.identity if recorded else None, header, take_over=self.take_over)
+        if self.hook is not None:
+            self.hook(head, metadata, verdict)
+        if verdict is Verdict.DUPLICATE and recorded and row:
+            tree_sequence = None if row.moving_to is not None else row.tree_sequence
+            return msgspec.structs.replace(recorded.receipt(), duplicate=True, tree_sequence=tree_sequence)
+        is_early = may_wait and verdict is Verdict.GAP and self.rooms.arrivals.has_one_before(self.arrival)
+        if verdict is not Verdict.APPLY and not is_early:
+            raise conflict(verdict, head, header)
+        return None
+
+    def _is_turn(self, header: Header) -> bool:
+        with self.rooms.state.read() as db:
+            return header.sequence <= head_of(db, self.arrival.workspace).sequence + 1
+
+    def _stage(self, reader: BundleReader, metadata: Metadata, staging: Staging) -> None:
+        """Write the content that the cache lacks; what it has is leased, and read only to be checked."""
+        named = [bytes.fromhex(digest) for digest in content_operations(metadata)]
+        with self.rooms.leases.guard, self.rooms.state.read() as db:
+            present = blob_rows(db, named)
+            self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
+        for operation, views in reader.contents():
+            row = present.get(bytes.fromhex(operation.digest or ""))
+            if row is None or not self.rooms.cache.has_unchanged(row):
+                staging.write(operation, views)
+        reader.finish()
+
+    def _commit(self, metadata: Metadata, staging: Staging) -> Committed:
+        """Compute the tree, publish the content, and move the head (spec ST-13, ST-14)."""
+        state, name = self.rooms.state, self.arrival.workspace
+        with state.read() as db:
+            applied = delta.apply(head_of(db, name).root, metadata.operations, loader(db))
+        if applied.root.hex() != metadata.manifest.root:
+            raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
+        self.spool.finish_sync()  # spec ST-11: durable before any row names it
+        with state.hold():
+            with state.read() as db:
+                kept = self._present(db, metadata, staging)
+            with self.rooms.cache.published(staging, kept) as rows:
+                receipt = self._record(metadata, staging, applied, rows)
+        objects = sum(map(len, applied.objects.values()))
+        return Committed(receipt, self.spool.size_bytes, objects)
+
+    def _present(self, db: sqlite3.Connection, metadata: Metadata, staging: Staging) -> dict[bytes, BlobRow]:
+        """Return the rows of the digests that the bundle names; raise ContentMissing for what nobody has."""
+        named = {bytes.fromhex(digest): each for digest, each in content_operations(metadata).items()}
+        rows = blob_rows(db, named)
+        missing = [digest for digest in named if digest not in rows and digest not in staging.staged]
+        if missing:
+            self.rooms.leases.add(rows, LEASE_SECONDS)
+            raise ContentMissing([digest.hex() for digest in missing])
+        for digest, row in rows.items():
+            if row.size != named[digest].size:
+                raise Refused("B-54", f"{digest.hex()} has {row.size} bytes here, not {named[digest].size}")
+        return rows
+
+    def _record(
+        self, metadata: Metadata, staging: Staging, applied: delta.Applied, rows: Collection[BlobRow]
+    ) -> wire.Receipt:
+        """Run the one transaction; an error that leaves its outcome open keeps the journal file (spec ST-14)."""
+        self.spool.is_kept = True
+        try:
+            with self.rooms.state.write() as db:
+                return _Commit(db, self.arrival.workspace, metadata, staging).write(applied, rows, self.spool.name)
+        except DeltasyncError as error:
+            self.spool.is_kept = isinstance(error, Corrupt)
+            raise
+
+    def _note(self, error: DeltasyncError) -> None:
+        """Record how the workspace's last upload fared; a full disk may not take it."""
+        if isinstance(error, Corrupt):
+            return
+        with contextlib.suppress(DeltasyncError), self.rooms.state.write() as db:
+            update = "UPDATE workspaces SET last_upload_status = ? WHERE name = ?"
+            db.execute(update, (error.code, self.arrival.workspace))
+
+
+class _Commit:
+    """The rows of one applied bundle, written in one transaction."""
+
+    def __init__(self, db: sqlite3.Connection, name: WorkspaceName, metadata: Metadata, staging: Staging) -> None:
+        self._db = db
+        self._name = name
+        self._metadata = metadata
+        self._staging = staging
+        self._row = workspace_row(db, name)
+
+    def write(self, applied: delta.Applied, rows: Collection[BlobRow], journal: str) -> wire.Receipt:
+        """Write everything that the bundle changes, and return its receipt."""
+        db = self._db
+        receipt = self._receipt(applied)
+        db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", applied.objects.items())
+        self._write_blobs(rows)
+        self._write_receipt(receipt, applied.root, journal)
+        self._write_epoch(receipt)
+        self._write_head(applied, receipt)
+        return receipt
+
+    def _receipt(self, applied: delta.Applied) -> wire.Receipt:
+        manifest, row = self._metadata.manifest, self._row
+        counts = manifest.operations
+        is_moving = row is not None and row.moving_to is not None
+        return wire.Receipt(
+            workspace=self._name,
+            epoch=manifest.epoch,
+            sequence=manifest.sequence_number,
+            identity=self._metadata.identity.hex(),
+            bundle_id=manifest.bundle_id,
+            root=applied.root.hex(),
+            created=counts.created,
+            updated=counts.updated,
+            moved=counts.moved,
+            deleted=counts.deleted,
+            content_bytes=self._staging.content_bytes,
+            applied_at=now(),
+            tree_sequence=None if is_moving else (row.tree_sequence if row else 0),
+        )
+
+    def _write_blobs(self, rows: Collection[BlobRow]) -> None:
+        """Write blob rows in the order of their keys; workspaces that lacked one get it back into their tree."""
+        self._db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", sorted(rows))
+        healing = self._db.execute("SELECT 1 FROM wanted LIMIT 1").fetchone()
+        if healing:
+            heal = "UPDATE wanted SET healed = 1 WHERE digest = ?"
+            self._db.executemany(heal, [(row.digest,) for row in rows])
+
+    def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str) -> None:
+        carried = b"".join(sorted(self._staging.staged))
+        body = msgspec.json.encode(receipt)
+        values = (self._name, receipt.sequence, receipt.epoch, self._metadata.identity, root, body)
+        self._db.execute(
+            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, journal, carried, file_name(self._metadata)),
+        )
+
+    def _write_epoch(self, receipt: wire.Receipt) -> None:
+        """Retire the epoch that this bundle replaces, and tell the audit of a new owner."""
+        row, client_id = self._row, self._metadata.manifest.client_id
+        if row is None:
+            return
+        if row.epoch != receipt.epoch:
+            self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?, ?)", (self._name, row.epoch))
+        if row.client_id != client_id:
+            detail = f"{row.client_id} -> {client_id} with sequence {receipt.sequence}"
+            insert = "INSERT INTO audit (at, workspace, event, detail) VALUES (?, ?, 'take-over', ?)"
+            self._db.execute(insert, (receipt.applied_at, self._name, detail))
+
+    def _write_head(self, applied: delta.Applied, receipt: wire.Receipt) -> None:
+        head: Mapping[str, object] = {
+            "name": self._name,
+            "client_id": self._metadata.manifest.client_id,
+            "epoch": receipt.epoch,
+            "sequence": receipt.sequence,
+            "root": applied.root,
+            "files": applied.files,
+            "content_bytes": applied.content_bytes,
+            "bundle_id": receipt.bundle_id,
+            "applied_at": receipt.applied_at,
+            "empty_root": EMPTY_ROOT,
+        }
+        self._db.execute(_UPSERT_HEAD, head)
+
+
+_UPSERT_HEAD = """
+    INSERT INTO workspaces VALUES (
+        :name, :client_id, :epoch, :sequence, :root, :files, :content_bytes, :bundle_id, :applied_at, 'applied',
+        0, :empty_root, NULL, :empty_root
+    ) ON CONFLICT (name) DO UPDATE SET
+        client_id = excluded.client_id, epoch = excluded.epoch, sequence = excluded.sequence, root = excluded.root,
+        files = files + excluded.files, content_bytes = content_bytes + excluded.content_bytes,
+        last_bundle_id = excluded.last_bundle_id, last_applied_at = excluded.last_applied_at,
+        last_upload_status = excluded.last_upload_status
+"""
+
+
+def conflict(verdict: Verdict, head: Head, header: Header) -> DeltasyncError:
+    """Return the error that a verdict is answered with; its facts carry the head."""
+    if verdict is Verdict.GAP:
+        return SequenceGap(head.sequence + 1, header.sequence)
+    kind, sentence = {
+        Verdict.NOT_OWNER: (NotOwner, "the workspace belongs to another client; --take-over makes it yours"),
+        Verdict.STALE_EPOCH: (StaleEpoch, f"epoch {header.epoch} was replaced; fetch the head and seal again"),
+        Verdict.FORK: (SequenceFork, f"bundle {header.sequence} does not follow the head {head.sequence}"),
+    }[verdict]
+    return kind(
+        sentence,
+        expected_sequence=head.sequence + 1,
+        got_sequence=header.sequence,
+        sequence=head.sequence,
+        epoch=head.epoch,
+        root=head.root.hex(),
+    )
+
+
+def now() -> str:
+    """Return the time for people to read; nothing is decided by it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

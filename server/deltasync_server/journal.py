@@ -1,0 +1,281 @@
+"""The journal: received bundles on disk until what they carry is durable; torn blobs are rebuilt from it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import secrets
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from deltasync.core.bundle import BundleReader, Source
+from deltasync.core.errors import Corrupt, DeltasyncError
+from deltasync.core.wire import Limits
+from deltasync.disk import Folder, fsync_folder, open_regular, write_all
+from deltasync_server.blobs import Cache, names_in, place_of
+from deltasync_server.state import ReceiptRow, State, blob_rows, journalled, split_digests
+
+SPACE_CHECK_BYTES = 32 * 2**20
+_BATCH = 512
+_WRITE_NOW = 2
+_log = logging.getLogger(__name__)
+
+ShouldStop = Callable[[], bool]
+
+
+class Spool:
+    """A bundle's bytes as they arrive: written to the journal and passed on to the strict reader in one go."""
+
+    def __init__(self, folder: Folder, source: Source, require_space: Callable[[], None]) -> None:
+        self._folder = folder
+        self._source = source
+        self._require_space = require_space
+        self._unchecked_bytes = 0
+        self.size_bytes = 0
+        self._sync: Future[None] | None = None
+        self.name = f"{secrets.token_hex(8)}.spool"
+        self.is_kept = False
+        """Set just before the commit that names this file: from then on only that commit's failure removes it."""
+        self.has_failed_source = False
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self.name, flags, 0o600, dir_fd=folder.fd)
+
+    def read(self, size: int, /) -> bytes:
+        """Pass bytes of the source on, once they are in the journal file."""
+        chunk = self._take(size)
+        write_all(self._descriptor, chunk)
+        self.size_bytes += len(chunk)
+        self._unchecked_bytes += len(chunk)
+        if self._unchecked_bytes >= SPACE_CHECK_BYTES:
+            self._unchecked_bytes = 0
+            self._require_space()
+        return chunk
+
+    def _take(self, size: int) -> bytes:
+        try:
+            return self._source.read(size)
+        except BaseException:
+            self.has_failed_source = True
+            raise
+
+    def begin_sync(self, threads: ThreadPoolExecutor) -> None:
+        """Start to make the file and its name durable, while the bundle's tree is computed."""
+        self._sync = threads.submit(self._make_durable)
+
+    def finish_sync(self) -> None:
+        """Wait until the file is durable (spec ST-11)."""
+        if self._sync is not None:
+            self._sync.result()
+
+    def _make_durable(self) -> None:
+        os.fsync(self._descriptor)
+        self._folder.fsync()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sync is not None:
+            self._sync.exception()  # the descriptor stays open until nobody uses it
+        os.close(self._descriptor)
+        if not self.is_kept:
+            os.unlink(self.name, dir_fd=self._folder.fd)
+
+
+class Rebuilt(NamedTuple):
+    """Blobs that were wrong at start: those that the journal could give again, and those that it could not."""
+
+    rebuilt: list[bytes]
+    lost: list[bytes]
+
+
+class Journal:
+    """DATA/journal, and what is rebuilt and released from it."""
+
+    def __init__(self, data: Path, state: State, cache: Cache, limits: Limits, *, keep_bundles: bool) -> None:
+        (data / "journal").mkdir(0o700, exist_ok=True)
+        self._bundles = data / "bundles"
+        self._state = state
+        self._cache = cache
+        self._limits = limits
+        self._keep_bundles = keep_bundles
+        self.folder = Folder.open(data / "journal")
+
+    def spool(self, source: Source, require_space: Callable[[], None]) -> Spool:
+        """Return a fresh journal file that takes a bundle."""
+        return Spool(self.folder, source, require_space)
+
+    def size_bytes(self) -> int:
+        """Return how many bytes the journal takes."""
+        total = 0
+        for name in names_in(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                total += self.folder.stat(name).st_size
+        return total
+
+    def clear_unreferenced(self) -> None:
+        """Remove files that no receipt names; nobody may be receiving."""
+        with self._state.read() as db:
+            named = {row.journal for row in journalled(db)}
+        for name in names_in(self.folder):
+            if name not in named:
+                os.unlink(name, dir_fd=self.folder.fd)
+
+    def rebuild(self) -> Rebuilt:
+        """Hash every blob that a journalled bundle carries and rebuild the wrong ones (spec ST-41).
+
+        A power cut leaves files of the right size full of zeros, so neither existence nor fingerprint is believed.
+        """
+        with self._state.read() as db:
+            receipts = journalled(db)
+        rebuilt: list[bytes] = []
+        lost: list[bytes] = []
+        seen: set[bytes] = set()
+        for receipt in receipts:
+            carried = [digest for digest in split_digests(receipt.carried) if digest not in seen]
+            seen.update(carried)
+            with self._state.read() as db:
+                rows = blob_rows(db, carried)
+            wrong = {digest for digest in rows if not self._cache.holds_right_bytes(digest)}
+            if wrong:
+                given = self._republish(receipt, wrong)
+                rebuilt += given
+                lost += wrong.difference(given)
+        return Rebuilt(rebuilt, lost)
+
+    def _republish(self, receipt: ReceiptRow, wrong: Collection[bytes]) -> list[bytes]:
+        """Write blobs again from a journalled bundle; returns those that it could give."""
+        _log.warning("rebuilding %d blob(s) from the journal of %s", len(wrong), receipt.file_name)
+        try:
+            with self._open(receipt) as source, self._cache.staging() as staging:
+                reader = BundleReader(source, self._limits)
+                for operation, views in reader.contents():
+                    if bytes.fromhex(operation.digest or "") in wrong:
+                        staging.write(operation, views)
+                with self._state.hold(), self._cache.published(staging, {}) as rows, self._state.write() as db:
+                    update = "UPDATE blobs SET mtime_ns = ?, executable = ? WHERE digest = ?"
+                    db.executemany(update, [(row.mtime_ns, row.executable, row.digest) for row in rows])
+                return [row.digest for row in rows]
+        except (OSError, DeltasyncError) as error:
+            _log.error("journal file %s cannot be read (%s)", receipt.journal, error)
+            return []
+
+    def _open(self, receipt: ReceiptRow) -> contextlib.closing[_File]:
+        return contextlib.closing(_File(open_regular(receipt.journal or "", at=self.folder.fd)))
+
+    def checkpoint(self, should_stop: ShouldStop = lambda: False) -> int:
+        """Make every blob of the journalled bundles durable and release their files; returns how many (spec ST-42)."""
+        with self._state.read() as db:
+            receipts = journalled(db)
+        done = 0
+        for receipt in receipts:
+            if should_stop() or not self._make_durable(receipt, should_stop):
+                break
+            self._release(receipt)
+            done += 1
+        return done
+
+    def _make_durable(self, receipt: ReceiptRow, should_stop: ShouldStop) -> bool:
+        digests = split_digests(receipt.carried)
+        for start in range(0, len(digests), _BATCH):
+            if should_stop():
+                return False
+            batch = digests[start : start + _BATCH]
+            for digest in batch:
+                self._with_blob(digest, start_writeback)
+            failed = {digest for digest in batch if not self._with_blob(digest, os.fsync)}
+            if failed and not self._replace(receipt, failed):
+                return False
+        for folder in sorted({place_of(digest)[:2] for digest in digests}):
+            with self._cache.folder.enter(folder) as entered:
+                entered.fsync()
+        return True
+
+    def _with_blob(self, digest: bytes, action: Callable[[int], None]) -> bool:
+        """Do something with an open blob; False when the disk failed it. A blob that is gone needs nothing."""
+        try:
+            descriptor = self._cache.open(digest)
+        except FileNotFoundError:
+            return True
+        try:
+            action(descriptor)
+        except OSError as error:
+            _log.error("blob %s could not be made durable (%s)", digest.hex(), error)
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _replace(self, receipt: ReceiptRow, failed: Collection[bytes]) -> bool:
+        """Write blobs anew whose fsync failed: the failed file is never asked again, it would say yes (spec ST-43)."""
+        replaced = self._republish(receipt, failed)
+        with self._state.write() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", [(digest,) for digest in replaced]
+            )
+        return len(replaced) == len(failed) and all(self._with_blob(digest, os.fsync) for digest in replaced)
+
+    def _release(self, receipt: ReceiptRow) -> None:
+        """Drop or keep a journal file: first the row forgets it, so that no row names a file that is gone."""
+        name = receipt.journal or ""
+        if self._keep_bundles:
+            kept = self._bundles / receipt.workspace
+            kept.mkdir(0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError), Folder.open(kept) as folder:
+                os.link(name, receipt.file_name, src_dir_fd=self.folder.fd, dst_dir_fd=folder.fd)
+            fsync_folder(kept)
+        with self._state.write() as db:
+            db.execute("UPDATE receipts SET journal = NULL, carried = NULL WHERE journal = ?", (name,))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.folder.fd)
+
+    def damaged_files(self) -> Iterator[tuple[ReceiptRow, str]]:
+        """Yield the journalled bundles whose file does not read as the bundle that the receipt names, and why."""
+        with self._state.read() as db:
+            receipts = journalled(db)
+        for receipt in receipts:
+            try:
+                with self._open(receipt) as source:
+                    reader = BundleReader(source, self._limits)
+                    if reader.metadata().identity != receipt.identity:
+                        raise Corrupt("it holds another bundle")
+                    reader.finish()
+            except (OSError, DeltasyncError) as error:
+                yield receipt, str(error)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self.folder.close()
+
+
+class _File:
+    """An open file as a bundle's source."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read(self, size: int, /) -> bytes:
+        return os.read(self._descriptor, size)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def start_writeback(descriptor: int) -> None:
+    """Ask the kernel to begin writing a file's bytes, where it can be asked.
+
+    Many files started first and fsynced then cost half of fsyncing each from cold: the journal of the file system is
+    committed once instead of once a file.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_NOW)
+
+
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if os.name == "posix" else None

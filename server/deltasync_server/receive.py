@@ -1,0 +1,365 @@
+"""The store: takes sealed bundles, commits each once and in order, and answers what it holds."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection as Values
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from deltasync import __version__
+from deltasync.core import wire
+from deltasync.core.bundle import Source
+from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFound, UsageError
+from deltasync.core.hashing import DIGEST_BYTES
+from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
+from deltasync.core.names import WorkspaceName
+from deltasync.disk import Lock, space_guard
+from deltasync_server.blobs import Cache, Leases
+from deltasync_server.collect import Collected, Collection
+from deltasync_server.config import LinkMode, StoreConfig
+from deltasync_server.intake import LEASE_SECONDS, Arrivals, DecideHook, Intake, Rooms
+from deltasync_server.journal import Journal, Spool
+from deltasync_server.state import (
+    BlobRow,
+    State,
+    WorkspaceRow,
+    blob_row,
+    blob_rows,
+    last_receipts,
+    object_body,
+    settle_stamps,
+    workspace_row,
+    workspace_rows,
+)
+from deltasync_server.tree import Trees
+from deltasync_server.upkeep import Upkeep
+
+RESERVE_SHARE = 20
+"""The reserve of free space is at most this part of the disk: a small disk can still be used."""
+_COUNTED = ("bundles_applied_total", "bundles_duplicate_total", "bundles_refused_total", "content_bytes_total")
+
+
+class Store:
+    """Everything below one DATA folder; the only process that writes there."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        """Open the store, or make one; raises AlreadyRunning while another process has it."""
+        self.config = config
+        data = config.data
+        try:
+            link = LinkMode(config.link)
+        except ValueError as error:
+            raise UsageError(f"--link is one of {', '.join(LinkMode)}, not {config.link!r}") from error
+        with space_guard(data):
+            data.mkdir(0o755, parents=True, exist_ok=True)
+            self._lock = Lock(data / "lock", f"another server uses {data}; stop it first, or name another folder")
+            try:
+                self.state = State(data / "state.db")
+                self.cache = Cache(data)
+                self.journal = Journal(data, self.state, self.cache, config.limits, keep_bundles=config.keep_bundles)
+                self.trees = Trees(data, self.state, self.cache, link)
+            except BaseException:
+                self._lock.close()
+                raise
+        self.leases = Leases()
+        self._arrivals = Arrivals()
+        self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
+        self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self._syncs)
+        self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases)
+        self._counted: Counter[str] = Counter()
+        self._count_lock = threading.Lock()
+        self._started_at = time.monotonic()
+        self._is_open = True
+
+    # --- life ---
+
+    def recover(self) -> None:
+        """Bring the store to a state as if nothing had been interrupted, before it serves (spec ST-40 to ST-44)."""
+        with space_guard(self.config.data):
+            self.cache.clear_staging()
+            self.journal.clear_unreferenced()
+            self._settle_stamps()
+            with self.state.read() as db:
+                rows = workspace_rows(db)
+                journalled = {name for (name,) in db.execute("SELECT workspace FROM receipts WHERE journal NOT NULL")}
+            rebuilt = self.journal.rebuild()
+            if rebuilt.lost:
+                self.trees.sound_rows(rebuilt.lost)
+            suspects = [row.name for row in rows if rebuilt.rebuilt or row.name in journalled or _is_unsettled(row)]
+            self.trees.distrust(suspects)
+            for row in rows:
+                self.trees.wake(row.name)
+
+    def _settle_stamps(self) -> None:
+        """Finish restamps that were interrupted: the intent says which fingerprint is also right (spec ST-35)."""
+        with self.state.hold(), self.state.write() as db:
+            stamped = [
+                BlobRow(digest, status.st_size, mtime_ns, bool(executable))
+                for digest, mtime_ns, executable in db.execute("SELECT * FROM stamps").fetchall()
+                if (status := self.cache.status(digest)) is not None and status.st_mtime_ns == mtime_ns
+            ]
+            settle_stamps(db, stamped)
+
+    def start(self) -> None:
+        """Bring trees forward and keep the store up in the background."""
+        self.trees.start()
+        self._upkeep.start()
+
+    def stop(self) -> None:
+        """End the background work and let everything go; receiving must have ended. The store cannot be used again."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._upkeep.stop()
+        self.trees.stop()
+        self._syncs.shutdown()
+        self.state.close()
+        self.cache.close()
+        self.journal.close()
+        self._lock.close()
+
+    def catch_up(self) -> None:
+        """Bring every tree forward now, in the calling thread."""
+        with self.state.read() as db:
+            rows = workspace_rows(db)
+        for row in rows:
+            self.trees.bring_forward(row.name)
+
+    def upkeep(self) -> None:
+        """Do the idle work now, in the calling thread."""
+        self._upkeep.work()
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Remove what no head, kept sequence, lease or journal needs."""
+        keep = self.config.keep_sequences
+        return Collection(self.state, self.cache, self.leases, keep, is_dry_run=dry_run).run(self.journal)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # --- questions ---
+
+    def workspace(self, name: WorkspaceName) -> wire.WorkspaceState:
+        """Return what is known of a workspace; one that was never written has sequence 0 and no owner."""
+        with self.state.read() as db:
+            return self._state_of(db, name, workspace_row(db, name))
+
+    def workspaces(self) -> list[wire.WorkspaceState]:
+        """Return every workspace, by name."""
+        with self.state.read() as db:
+            return [self._state_of(db, row.name, row) for row in workspace_rows(db)]
+
+    def _state_of(self, db: sqlite3.Connection, name: str, row: WorkspaceRow | None) -> wire.WorkspaceState:
+        if row is None:
+            row = _unwritten(name)
+        wanted = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND NOT healed", (name,)).fetchall()
+        return wire.WorkspaceState(
+            workspace=name,
+            client_id=row.client_id,
+            epoch=row.epoch,
+            sequence=row.sequence,
+            root=row.root.hex(),
+            tree_path=str(self.trees.path(name).absolute()),
+            tree_sequence=None if row.moving_to is not None else row.tree_sequence,
+            files=row.files,
+            content_bytes=row.content_bytes,
+            last_applied_at=row.last_applied_at or None,
+            last_bundle_id=row.last_bundle_id or None,
+            lag=row.sequence - row.tree_sequence,
+            wanted=[digest.hex() for (digest,) in wanted],
+            limits=self.config.limits,
+        )
+
+    def wait_for_tree(self, name: WorkspaceName, sequence: int, seconds: float) -> wire.WorkspaceState:
+        """Return the workspace as soon as its plain tree holds a sequence, or after so many seconds."""
+
+        def is_reached() -> bool:
+            with self.state.read() as db:
+                row = workspace_row(db, name)
+            if row is None or row.tree_sequence < sequence:
+                return False
+            return row.moving_to is None or row.moving_to > sequence
+
+        self.trees.wait_for(is_reached, seconds)
+        return self.workspace(name)
+
+    def missing(self, name: WorkspaceName, digests: list[str]) -> wire.MissingAnswer:
+        """Return which of these digests must be sent; the others are leased."""
+        if len(digests) > self.config.limits.missing_digests:
+            most = self.config.limits.missing_digests
+            raise LimitExceeded("H-24", f"more than {most} digests", limit=most)
+        asked = [_digest(text) for text in digests]
+        present = self._leased(asked, LEASE_SECONDS)
+        absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present]
+        return wire.MissingAnswer(missing=absent, leased_seconds=LEASE_SECONDS)
+
+    def _leased(self, digests: Values[bytes], seconds: float) -> dict[bytes, BlobRow]:
+        with self.leases.guard, self.state.read() as db:
+            present = blob_rows(db, digests)
+            if present:
+                self.leases.add(present, seconds)
+        return present
+
+    def directory(self, name: WorkspaceName, digest: bytes) -> bytes:
+        """Return the body of a directory object."""
+        with self.state.read() as db:
+            body = EMPTY_BODY if digest == EMPTY_ROOT else object_body(db, digest)
+            if body is None or workspace_row(db, name) is None:
+                raise NotFound(f"workspace {name!r} has no directory object {digest.hex()}")
+        return body
+
+    def sequences(self, name: WorkspaceName) -> wire.KeptSequences:
+        """Return the last sequences, whose whole trees are kept, oldest first."""
+        with self.state.read() as db:
+            rows = last_receipts(db, name, self.config.keep_sequences)
+        return wire.KeptSequences(
+            sequences=[
+                wire.KeptSequence(
+                    epoch=row.epoch,
+                    sequence=row.sequence,
+                    identity=row.identity.hex(),
+                    root=row.root.hex(),
+                    applied_at=row.receipt().applied_at,
+                )
+                for row in rows
+            ]
+        )
+
+    def last_upload_status(self, name: WorkspaceName) -> str | None:
+        """Return how the last bundle for a workspace fared: "applied", or the code of its error."""
+        with self.state.read() as db:
+            row = workspace_row(db, name)
+        return row.last_upload_status if row else None
+
+    def open_blob(self, digest: bytes) -> tuple[BinaryIO, int]:
+        """Return a blob's bytes, after a look at its fingerprint, and their number."""
+        with self.state.read() as db:
+            row = blob_row(db, digest)
+        if row is not None and not self.cache.has_unchanged(row):
+            row = self.trees.sound_rows([digest]).get(digest)
+        try:
+            if row is not None:
+                return os.fdopen(self.cache.open(digest), "rb"), row.size
+        except FileNotFoundError:
+            pass
+        raise NotFound(f"the cache has no blob {digest.hex()}")
+
+    def health(self) -> wire.Health:
+        """Return whether the store can take bundles, and its headroom."""
+        disk = os.statvfs(self.config.data)
+        with self.state.read() as db:
+            (workspaces,) = db.execute("SELECT count(*) FROM workspaces").fetchone()
+        return wire.Health(
+            status="low disk" if self._lacks_space() else "ok",
+            version=__version__,
+            disk_free_bytes=disk.f_bavail * disk.f_frsize,
+            disk_total_bytes=disk.f_blocks * disk.f_frsize,
+            workspaces=workspaces,
+            uptime_seconds=time.monotonic() - self._started_at,
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Return numbers for /metrics; those that end in _total only grow."""
+        health = self.health()
+        with self.state.read() as db:
+            blobs, blob_bytes = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM blobs").fetchone()
+            (behind,) = db.execute("SELECT count(*) FROM workspaces WHERE tree_sequence < sequence").fetchone()
+            (wanted,) = db.execute("SELECT count(*) FROM wanted WHERE NOT healed").fetchone()
+        with self._count_lock:
+            counted = {name: float(self._counted[name]) for name in _COUNTED}
+        return counted | {
+            "disk_free_bytes": health.disk_free_bytes,
+            "disk_total_bytes": health.disk_total_bytes,
+            "workspaces": health.workspaces,
+            "uptime_seconds": health.uptime_seconds,
+            "blobs": blobs,
+            "blob_bytes": blob_bytes,
+            "blobs_wanted": wanted,
+            "trees_behind": behind,
+            "journal_bytes": self.journal.size_bytes(),
+            "bundles_arriving": len(self._arrivals),
+        }
+
+    def _count(self, **amounts: int) -> None:
+        with self._count_lock:
+            self._counted.update(amounts)
+
+    # --- receiving ---
+
+    def receive(
+        self,
+        name: WorkspaceName,
+        source: Source,
+        *,
+        expected_identity: bytes | None,
+        take_over: bool = False,
+        decide_hook: DecideHook | None = None,
+    ) -> wire.Receipt:
+        """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
+
+        expected_identity: what the sender announced, or None where the route has no place for it.
+        """
+        self._upkeep.note()
+        try:
+            self._require_space()
+            with self._arrivals.arriving(name) as arrival, self._spool(source) as spool:
+                done = Intake(self._rooms, arrival, spool, take_over=take_over, hook=decide_hook).run(expected_identity)
+        except DeltasyncError:
+            self._count(bundles_refused_total=1)
+            raise
+        if done.receipt.duplicate:
+            self._count(bundles_duplicate_total=1)
+        else:
+            self._count(bundles_applied_total=1, content_bytes_total=done.receipt.content_bytes)
+            self._upkeep.note(journal_bytes=done.journal_bytes, object_bytes=done.object_bytes)
+        for workspace in self._behind(name):
+            self.trees.wake(workspace)
+        return done.receipt
+
+    def _spool(self, source: Source) -> Spool:
+        with space_guard(self.config.data):
+            return self.journal.spool(source, self._require_space)
+
+    def _behind(self, name: WorkspaceName) -> set[str]:
+        """Return the workspaces that have something to do: this one, and those that got lost content back."""
+        with self.state.read() as db:
+            return {name, *(other for (other,) in db.execute("SELECT DISTINCT workspace FROM wanted WHERE healed"))}
+
+    def _require_space(self) -> None:
+        if self._lacks_space():
+            raise NoSpace(f"less than the reserve is free at {self.config.data}; free some space and try again")
+
+    def _lacks_space(self) -> bool:
+        disk = os.statvfs(self.config.data)
+        reserve = min(self.config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
+        return disk.f_bavail * disk.f_frsize < reserve
+
+
+def _is_unsettled(row: WorkspaceRow) -> bool:
+    """Tell whether a tree may not be what its row says, after a restart (spec ST-44)."""
+    return row.moving_to is not None or row.tree_root != row.durable_root
+
+
+def _unwritten(name: str) -> WorkspaceRow:
+    return WorkspaceRow(name, "", "", 0, EMPTY_ROOT, 0, 0, "", "", "", 0, EMPTY_ROOT, None, EMPTY_ROOT)
+
+
+def _digest(text: str) -> bytes:
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != DIGEST_BYTES or digest.hex() != text:
+        raise UsageError("a digest is 64 lower-case hexadecimal digits")
+    return digest

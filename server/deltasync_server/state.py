@@ -1,0 +1,305 @@
+"""The store's database: heads, receipts, directory objects, blob rows; one writer, any number of readers."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from queue import Empty, LifoQueue
+from typing import NamedTuple
+
+import msgspec
+
+from deltasync.core import wire
+from deltasync.core.errors import Corrupt
+from deltasync.core.hashing import DIGEST_BYTES
+from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
+from deltasync.core.sequence import Head
+from deltasync.core.tree import Loader
+from deltasync.db import connect, damaged, transaction
+
+BATCH = 500
+"""Digests in one query; SQLite takes 999 parameters everywhere."""
+
+MIGRATIONS = (
+    """
+    CREATE TABLE workspaces (
+        name TEXT PRIMARY KEY,
+        client_id TEXT NOT NULL,
+        epoch TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        root BLOB NOT NULL,
+        files INTEGER NOT NULL,
+        content_bytes INTEGER NOT NULL,
+        last_bundle_id TEXT NOT NULL,
+        last_applied_at TEXT NOT NULL,
+        last_upload_status TEXT NOT NULL,
+        tree_sequence INTEGER NOT NULL,
+        tree_root BLOB NOT NULL,
+        moving_to INTEGER,
+        durable_root BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE epochs (
+        workspace TEXT NOT NULL,
+        epoch TEXT NOT NULL,
+        PRIMARY KEY (workspace, epoch)
+    ) WITHOUT ROWID;
+    CREATE TABLE receipts (
+        workspace TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        epoch TEXT NOT NULL,
+        identity BLOB NOT NULL,
+        root BLOB NOT NULL,
+        body BLOB NOT NULL,
+        journal TEXT,
+        carried BLOB,
+        file_name TEXT NOT NULL,
+        PRIMARY KEY (workspace, sequence)
+    );
+    CREATE INDEX receipts_journal ON receipts (journal) WHERE journal IS NOT NULL;
+    CREATE TABLE objects (
+        digest BLOB PRIMARY KEY,
+        body BLOB NOT NULL
+    );
+    CREATE TABLE blobs (
+        digest BLOB PRIMARY KEY,
+        size INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        executable INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE stamps (
+        digest BLOB PRIMARY KEY,
+        mtime_ns INTEGER NOT NULL,
+        executable INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE wanted (
+        workspace TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        healed INTEGER NOT NULL,
+        PRIMARY KEY (workspace, digest)
+    ) WITHOUT ROWID;
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY,
+        at TEXT NOT NULL,
+        workspace TEXT NOT NULL,
+        event TEXT NOT NULL,
+        detail TEXT NOT NULL
+    )
+    """,
+)
+
+
+class WorkspaceRow(NamedTuple):
+    """One workspace: its head, and what its plain tree holds."""
+
+    name: str
+    client_id: str
+    epoch: str
+    sequence: int
+    root: bytes
+    files: int
+    content_bytes: int
+    last_bundle_id: str
+    last_applied_at: str
+    last_upload_status: str
+    tree_sequence: int
+    tree_root: bytes
+    moving_to: int | None
+    durable_root: bytes
+    """The root of the tree as it was last made durable, folder by folder (spec ST-50)."""
+
+
+class BlobRow(NamedTuple):
+    """A blob and the fingerprint of its inode."""
+
+    digest: bytes
+    size: int
+    mtime_ns: int
+    executable: bool
+
+
+class ReceiptRow(NamedTuple):
+    """An applied bundle; `journal` and `carried` are there until its checkpoint (spec ST-40)."""
+
+    workspace: str
+    sequence: int
+    epoch: str
+    identity: bytes
+    root: bytes
+    body: bytes
+    journal: str | None
+    carried: bytes | None
+    """The 32-byte digests of the content that the journal file carries, one after another."""
+    file_name: str
+
+    def receipt(self) -> wire.Receipt:
+        """Return the answer that the commit gave."""
+        return msgspec.json.decode(self.body, type=wire.Receipt)
+
+
+class State:
+    """The only owner of the connections to DATA/state.db."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writer = connect(path, MIGRATIONS)
+        self._lock = threading.RLock()
+        self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every other writer out; what a row names is published and removed only inside (spec ST-21)."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Run a block as one durable transaction of the only writer."""
+        with self._lock, self._explained(), transaction(self._writer) as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read-only connection; it sees what was committed and never blocks the writer."""
+        with self._explained():
+            try:
+                connection = self._readers.get_nowait()
+            except Empty:
+                connection = connect(self._path, MIGRATIONS, read_only=True)
+            try:
+                yield connection
+            finally:
+                self._readers.put(connection)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+            raise  # our mistake, not the disk's
+        except sqlite3.DatabaseError as error:
+            raise damaged(self._path, error) from error
+
+    def close(self) -> None:
+        """Close every connection."""
+        while not self._readers.empty():
+            self._readers.get_nowait().close()
+        with self._lock:
+            self._writer.close()
+
+
+def workspace_row(db: sqlite3.Connection, name: str) -> WorkspaceRow | None:
+    """Return one workspace's row, or None before its first bundle."""
+    row = db.execute(f"SELECT {_WORKSPACE} FROM workspaces WHERE name = ?", (name,)).fetchone()
+    return WorkspaceRow._make(row) if row else None
+
+
+def workspace_rows(db: sqlite3.Connection) -> list[WorkspaceRow]:
+    """Return every workspace, by name."""
+    return [WorkspaceRow._make(row) for row in db.execute(f"SELECT {_WORKSPACE} FROM workspaces ORDER BY name")]
+
+
+def head_of(db: sqlite3.Connection, name: str) -> Head:
+    """Return the last applied (epoch, sequence, root) of a workspace and the epochs before it."""
+    row = workspace_row(db, name)
+    if row is None:
+        return Head()
+    past = db.execute("SELECT epoch FROM epochs WHERE workspace = ?", (name,))
+    return Head(row.client_id, row.epoch, row.sequence, row.root, frozenset(epoch for (epoch,) in past))
+
+
+def receipt_row(db: sqlite3.Connection, name: str, epoch: str, sequence: int) -> ReceiptRow | None:
+    """Return the receipt of (epoch, sequence), or None."""
+    row = db.execute(
+        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ? AND sequence = ? AND epoch = ?", (name, sequence, epoch)
+    ).fetchone()
+    return ReceiptRow._make(row) if row else None
+
+
+def last_receipts(db: sqlite3.Connection, name: str, count: int) -> list[ReceiptRow]:
+    """Return the newest receipts of a workspace, oldest of them first."""
+    rows = db.execute(
+        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ? ORDER BY sequence DESC LIMIT ?", (name, count)
+    ).fetchall()
+    return [ReceiptRow._make(row) for row in reversed(rows)]
+
+
+def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
+    """Return the receipts whose bundle is still in the journal, in the order in which they were committed."""
+    rows = db.execute(f"SELECT {_RECEIPT} FROM receipts WHERE journal IS NOT NULL ORDER BY rowid")
+    return [ReceiptRow._make(row) for row in rows]
+
+
+def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
+    """Return every root whose tree must stay whole: heads, plain trees, kept and not yet checkpointed sequences."""
+    roots = {row.root for row in journalled(db)}
+    for row in workspace_rows(db):
+        roots |= {row.root, row.tree_root, row.durable_root}
+        roots |= {receipt.root for receipt in last_receipts(db, row.name, keep_sequences)}
+    return roots - {EMPTY_ROOT}
+
+
+def object_body(db: sqlite3.Connection, digest: bytes) -> bytes | None:
+    """Return a directory object's body, or None."""
+    row = db.execute("SELECT body FROM objects WHERE digest = ?", (digest,)).fetchone()
+    return bytes(row[0]) if row else None
+
+
+def loader(db: sqlite3.Connection) -> Loader:
+    """Return what gives the entries of a directory object of this store."""
+
+    def load(digest: bytes) -> list[Entry]:
+        body = object_body(db, digest)
+        if body is None:
+            raise Corrupt(f"directory object {digest.hex()} is missing; run `deltasync-server check`")
+        return decode_directory(body)
+
+    return load
+
+
+def blob_row(db: sqlite3.Connection, digest: bytes) -> BlobRow | None:
+    """Return a blob's row, or None when the cache does not hold it."""
+    row = db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest = ?", (digest,)).fetchone()
+    return _blob(row) if row else None
+
+
+def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, BlobRow]:
+    """Return the rows of those digests that the cache holds."""
+    found: dict[bytes, BlobRow] = {}
+    for batch in batched(digests, BATCH):
+        marks = ",".join("?" * len(batch))
+        for row in db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest IN ({marks})", batch):
+            found[row[0]] = _blob(row)
+    return found
+
+
+def settle_stamps(db: sqlite3.Connection, rows: Iterable[BlobRow]) -> None:
+    """Record the fingerprints of inodes that were restamped; the intents are done with."""
+    update = "UPDATE blobs SET mtime_ns = ?, executable = ? WHERE digest = ?"
+    db.executemany(update, [(row.mtime_ns, row.executable, row.digest) for row in rows])
+    db.execute("DELETE FROM stamps")
+
+
+def batched(values: Iterable[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    """Yield lists of at most `size` values."""
+    iterator = iter(values)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def split_digests(packed: bytes | None) -> list[bytes]:
+    """Return the digests of a packed column."""
+    packed = packed or b""
+    return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]
+
+
+def _blob(row: tuple[bytes, int, int, int]) -> BlobRow:
+    return BlobRow(row[0], row[1], row[2], bool(row[3]))
+
+
+_WORKSPACE = ", ".join(WorkspaceRow._fields)
+_RECEIPT = ", ".join(ReceiptRow._fields)
+_BLOB = ", ".join(BlobRow._fields)

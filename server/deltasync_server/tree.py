@@ -1,0 +1,609 @@
+"""The plain trees: each brought from the root it holds to its workspace's head, and compared with it after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
+from deltasync.core.tree import Loader, entries_of, walk
+from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard
+from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged, names_in
+from deltasync_server.config import LinkMode
+from deltasync_server.place import Placer
+from deltasync_server.state import (
+    BlobRow,
+    State,
+    WorkspaceRow,
+    blob_row,
+    blob_rows,
+    loader,
+    workspace_row,
+    workspace_rows,
+)
+
+RETRY_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+
+ShouldStop = Callable[[], bool]
+
+
+class _Stopped(Exception):
+    """The store is closing; the tree is repaired at the next start."""
+
+
+class Trees:
+    """Every plain folder of the store; one thread brings them forward, as soon as a head has moved."""
+
+    def __init__(self, data: Path, state: State, cache: Cache, link: LinkMode) -> None:
+        (data / "workspaces").mkdir(0o755, exist_ok=True)
+        self._folder = data / "workspaces"
+        self._state = state
+        self._cache = cache
+        self._link = link
+        self._lock = threading.RLock()
+        """Held while a tree changes, and while a damaged blob is taken out of the trees."""
+        self._suspect: set[str] = set()
+        """Trees that may not hold what their row says: compared entry by entry before they move on."""
+        self._changed = threading.Condition()
+        self._due: dict[str, float] = {}
+        self._is_stopping = False
+        self._thread: threading.Thread | None = None
+
+    def path(self, name: str) -> Path:
+        """Return where a workspace's plain folder is."""
+        return self._folder / name / "tree"
+
+    # --- the thread ---
+
+    def start(self) -> None:
+        """Bring trees forward in the background from now on."""
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="deltasync-trees", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the folder at hand."""
+        self._is_stopping = True
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wake(self, name: str) -> None:
+        """Say that a workspace's head has moved."""
+        with self._changed:
+            self._due[name] = 0.0
+            self._changed.notify_all()
+
+    def wait_for(self, is_reached: Callable[[], bool], seconds: float) -> None:
+        """Wait until something holds of the rows, looked at again after each move of a tree."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopping or is_reached(), timeout=seconds)
+
+    def _run(self) -> None:
+        while (name := self._next()) is not None:
+            try:
+                self.bring_forward(name)
+            except _Stopped:
+                return
+            except Exception:  # noqa: BLE001  a worker loop reports it and goes on
+                _log.exception("the tree of %s could not be brought forward; trying again", name)
+                with self._changed:
+                    self._due.setdefault(name, time.monotonic() + RETRY_SECONDS)
+
+    def _next(self) -> str | None:
+        with self._changed:
+            while not self._is_stopping:
+                now = time.monotonic()
+                name = min(self._due, key=self._due.__getitem__, default=None)
+                if name is not None and self._due[name] <= now:
+                    del self._due[name]
+                    return name
+                self._changed.wait(None if name is None else self._due[name] - now)
+        return None
+
+    # --- bringing a tree forward ---
+
+    def distrust(self, names: Iterable[str]) -> None:
+        """Compare these trees with the rows before they are used again (spec ST-44)."""
+        for name in names:
+            self._suspect.add(name)
+            with self._state.write() as db:
+                db.execute("UPDATE workspaces SET moving_to = sequence WHERE name = ?", (name,))
+            self.wake(name)
+
+    def bring_forward(self, name: str) -> None:
+        """Make a plain tree hold its workspace's head; the rows say "moving" before and the sequence after."""
+        with self._lock:
+            with self._state.read() as db:
+                row = workspace_row(db, name)
+                healed = _healed(db, name)
+            is_suspect = name in self._suspect
+            if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
+                return
+            self._suspect.add(name)  # until this has succeeded
+            with self._state.write() as db:
+                db.execute("UPDATE workspaces SET moving_to = ? WHERE name = ?", (row.sequence, name))
+            with space_guard(self._folder), self._placer(name) as placer:
+                self._move(placer, row, healed, is_suspect=is_suspect)
+                self._settle(row, healed, placer.lost)
+            self._suspect.discard(name)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> None:
+        with self._state.read() as db:
+            load = loader(db)
+            change = _Change(placer, load, lambda: self._is_stopping)
+            if not is_suspect:
+                try:
+                    change.move(row.tree_root, row.root)
+                    change.restore(row.root, healed)
+                    placer.finish()
+                    return
+                except OSError as error:
+                    if error.errno in FULL:
+                        raise
+                    _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
+                    placer.forget()
+            comparison = _Comparison(self._cache, self._state, may_link=placer.may_link)
+            _Repair(placer, comparison, load, lambda: self._is_stopping).run(row.root, row.durable_root)
+            placer.finish()
+
+    def _settle(self, row: WorkspaceRow, healed: Collection[bytes], lost: Collection[bytes]) -> None:
+        with self._state.write() as db:
+            db.execute(
+                "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
+                (row.sequence, row.root, row.name),
+            )
+            db.executemany(
+                "DELETE FROM wanted WHERE workspace = ? AND digest = ?", [(row.name, digest) for digest in healed]
+            )
+            db.executemany(
+                "INSERT OR REPLACE INTO wanted SELECT ?1, ?2, EXISTS (SELECT 1 FROM blobs WHERE digest = ?2)",
+                [(row.name, digest) for digest in lost],
+            )
+            self._forget_unnamed(db, row)
+
+    def _forget_unnamed(self, db: sqlite3.Connection, row: WorkspaceRow) -> None:
+        """Stop asking for content that the head no longer names."""
+        wanted = {digest for (digest,) in db.execute("SELECT digest FROM wanted WHERE workspace = ?", (row.name,))}
+        if wanted:
+            unnamed = wanted - {entry.digest for _, entry in walk(row.root, loader(db)) if entry.kind is Kind.FILE}
+            delete = "DELETE FROM wanted WHERE workspace = ? AND digest = ?"
+            db.executemany(delete, [(row.name, digest) for digest in unnamed])
+
+    @contextmanager
+    def _placer(self, name: str) -> Iterator[Placer]:
+        with self._opened(name) as (tree, aside):
+            yield Placer(tree, aside, self._state, self._cache, self._link, self.sound_rows)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[Folder, Folder]]:
+        home = self._folder / name
+        if not (home / "aside").is_dir() or not (home / "tree").is_dir():
+            for folder in (home / "tree", home / "aside"):
+                folder.mkdir(0o755, parents=True, exist_ok=True)
+            fsync_folder(home)
+            fsync_folder(self._folder)
+        with Folder.open(home / "tree") as tree, Folder.open(home / "aside") as aside:
+            yield tree, aside
+
+    def differences(self, name: str) -> list[str]:
+        """Return the paths at which a plain tree is not what its row says; every copy is hashed."""
+        with self._lock, self._state.read() as db, self._placer(name) as placer:
+            row = workspace_row(db, name)
+            comparison = _Comparison(self._cache, self._state, may_link=placer.may_link)
+            return list(comparison.differences(placer.tree, "", row.tree_root, loader(db))) if row else []
+
+    def rebuild(self, name: str) -> None:
+        """Compare a tree with its head and replace what differs; every copy is hashed."""
+        with self._state.write() as db:
+            db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+        self.distrust([name])
+        self.bring_forward(name)
+
+    # --- damaged blobs ---
+
+    def sound_rows(self, digests: Collection[bytes]) -> dict[bytes, BlobRow]:
+        """Hash blobs that lost their fingerprint: the right ones get it back, the wrong ones are quarantined."""
+        with self._lock:
+            sound = {digest: row for digest in digests if (row := self._rehashed(digest)) is not None}
+            wrong = [digest for digest in digests if digest not in sound]
+            if wrong:
+                self.quarantine(wrong)
+        return sound
+
+    def _rehashed(self, digest: bytes) -> BlobRow | None:
+        """Return a blob's row when its bytes are right; its inode has the row's time and mode again (spec ST-25)."""
+        while True:
+            with self._state.read() as db:
+                row = blob_row(db, digest)
+            before = self._cache.status(digest)
+            if row is None or before is None:
+                return None
+            if is_unchanged(row, before):
+                return row
+            is_right = self._cache.holds_right_bytes(digest)
+            with self._state.hold():
+                after = self._cache.status(digest)
+                if after is None or not os.path.samestat(before, after):
+                    continue  # another receipt has just published it again
+                if is_right:
+                    self._cache.restamp(digest, row.mtime_ns, executable=row.executable)
+                return row if is_right else None
+
+    def quarantine(self, wrong: Collection[bytes]) -> None:
+        """Take damaged blobs out of the cache and out of every tree, and ask for their content (spec ST-26)."""
+        _log.error("quarantining %d damaged blob(s), the first is %s", len(wrong), next(iter(wrong)).hex())
+        with self._lock:
+            self._take_out(wrong)
+
+    def _take_out(self, wrong: Collection[bytes]) -> None:
+        inodes = {(s.st_dev, s.st_ino) for digest in wrong if (s := self._cache.status(digest)) is not None}
+        with self._state.read() as db:
+            rows, load = workspace_rows(db), loader(db)
+            named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in rows}
+        for name, found in named.items():
+            self._unlink_inodes(name, {path for path, _ in found}, inodes)
+        asked = [(name, digest) for name, found in named.items() for digest in {digest for _, digest in found}]
+        with self._state.hold():
+            for digest in wrong:
+                self._cache.quarantine(digest)
+            with self._state.write() as db:
+                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in wrong])
+                db.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, 0)", asked)
+
+    def _unlink_inodes(self, name: str, paths: Iterable[str], inodes: Collection[tuple[int, int]]) -> None:
+        with self._opened(name) as (tree, _):
+            for path in paths:
+                above, _, leaf = path.rpartition("/")
+                with contextlib.suppress(OSError), tree.walk_to(above) as folder:
+                    status = folder.stat(leaf)
+                    if (status.st_dev, status.st_ino) in inodes:
+                        os.unlink(leaf, dir_fd=folder.fd)
+
+    # --- when idle ---
+
+    def make_durable(self, should_stop: ShouldStop) -> None:
+        """Fsync folders and copies that changed since this was last done, of every tree at rest (spec ST-50)."""
+        with self._state.read() as db:
+            rows = workspace_rows(db)
+        for row in rows:
+            is_at_rest = row.moving_to is None and row.name not in self._suspect
+            if should_stop() or not is_at_rest or row.durable_root == row.tree_root:
+                continue
+            with self._state.read() as db, contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                if self._make_tree_durable(row, loader(db), should_stop):
+                    self._note_durable(row)
+
+    def _make_tree_durable(self, row: WorkspaceRow, load: Loader, should_stop: ShouldStop) -> bool:
+        with self._opened(row.name) as (tree, _):
+            for path, changed in _changed_folders(row.durable_root, row.tree_root, "", load):
+                if should_stop():
+                    return False
+                with tree.walk_to(path) as folder:
+                    for entry in changed:
+                        if folder.stat(entry.name).st_nlink == 1:  # a copy: its bytes are in no journal
+                            _fsync_file(folder, entry.name)
+                    folder.fsync()
+        return True
+
+    def _note_durable(self, row: WorkspaceRow) -> None:
+        with self._state.write() as db:
+            db.execute(
+                "UPDATE workspaces SET durable_root = tree_root WHERE name = ? AND tree_root = ? AND moving_to IS NULL",
+                (row.name, row.tree_root),
+            )
+
+    def tidy(self, should_stop: ShouldStop) -> None:
+        """Remove what was displaced; never before an apply: creating files after many removals is slow (spec ST-36)."""
+        with self._state.read() as db:
+            names = [row.name for row in workspace_rows(db)]
+        for name in names:
+            with self._opened(name) as (_, aside):
+                with self._lock:
+                    left = names_in(aside)  # outside of a move everything here is waste
+                for waste in left:
+                    if should_stop():
+                        return
+                    remove_tree(aside, waste)
+
+
+class _Change:
+    """Brings a tree from one root to another by comparing their directory objects; operations are not consulted."""
+
+    def __init__(self, placer: Placer, load: Loader, should_stop: ShouldStop) -> None:
+        self._placer = placer
+        self._load = load
+        self._should_stop = should_stop
+        self._brought: dict[str, str] = {}
+        self._taken: frozenset[str] = frozenset()
+
+    def move(self, old: bytes, new: bytes) -> None:
+        """Make the tree, which holds `old`, hold `new`."""
+        if old == new:
+            return
+        moves = plan_moves(old, new, self._load)
+        self._taken = frozenset(moves.values())
+        # All of them are taken before one is brought, so that swaps and chains need no order.
+        self._brought = {path: self._placer.take(source) for path, source in moves.items()}
+        self._folder(self._placer.tree, "", entries_of(old, self._load), entries_of(new, self._load))
+
+    def _folder(self, folder: Folder, path: str, old: Iterable[Entry], new: list[Entry]) -> None:
+        if self._should_stop():
+            raise _Stopped
+        prefix = f"{path}/" if path else ""
+        before = {entry.name: entry for entry in old}
+        for taken in [name for name in before if prefix + name in self._taken] if self._taken else ():
+            del before[taken]
+        after = {entry.name for entry in new}
+        for name in before:
+            if name not in after:
+                self._placer.remove(folder, name)
+        differing = [(entry, before.get(entry.name)) for entry in new if before.get(entry.name) != entry]
+        self._placer.place(folder, path, [pair for pair in differing if pair[0].kind is Kind.FILE])
+        for entry, was in differing:
+            if entry.kind is Kind.SYMLINK:
+                self._placer.make_symlink(folder, entry)
+            elif entry.kind is Kind.DIRECTORY:
+                self._subfolder(folder, prefix + entry.name, entry, was)
+
+    def _subfolder(self, folder: Folder, path: str, entry: Entry, was: Entry | None) -> None:
+        if path in self._brought:
+            self._placer.bring(self._brought[path], folder, entry.name)
+            return
+        old: list[Entry] = []
+        if was is not None and was.kind is Kind.DIRECTORY:
+            old = entries_of(was.digest, self._load)
+        else:
+            self._placer.make_folder(folder, entry.name)
+        with folder.enter(entry.name) as entered:
+            self._folder(entered, path, old, entries_of(entry.digest, self._load))
+
+    def restore(self, root: bytes, digests: Collection[bytes]) -> None:
+        """Place every file of these contents again, whatever is in its place."""
+        by_folder: dict[str, list[tuple[Entry, Entry | None]]] = {}
+        for path, entry in walk(root, self._load) if digests else ():
+            if entry.digest in digests and entry.kind is Kind.FILE:
+                by_folder.setdefault(path.rpartition("/")[0], []).append((entry, None))
+        for path, files in by_folder.items():
+            with self._placer.tree.walk_to(path) as folder:
+                self._placer.place(folder, path, files)
+
+
+class _Comparison:
+    """Says which files of a folder are what their entries say."""
+
+    def __init__(self, cache: Cache, state: State, *, may_link: bool) -> None:
+        self._cache = cache
+        self._state = state
+        self._may_link = may_link
+
+    def wrong_files(self, folder: Folder, entries: Iterable[Entry], durable: Mapping[str, Entry]) -> list[Entry]:
+        """Return the files that are absent or differ. durable: files that are believed by size, time and mode."""
+        files = [entry for entry in entries if entry.kind is Kind.FILE]
+        with self._state.read() as db:
+            rows = blob_rows(db, {entry.digest for entry in files})
+        return [
+            entry
+            for entry in files
+            if not self._is_right(folder, entry, rows.get(entry.digest), is_durable=durable.get(entry.name) == entry)
+        ]
+
+    def _is_right(self, folder: Folder, entry: Entry, row: BlobRow | None, *, is_durable: bool) -> bool:
+        try:
+            status = folder.stat(entry.name)
+        except FileNotFoundError:
+            return False
+        if not _looks_like(status, entry, self._cache.attributes.mtime_of(entry.mtime_ns)):
+            return False
+        blob = self._cache.status(entry.digest)
+        if row is not None and blob is not None and os.path.samestat(status, blob):
+            return self._may_link and is_unchanged(row, blob)
+        return is_durable or _has_content(folder, entry)
+
+    def differences(self, folder: Folder, path: str, digest: bytes, load: Loader) -> Iterator[str]:
+        """Yield every path below a folder that is not what a directory object says; every copy is hashed."""
+        prefix = f"{path}/" if path else ""
+        entries = entries_of(digest, load)
+        wrong = {entry.name for entry in self.wrong_files(folder, entries, {})}
+        wrong |= {entry.name for entry in entries if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry)}
+        wrong |= set(names_in(folder)) - {entry.name for entry in entries}
+        for entry in entries:
+            if entry.kind is Kind.DIRECTORY:
+                try:
+                    entered = folder.enter(entry.name)
+                except OSError:
+                    wrong.add(entry.name)
+                    continue
+                with entered:
+                    yield from self.differences(entered, prefix + entry.name, entry.digest, load)
+        yield from (prefix + name for name in sorted(wrong))
+
+
+class _Repair:
+    """Compares a tree on disk with a root, entry by entry, and replaces what differs (spec ST-44)."""
+
+    def __init__(self, placer: Placer, comparison: _Comparison, load: Loader, should_stop: ShouldStop) -> None:
+        self._placer = placer
+        self._comparison = comparison
+        self._load = load
+        self._should_stop = should_stop
+
+    def run(self, root: bytes, durable_root: bytes) -> None:
+        """Repair the whole tree. durable_root: where it agrees, copies are believed by size, time and mode."""
+        self._folder(self._placer.tree, "", root, durable_root)
+
+    def _folder(self, folder: Folder, path: str, digest: bytes, durable: bytes) -> None:
+        if self._should_stop():
+            raise _Stopped
+        entries = entries_of(digest, self._load)
+        before = {entry.name: entry for entry in entries_of(durable, self._load)}
+        for name in set(names_in(folder)) - {entry.name for entry in entries}:
+            self._placer.displace(folder, name)
+        wrong = self._comparison.wrong_files(folder, entries, before)
+        self._placer.place(folder, path, [(entry, None) for entry in wrong])
+        for entry in entries:
+            if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry):
+                self._placer.make_symlink(folder, entry)
+            elif entry.kind is Kind.DIRECTORY:
+                was = before.get(entry.name)
+                self._subfolder(folder, path, entry, was.digest if was and was.kind is Kind.DIRECTORY else EMPTY_ROOT)
+
+    def _subfolder(self, folder: Folder, path: str, entry: Entry, durable: bytes) -> None:
+        try:
+            entered = folder.enter(entry.name)
+        except OSError:
+            self._placer.make_folder(folder, entry.name)
+            entered = folder.enter(entry.name)
+        with entered:
+            self._folder(entered, f"{path}/{entry.name}" if path else entry.name, entry.digest, durable)
+
+
+def _looks_like(status: os.stat_result, entry: Entry, mtime_ns: int) -> bool:
+    return (
+        stat.S_ISREG(status.st_mode)
+        and (status.st_size, status.st_mtime_ns) == (entry.size, mtime_ns)
+        and is_executable(status) == entry.executable
+        and not status.st_mode & 0o222
+    )
+
+
+def _has_content(folder: Folder, entry: Entry) -> bool:
+    try:
+        descriptor = open_regular(entry.name, at=folder.fd)
+    except OSError:
+        return False
+    try:
+        return hash_of(descriptor) == entry.digest
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_link_to(folder: Folder, entry: Entry) -> bool:
+    try:
+        return os.readlink(entry.name, dir_fd=folder.fd) == entry.target
+    except OSError:
+        return False
+
+
+def _fsync_file(folder: Folder, name: str) -> None:
+    descriptor = open_regular(name, at=folder.fd)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _healed(db: sqlite3.Connection, name: str) -> set[bytes]:
+    rows = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND healed", (name,))
+    return {digest for (digest,) in rows}
+
+
+def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader) -> set[tuple[str, bytes]]:
+    wanted = frozenset(digests)
+    return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
+
+
+def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:
+    """Yield each folder of `new` whose own entries are not those of `old`, with its new and changed files."""
+    if old == new:
+        return
+    before = {entry.name: entry for entry in entries_of(old, load)}
+    changed = [entry for entry in entries_of(new, load) if before.get(entry.name) != entry]
+    yield path, [entry for entry in changed if entry.kind is Kind.FILE]
+    for entry in changed:
+        if entry.kind is Kind.DIRECTORY:
+            was = before.get(entry.name)
+            base = was.digest if was is not None and was.kind is Kind.DIRECTORY else EMPTY_ROOT
+            yield from _changed_folders(base, entry.digest, f"{path}/{entry.name}" if path else entry.name, load)
+
+
+def plan_moves(old: bytes, new: bytes, load: Loader) -> dict[str, str]:
+    """Return new path -> old path of directories whose whole content the old tree has elsewhere, outermost first.
+
+    No source lies in another one, and none is needed where it was.
+    """
+    compared = _Compared(load)
+    compared.compare(old, new, "")
+    sources = compared.sources() if compared.needed else {}
+    moves: dict[str, str] = {}
+    taken: set[str] = set()
+    broken: set[str] = set()
+    queue = deque(sorted(compared.needed, key=lambda needed: needed[0].count("/"))) if sources else deque()
+    while queue:
+        path, digest, is_fresh = queue.popleft()
+        if any(above in moves for above in _above(path)):
+            continue
+        source = next((s for s in sources.get(digest, ()) if _is_whole(s, taken, broken)), None)
+        if source is not None:
+            moves[path] = source
+            taken.add(source)
+            broken.update(_above(source))
+        elif is_fresh:
+            below = (entry for entry in entries_of(digest, load) if entry.kind is Kind.DIRECTORY)
+            queue.extend((f"{path}/{entry.name}", entry.digest, True) for entry in below)
+    return moves
+
+
+class _Compared:
+    """Directories that two trees do not share: needed in the new one, at hand in the old one."""
+
+    def __init__(self, load: Loader) -> None:
+        self._load = load
+        self.needed: list[tuple[str, bytes, bool]] = []
+        """Path, digest, and whether nothing is at the path yet."""
+        self._changed: list[tuple[str, bytes]] = []
+        self._gone: list[tuple[str, bytes]] = []
+
+    def compare(self, old: bytes, new: bytes, prefix: str) -> None:
+        """Gather the directories below one that differs."""
+        before = {entry.name: entry.digest for entry in self._folders(old)}
+        for entry in self._folders(new):
+            path, was = prefix + entry.name, before.pop(entry.name, None)
+            if was == entry.digest:
+                continue
+            if entry.digest != EMPTY_ROOT:
+                self.needed.append((path, entry.digest, was is None))
+            if was is not None:
+                self._changed.append((path, was))
+                self.compare(was, entry.digest, path + "/")
+        self._gone.extend((prefix + name, digest) for name, digest in before.items())
+
+    def sources(self) -> Mapping[bytes, list[str]]:
+        """Return the paths of the old tree's directories that need not stay, by digest."""
+        found: dict[bytes, list[str]] = {}
+        for path, digest in (*self._gone, *self._changed):
+            found.setdefault(digest, []).append(path)
+        for top, digest in self._gone:
+            for path, entry in walk(digest, self._load, top + "/"):
+                if entry.kind is Kind.DIRECTORY:
+                    found.setdefault(entry.digest, []).append(path)
+        found.pop(EMPTY_ROOT, None)
+        return found
+
+    def _folders(self, digest: bytes) -> list[Entry]:
+        return [entry for entry in entries_of(digest, self._load) if entry.kind is Kind.DIRECTORY]
+
+
+def _above(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
+
+
+def _is_whole(path: str, taken: set[str], broken: set[str]) -> bool:
+    return path not in taken and path not in broken and taken.isdisjoint(_above(path))

@@ -1,0 +1,117 @@
+"""Upkeep: what a running store does when nothing arrives: checkpoints, durable trees, waste, old directory objects."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from deltasync_server.blobs import Cache, Leases
+from deltasync_server.collect import Collection
+from deltasync_server.config import StoreConfig
+from deltasync_server.journal import Journal
+from deltasync_server.state import State
+from deltasync_server.tree import Trees
+
+RETRY_SECONDS = 30.0
+PRUNE_BYTES = 64 * 2**20
+"""Directory objects that no kept sequence needs are removed after this many bytes of new ones."""
+_log = logging.getLogger(__name__)
+
+
+class Upkeep:
+    """One thread that waits for a quiet moment, and for none when the journal grows too large."""
+
+    def __init__(
+        self, config: StoreConfig, state: State, cache: Cache, journal: Journal, trees: Trees, leases: Leases
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._cache = cache
+        self._journal = journal
+        self._trees = trees
+        self._leases = leases
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._has_work = True
+        self._active_at = time.monotonic()
+        self._journal_bytes = 0
+        self._object_bytes = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Work in the background from now on."""
+        self._is_stopping = False
+        self._journal_bytes = self._journal.size_bytes()
+        self._thread = threading.Thread(target=self._run, name="deltasync-upkeep", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the batch at hand."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def note(self, *, journal_bytes: int = 0, object_bytes: int = 0) -> None:
+        """Say that a bundle begins to arrive, or was committed with this much new."""
+        with self._changed:
+            self._active_at = time.monotonic()
+            self._journal_bytes += journal_bytes
+            self._object_bytes += object_bytes
+            if journal_bytes:
+                self._has_work = True
+                self._changed.notify_all()
+
+    def work(self) -> None:
+        """Do everything that is due; gives way when a bundle arrives."""
+        started = self._active_at
+        self._journal.checkpoint(lambda: self._must_yield(started))
+        self._journal_bytes = self._journal.size_bytes()
+        self._trees.make_durable(lambda: self._must_yield(started))
+        self._trees.tidy(lambda: self._must_yield(started))
+        if self._object_bytes >= PRUNE_BYTES and not self._must_yield(started):
+            self._object_bytes = 0
+            collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
+            collection.prune_objects(lambda: self._must_yield(started))
+
+    def _run(self) -> None:
+        while self._is_due():
+            try:
+                self.work()
+            except Exception:  # noqa: BLE001  a worker loop reports it and goes on
+                _log.exception("the store's upkeep failed; trying again")
+                with self._changed:
+                    self._has_work = True
+                    self._changed.wait_for(lambda: self._is_stopping, timeout=RETRY_SECONDS)
+
+    def _is_due(self) -> bool:
+        """Wait for work and for a quiet moment; False when the store stops."""
+        with self._changed:
+            while not self._is_stopping:
+                if not self._has_work:
+                    self._changed.wait()
+                elif (left := self._quiet_in()) > 0:
+                    self._changed.wait(left)
+                else:
+                    self._has_work = False
+                    return True
+        return False
+
+    def _quiet_in(self) -> float:
+        if self._is_journal_large():
+            return 0.0
+        return self._active_at + self._config.quiet_seconds - time.monotonic()
+
+    def _is_journal_large(self) -> bool:
+        return self._journal_bytes > self._config.journal_bytes
+
+    def _must_yield(self, started: float) -> bool:
+        if self._is_stopping:
+            return True
+        if self._active_at == started or self._is_journal_large():
+            return False
+        self._has_work = True
+        return True
