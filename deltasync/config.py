@@ -15,6 +15,7 @@ from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, parse_workspace, shown
 
 PREFIX = "DELTASYNC_"
+HOME = "DELTASYNC_HOME"
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
 Raw = str | int | float | bool | Sequence[str]
@@ -239,11 +240,17 @@ def load(
     return msgspec.convert(merged, Settings)
 
 
-def files_of(root: Path | None) -> list[tuple[Path, bool]]:
-    """Return the configuration files of a workspace: the user's, then the workspace's own."""
-    import platformdirs
+def files_of(root: Path | None, environment: Mapping[str, str]) -> list[tuple[Path, bool]]:
+    """Return the configuration files of a workspace: the user's, then the workspace's own.
 
-    files = [(Path(platformdirs.user_config_dir("deltasync", appauthor=False), "config.toml"), False)]
+    DELTASYNC_HOME names one folder for all that is kept for a user; without it, it lies where the system wants it.
+    """
+    home = environment.get(HOME)
+    if not home:
+        import platformdirs
+
+        home = platformdirs.user_config_dir("deltasync", appauthor=False)
+    files = [(Path(home, "config.toml"), False)]
     if root is not None:
         files.append((root / WORKSPACE_FILE, True))
     return files

@@ -103,9 +103,7 @@ class Sender:
     def heal(self, store: Store, digests: Iterable[bytes]) -> wire.Receipt:
         """Send content again that the store asked for, in a bundle that changes nothing."""
         wanted = set(digests)
-        operations = [
-            delta_updated(path, entry) for path, entry in sorted(self.flat.items()) if entry.digest in wanted
-        ]
+        operations = [delta_updated(path, entry) for path, entry in sorted(self.flat.items()) if entry.digest in wanted]
         metadata, sealed = self.seal_operations(operations, self.root)
         receipt = give(store, metadata, sealed)
         self.sequence += 1

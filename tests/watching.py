@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import folders
+import pytest
 
 from deltasync.client.channel import ask
 
@@ -80,6 +81,16 @@ class Watcher:
         assert answer is not None, self.errors.read_text()
         return answer
 
+    def until_same(self, data: Path, since: int = 0) -> None:
+        """Wait, asking nothing, until what the watcher sends by itself makes the server's plain tree equal."""
+        tree = data / "workspaces" / self.root.name / "tree"
+        while True:
+            with self._news:
+                seen = len(self.events)
+            if folders.listing(self.root) == folders.listing(tree):
+                return
+            self.until(lambda event: event["event"] == "sent", max(seen, since))
+
     def flush(self, **arguments: Any) -> dict[str, Any]:
         """Flush and return the push's report."""
         answer = self.ask("flush", **arguments)
@@ -101,6 +112,15 @@ class Watcher:
             self.process.kill()
             self.process.wait()
             self._reader.join(SECONDS)
+
+
+@contextmanager
+def at_home(folder: Path) -> Iterator[None]:
+    """Keep the client id and the sockets of the block below a folder, for this process and those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DELTASYNC_HOME", str(folder / "home"))
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deltasync.cli import options
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.client import replay as bundles
 from deltasync.client.state import State
@@ -18,20 +18,22 @@ from deltasync.core.names import shown
 
 OPERATIONS_SHOWN = 50
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="List, show, verify, export and replay sealed bundles.",
-)
+app = new_app()
 
 
-@app.command("ls")
-@with_options("state-dir")
+@app.callback()
+def describe() -> None:
+    """List, show, verify, export and replay sealed bundles."""
+
+
+@command(app, "state-dir", name="ls")
 def list_bundles(
-    call: Call, path: Annotated[str, typer.Argument(metavar="[PATH]", help="The folder; here if not given.")] = "."
+    call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder; here if not given.")] = "."
 ) -> int:
-    """List a workspace's sealed bundles: those that wait for the server, and those kept by --keep-sent."""
+    """List the bundles of a workspace.
+
+    These are the sealed ones that wait for the server, and the sent ones that --keep-sent keeps.
+    """
     state_dir = call.settings(Path(path)).state_dir
     with State.open(Path(path), state_dir=Path(state_dir) if state_dir else None, read_only=True) as state:
         listed = bundles.bundle_list(state)
@@ -47,10 +49,9 @@ def list_bundles(
     return 0
 
 
-@app.command()
-@with_options()
+@command(app)
 def show(call: Call, file: Annotated[str, typer.Argument(metavar="FILE", help="A bundle file.")]) -> int:
-    """Show what a bundle file says: its manifest, and every operation."""
+    """Show a bundle file: its manifest and operations."""
     manifest = bundles.bundle_show(Path(file))
     call.out.answer(manifest)
     for line in _manifest_lines(manifest, limit=None if call.out.is_verbose else OPERATIONS_SHOWN):
@@ -58,10 +59,12 @@ def show(call: Call, file: Annotated[str, typer.Argument(metavar="FILE", help="A
     return 0
 
 
-@app.command()
-@with_options()
-def verify(call: Call, files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Bundle files.")]) -> int:
-    """Read bundle files to their end, strictly; exit 8 when one is not sound."""
+@command(app)
+def verify(call: Call, files: Annotated[list[str], typer.Argument(metavar="FILE", help="Bundle files.")]) -> int:
+    """Prove that bundle files are sound.
+
+    Each is read to its end, strictly; exit 8 when one is not sound.
+    """
     for file in files:
         if not Path(file).is_file():
             raise NotFound(f"there is no file {shown(file)}")
@@ -75,17 +78,16 @@ def verify(call: Call, files: Annotated[list[str], typer.Argument(metavar="FILE.
     return 8 if any(each.reason for each in found) else 0
 
 
-@app.command()
-@with_options("full", "state-dir", *options.RULES, "settle")
+@command(app, "full", "state-dir", *options.RULES, "settle")
 def export(
     call: Call,
     path: Annotated[str, typer.Argument(metavar="PATH", help="The folder of the workspace.")],
     target: Annotated[str, typer.Argument(metavar="DIR", help="Where the bundle files go; made if needed.")],
 ) -> int:
-    """Write a workspace's bundles into a folder, to be carried to a host.
+    """Write bundles into a folder for a host.
 
-    These are the bundles that wait or are kept. With --full it is a chain that leads from nothing to the present tree
-    and carries all content, which an empty server takes.
+    These are the bundles that wait or are kept. With --full it is a chain that leads from nothing to the present
+    tree and carries all content, which an empty server takes.
     """
     from deltasync.cli.push import opened
     from deltasync.client.scan import scan
@@ -111,10 +113,12 @@ def export(
     return 3 if problems else 0
 
 
-@app.command()
-@with_options("to", "workspace", "take-over", *options.WIRE)
+@command(app, "to", "workspace", "take-over", *options.WIRE)
 def replay(call: Call, folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of bundle files.")]) -> int:
-    """Send a folder's bundle files to a server in order; what it has is skipped, a gap stops with exit 5."""
+    """Send bundle files to a server in order.
+
+    What the server has is skipped; a gap stops with exit 5.
+    """
     settings = call.settings()
     transport = options.transport(settings, settings.to)
     if transport is None:

@@ -6,21 +6,22 @@ from typing import Annotated
 
 import typer
 
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 from deltasync.core.errors import UsageError
 from deltasync.core.names import shown
 
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options()
-def completion(call: Call, shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.")]) -> int:
-    """Print the script that completes commands and options in a shell.
+@command(app)
+def completion(
+    call: Call, shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh, fish or powershell.")]
+) -> int:
+    """Print a shell's completion script.
 
-    For bash: deltasync completion bash > ~/.local/share/bash-completion/completions/deltasync
+    For bash, keep it in ~/.local/share/bash-completion/completions/deltasync
     """
     if shell not in SHELLS:
         raise UsageError(f"no completion for {shown(shell)}; the shells are {', '.join(SHELLS)}")

@@ -9,25 +9,25 @@ from typing import Annotated
 
 import typer
 
-from deltasync.cli.options import PLACE, WIRE, Call, with_options
+from deltasync.cli.options import PLACE, WIRE, Call, command, new_app
 from deltasync.cli.output import bytes_text
 from deltasync.client.doctor import Finding, Level, examine
 from deltasync.config import Settings
 from deltasync.core.errors import DeltasyncError, NotFound
 from deltasync.core.names import shown
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options(*PLACE, *WIRE)
+@command(app, *PLACE, *WIRE)
 def doctor(
     call: Call,
-    path: Annotated[str, typer.Argument(metavar="[PATH]", help="The folder; here if not given.")] = ".",
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The folder; here if not given.")] = ".",
 ) -> int:
-    """Look for what may go wrong: names, watches, links, clocks, free disk, and the server if there is one.
+    """Look for what may go wrong.
 
-    Exit 3 when there is a problem; warnings alone do not count.
+    It looks at names, watches, links, clocks, free disk, and at the server if there is one. Exit 3 when there is a
+    problem; warnings alone do not count.
     """
     root = Path(path)
     settings = call.settings(root)

@@ -8,20 +8,19 @@ from typing import Annotated
 
 import typer
 
-from deltasync.cli.options import RULES, Call, with_options
+from deltasync.cli.options import RULES, Call, command, new_app
 from deltasync.client.ignore import Decision, IgnoreRules
 from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import RESERVED, shown
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options("state-dir", *RULES)
+@command(app, "state-dir", *RULES)
 def ignore(
     call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="A path in a workspace; it need not exist.")]
 ) -> int:
-    """Say whether a path is ignored, and which rule in which file decides.
+    """Say which rule decides about a path.
 
     Rules stand in .deltasyncignore files at any level, in .gitignore files with --gitignore, and in --exclude and
     --include, which win.

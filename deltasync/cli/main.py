@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from deltasync import __version__, config
 from deltasync.cli import output
+from deltasync.cli.options import PlainGroup, new_app
 from deltasync.core.errors import DeltasyncError, NoSpace, UsageError
 from deltasync.core.names import shown
 
@@ -28,15 +30,7 @@ COMMANDS = ("watch", "push", "status", "verify", "ignore", "bundle", "doctor", "
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-class _AsGiven:
-    """Takes a value as the parser split it: the settings parse text themselves, and typer's own way imports
-    pydantic, which costs more than most commands."""
-
-    def coerce(self, value: object, **_: object) -> object:
-        return value
-
-
-class _Commands(TyperGroup):
+class _Commands(PlainGroup):
     """The commands, each imported when it is chosen."""
 
     def list_commands(self, ctx: object) -> list[str]:
@@ -52,14 +46,13 @@ class _Commands(TyperGroup):
         command = typer.main.get_command(import_module(f"deltasync.cli.{cmd_name}").app)
         assert isinstance(command, TyperCommand | TyperGroup)
         command.name = cmd_name
-        _take_as_given(command)
         return command
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app(_Commands)
 
 
-@app.callback(context_settings={"help_option_names": ["-h", "--help"]})
+@app.callback()
 def describe(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
@@ -115,13 +108,6 @@ def _dispatch(arguments: Sequence[str]) -> int:
         return int(group.invoke(context) or 0)
 
 
-def _take_as_given(command: TyperCommand | TyperGroup) -> None:
-    for parameter in command.params:
-        parameter._runtime_param = _AsGiven()  # type: ignore[attr-defined]
-    for inner in getattr(command, "commands", {}).values():
-        _take_as_given(inner)
-
-
 def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
     if _is_asked(arguments, "json"):
         print(output.error_json(error), flush=True)
@@ -168,9 +154,10 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> DeltasyncError:
 def _record(trace: str) -> str:
     import platformdirs
 
+    folder = os.environ.get(config.HOME) or platformdirs.user_log_dir(PROGRAM, appauthor=False)
+    path = Path(folder, "error.log")
     try:
-        folder = platformdirs.user_log_path(PROGRAM, appauthor=False, ensure_exists=True)
-        path = folder / "error.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(trace, errors="backslashreplace")
     except OSError:
         return "run it again with -v for the traceback"

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from deltasync import config
 from deltasync.cli.output import Output
@@ -26,9 +27,6 @@ DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
 WIRE = ("bwlimit", "timeout", "max-retries", "proxy")
 OUTBOX = ("keep-sent", "outbox-limit")
 
-Command = Callable[..., int]
-"""Takes the call first, then its own arguments by name, and returns the exit code."""
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -39,31 +37,77 @@ class Call:
 
     def settings(self, root: Path | None = None) -> config.Settings:
         """Return the settings that hold for a workspace, or outside of any."""
-        return config.load(self.flags, os.environ, config.files_of(root))
+        return config.load(self.flags, os.environ, config.files_of(root, os.environ))
 
 
-def with_options(*keys: str) -> Callable[[Command], Command]:
-    """Give a command these settings as options, and --json, -q and -v; it receives them as a `Call`."""
+class _AsGiven:
+    """Takes a value as the parser split it: the settings parse text themselves, and typer's own way would import
+    pydantic, which costs more than most commands."""
+
+    def coerce(self, value: object, **_: object) -> object:
+        return value
+
+
+def _as_given(parameters: list[Any]) -> list[Any]:
+    for each in parameters:
+        each._runtime_param = _AsGiven()
+    return parameters
+
+
+class PlainCommand(TyperCommand):
+    """A command whose values are taken as they were given."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, --help among them."""
+        return _as_given(super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """A group of such commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters, --help among them."""
+        return _as_given(super().get_params(ctx))
+
+
+def new_app(cls: type[PlainGroup] = PlainGroup) -> typer.Typer:
+    """Return an app without typer's own colours, tracebacks and installation of completions."""
+    return typer.Typer(
+        cls=cls,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+Command = Callable[..., int]
+"""Takes the call first, then its own arguments by name, and returns the exit code."""
+
+
+def command(app: typer.Typer, *keys: str, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`."""
 
     def decorate(function: Command) -> Command:
         fields = {key.replace("-", "_"): config.SETTINGS[key] for key in (*keys, *COMMON)}
 
-        def command(**values: object) -> int:
-            flags = {setting.key: _given(values.pop(name)) for name, setting in fields.items()}
+        def run(**values: object) -> int:
+            flags = {setting.key: _given(values.pop(field)) for field, setting in fields.items()}
             settings = config.load(flags, os.environ)
             out = Output(json=settings.json, quiet=settings.quiet, verbose=settings.verbose)
             return function(Call(flags, out), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [
                 *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own),
-                *(_parameter(name, setting) for name, setting in fields.items()),
+                *(_parameter(field, setting) for field, setting in fields.items()),
             ]
         )
-        command.__annotations__ = {}
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
-        return command
+        run.__annotations__ = {}
+        run.__name__, run.__doc__ = function.__name__, function.__doc__
+        app.command(name, cls=PlainCommand)(run)
+        return function
 
     return decorate
 

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from deltasync.cli import options
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text, seconds_text
 from deltasync.cli.progress import Meter, meter
 from deltasync.client import outbox
@@ -27,11 +27,11 @@ PROBLEMS_SHOWN = 20
 _WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", "bwlimit", *options.OUTBOX)
 """What a running watcher was started with; a push beside it cannot change it."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options(
+@command(
+    app,
     *options.PLACE,
     "dry-run",
     "no-wait",
@@ -45,12 +45,13 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
     *options.WIRE,
 )
 def push(
-    call: Call, paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="The folders, one after another.")]
+    call: Call, paths: Annotated[list[str], typer.Argument(metavar="PATH", help="The folders, one after another.")]
 ) -> int:
-    """Look at folders once, send what differs, and return when the server's folders have it.
+    """Send what differs, once.
 
-    Beside a running watcher this asks the watcher, which already knows what changed. Without any server the bundles
-    wait in the outbox. Of several folders the worst exit code counts.
+    It returns when the server's folder holds what this one held. Beside a running watcher this asks the watcher,
+    which already knows what changed. Without any server the bundles wait in the outbox. Of several folders the
+    worst exit code counts.
     """
     answers, codes = [], []
     for path in paths:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from deltasync.cli import options
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.client import outbox
 from deltasync.client import status as halves
@@ -21,19 +21,18 @@ from deltasync.core.errors import DeltasyncError, UsageError
 ASK_SECONDS = 1.0
 """How long a busy watcher may take to answer; without it, `status` tells the same from the state."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options(*options.PLACE, *options.WIRE)
+@command(app, *options.PLACE, *options.WIRE)
 def status(
     call: Call,
-    path: Annotated[str | None, typer.Argument(metavar="[PATH]", help="The folder; here if not given.")] = None,
+    path: Annotated[str | None, typer.Argument(metavar="PATH", help="The folder; here if not given.")] = None,
 ) -> int:
-    """Show what is sealed here, what the server holds, and whether both are equal.
+    """Show whether both sides are equal.
 
-    Nothing is scanned: the local half is as of the last scan. With --to and --workspace alone, only the server is
-    asked. Exit 4 when the server does not answer.
+    It tells what is sealed here and what the server holds. Nothing is scanned: the local half is as of the last
+    scan. With --to and --workspace alone, only the server is asked. Exit 4 when the server does not answer.
     """
     if path is None and call.flags["to"] and call.flags["workspace"]:
         return _show(call, call.settings(), None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from deltasync.cli import options
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text, seconds_text
 from deltasync.cli.progress import meter
 from deltasync.client import outbox
@@ -18,13 +18,12 @@ from deltasync.client.verify import Verification, verify
 
 LINES_MAX = 50
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command("verify")
-@with_options(*options.PLACE, *options.RULES, "settle", *options.WIRE)
+@command(app, *options.PLACE, *options.RULES, "settle", *options.WIRE, name="verify")
 def verify_folder(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
-    """Read every local file again and compare the tree's root with the server's.
+    """Read every file again and compare roots.
 
     Nothing is recorded or sent. Exit 8 when a file's bytes changed although its size and time did not, or when the
     server no longer holds what it acknowledged; 5 when the trees merely differ; 3 when a file could not be read.

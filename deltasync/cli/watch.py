@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from deltasync.cli import options
-from deltasync.cli.options import Call, with_options
+from deltasync.cli.options import Call, command, new_app
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = new_app()
 
 
-@app.command()
-@with_options(
+@command(
+    app,
     *options.PLACE,
     *options.RULES,
     *options.DELETING,
@@ -27,10 +27,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
     *options.WIRE,
 )
 def watch(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
-    """Keep a folder in step: notice changes, seal them, and send them while the server answers.
+    """Keep a folder in step, until stopped.
 
-    Without --to, and while the server does not answer, bundles wait in the outbox and are sent in order later. One
-    line tells each thing that happens (one JSON object a line with --json). Stop it with Ctrl-C; nothing is lost.
+    Changes are noticed, sealed, and sent while the server answers. Without --to, and while the server does not
+    answer, bundles wait in the outbox and are sent in order later. One line tells each thing that happens (one JSON
+    object a line with --json). Stop it with Ctrl-C; nothing is lost.
     """
     from deltasync.client import daemon
 

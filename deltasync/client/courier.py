@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from deltasync.core import wire
-from deltasync.core.metadata import Metadata
+from deltasync.core.metadata import Manifest
 
 UNDER_WAY_MAX = 2
 
@@ -27,17 +27,23 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A sealed bundle to be sent: `chunks` gives its bytes, read anew each time."""
+    """A sealed bundle on its way: what is needed of it once its bytes are out, and those bytes, to be taken once."""
 
-    metadata: Metadata
-    chunks: Callable[[], Iterator[bytes]]
+    manifest: Manifest
+    identity: bytes
+    file_name: str
+    chunks: Iterator[bytes]
     content_bytes: int
+    moved_bytes: int
+    """Content below the directories that it moves."""
     takes_over: bool = False
+    is_last: bool = False
+    """Nothing follows: its answer may wait for the plain tree."""
 
     @property
     def sequence(self) -> int:
         """The bundle's number."""
-        return self.metadata.manifest.sequence_number
+        return self.manifest.sequence_number
 
 
 class Undelivered(Exception):
@@ -74,13 +80,17 @@ class Courier:
         self._last_out = threading.Event()
         self._last_out.set()
 
+    def make_room(self) -> None:
+        """Wait until another parcel may be sent; raises Undelivered for an earlier one that failed."""
+        while len(self._under_way) >= UNDER_WAY_MAX:
+            self._collect()
+
     def send(self, parcel: Parcel, *, wait: float = 0.0) -> None:
         """Put a parcel on its way once there is room; raises Undelivered for an earlier one that failed.
 
         wait: how many seconds its answer may wait for the plain tree.
         """
-        while len(self._under_way) >= UNDER_WAY_MAX:
-            self._collect()
+        self.make_room()
         trip = _Trip(parcel, wait, threading.Event())
         before, self._last_out = self._last_out, trip.is_out
         self._under_way.append((trip, self._threads.submit(self._carry, trip, before)))
@@ -104,8 +114,8 @@ class Courier:
         try:
             return self._receiver.send_bundle(
                 self._name,
-                parcel.metadata.identity,
-                self._watched(parcel.chunks(), trip.is_out),
+                parcel.identity,
+                self._watched(parcel.chunks, trip.is_out),
                 take_over=parcel.takes_over,
                 wait=trip.wait_seconds,
             )

@@ -10,9 +10,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ STOP_SECONDS = 8.0
 """How long a stop may take, at worst while a server does not answer; the state is safe at every moment."""
 WAITING_SECONDS = 5.0
 """After how long a file that is still being written is worth a word."""
+SAID_MAX = 20
+"""How many files of one kind are said one by one."""
 SHOWN_MAX = 1_000
 """How many problems and waiting files an answer names."""
 
@@ -402,7 +405,7 @@ class Watcher:
 
     def _flush(self, asked: FlushArguments) -> dict[str, Any]:
         """Bring everything that was written before the question to the server; the answer is the push's report."""
-        if asked.url is not None and asked.url != self._delivery.url:
+        if asked.url is not None and not self._delivery.is_for(asked.url):
             watched = shown(self._delivery.url or "no server")
             raise UsageError(f"the watcher of this folder sends to {watched}, not to {shown(asked.url)}; stop it first")
         with self._control.interruptible():
@@ -424,19 +427,28 @@ class Watcher:
 
     def _tell_files(self) -> None:
         """Say which files became a problem, which are none any longer, and which keep us waiting."""
-        problems = {each.path: each.reason for each in self._state.problems() if not each.waiting}
-        problems |= {shown(path): reason for path, reason in self._delivery.left_out().items()}
-        for path in sorted(problems.keys() - self._problems.keys())[:SHOWN_MAX]:
-            self._say(What.PROBLEM, f"{path}: {problems[path]}", path=path, reason=problems[path])
-        for path in sorted(self._problems.keys() - problems.keys())[:SHOWN_MAX]:
-            self._say(What.SOLVED, f"{path} is carried again", path=path)
+        known = self._state.problems()
+        problems = {each.path: each.reason for each in known if not each.waiting}
+        problems |= self._delivery.left_out(each.path for each in known)
+        gone = sorted(self._problems.keys() - problems.keys())
+        self._tell_each(
+            What.PROBLEM, {path: problems[path] for path in sorted(problems.keys() - self._problems.keys())}
+        )
+        self._tell_each(What.SOLVED, dict.fromkeys(gone, "is no problem any more"))
         self._problems = problems
         now, waited = time.monotonic(), self._waited
         self._waited = {each.path: waited.get(each.path, now) for each in self._lookout.hints.waiting()}
         long = {path for path, began in self._waited.items() if now - began >= WAITING_SECONDS}
-        for path in sorted(long - self._long):
-            self._say(What.WAITING, f"{shown(path)} is still being written", path=shown(path))
+        self._tell_each(What.WAITING, {shown(path): "is still being written" for path in sorted(long - self._long)})
         self._long = long
+
+    def _tell_each(self, what: What, files: Mapping[str, str]) -> None:
+        """Say something of some files; of very many, the first ones and how many more there are."""
+        for path, reason in islice(files.items(), SAID_MAX):
+            self._say(what, f"{path}: {reason}", path=path, reason=reason)
+        if len(files) > SAID_MAX:
+            more = len(files) - SAID_MAX
+            self._say(what, f"and {more} more; `deltasync status` tells about them", more=more)
 
     def _publish(self) -> None:
         from deltasync.client import status

@@ -6,7 +6,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -66,8 +66,9 @@ class Delivery:
         """Connect to nothing yet; raises UsageError for an address that is none, or another than the remembered one."""
         self._state, self._settings, self._options = state, settings, options
         self._wake, self._say, self._rescan, self._clock = wake, say, rescan, clock
-        self.url = settings.to or outbox.head(state).url
-        self._transport = self._connect() if self.url else None
+        address = settings.to or outbox.head(state).url
+        self._transport = self._connect(address) if address else None
+        self.url = self._transport.url if self._transport else None
         self._probe: _Probe | None = None
         self._attempt = self._stalls = 0
         self._was_reached = outbox.head(state).acknowledged_sequence > 0
@@ -136,9 +137,10 @@ class Delivery:
             self._stop_probe()
             self._start_probe()
 
-    def left_out(self) -> dict[str, str]:
-        """Return the paths that the last run left out, and why."""
-        return self._left_out
+    def left_out(self, known: Iterable[str]) -> dict[str, str]:
+        """Return the paths that the last run left out, and why, but for those that the scan knows of."""
+        seen = set(known)
+        return {path: reason for path, reason in self._left_out.items() if path not in seen}
 
     def close(self) -> None:
         """Stop asking, and let connections go."""
@@ -146,11 +148,14 @@ class Delivery:
         if self._transport is not None:
             self._transport.close()
 
-    def _connect(self, *, is_probe: bool = False) -> Transport:
+    def is_for(self, address: str) -> bool:
+        """Tell whether an address, however it is spelled, is this receiver's."""
+        return open_transport(address).url == self.url
+
+    def _connect(self, address: str, *, is_probe: bool = False) -> Transport:
         settings = self._settings
-        assert self.url is not None
         return open_transport(
-            self.url,
+            address,
             bandwidth=settings.bandwidth_bytes or None,
             timeout=settings.timeout_seconds,
             max_retries=0 if is_probe else settings.max_retries,
@@ -246,7 +251,8 @@ class Delivery:
 
     def _start_probe(self) -> None:
         name = outbox.head(self._state).workspace or self._options.workspace or self._state.root.name
-        self._probe = _Probe(self._connect(is_probe=True), name, self._attempt, self._wake)
+        assert self.url is not None
+        self._probe = _Probe(self._connect(self.url, is_probe=True), name, self._attempt, self._wake)
 
     def _stop_probe(self) -> None:
         if self._probe is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -48,9 +48,9 @@ class Stats:
         stats.flags.extend(packed[16 * count :])
         return stats
 
-    def has_any(self, inodes: Collection[int]) -> bool:
+    def has_any(self, inodes: set[int]) -> bool:
         """Tell whether an entry has one of these inodes."""
-        return any(inode in inodes for inode in self.inodes)
+        return not inodes.isdisjoint(self.inodes)
 
     def pack(self) -> bytes:
         """Return the columns one after another: 17 bytes an entry."""
@@ -118,7 +118,7 @@ def renames(state: State) -> dict[str, str]:
     if not gone:
         return found
     met = _met_again(state, links, gone)
-    former = _former_paths(state, links, met.keys())
+    former = _former_paths(state, links, set(met))
     for inode, paths in met.items():
         for path in paths:
             if inode in former and former[inode] != path:
@@ -148,7 +148,7 @@ def _gone_inodes(state: State, links: Links) -> set[int]:
     return inodes
 
 
-def _met_again(state: State, links: Links, gone: Collection[int]) -> dict[int, list[str]]:
+def _met_again(state: State, links: Links, gone: set[int]) -> dict[int, list[str]]:
     """Return the paths where inodes that disappeared are observed now."""
     met: dict[int, list[str]] = {}
     for identity, digest, stats in _all_stats(state):
@@ -160,7 +160,7 @@ def _met_again(state: State, links: Links, gone: Collection[int]) -> dict[int, l
     return met
 
 
-def _former_paths(state: State, links: Links, inodes: Collection[int]) -> dict[int, str]:
+def _former_paths(state: State, links: Links, inodes: set[int]) -> dict[int, str]:
     """Return where the sealed tree has the inodes that disappeared."""
     former: dict[int, str] = {}
     for identity, digest, stats in _all_stats(state):

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from deltasync import db
 from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavailable, UsageError, WorkspaceCopied
+from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.names import RESERVED, shown
 from deltasync.disk import Lock, space_guard, staged
@@ -178,10 +179,11 @@ def _open_database(state: Opened, migrations: Sequence[str], before: str) -> Non
         raise UsageError(f"{shown(str(path))} is not readable and writable for this user")
     try:
         # A database that changed since its last clean close was cut off, restored or damaged: have SQLite check it.
-        proven = path.exists() and before == _closed_mark(state.folder) and not (state.folder / SUSPECT).exists()
+        is_suspect = (state.folder / SUSPECT).exists()
+        is_known = path.exists() and before == _closed_mark(state.folder)
         _make_private(path)
         state.connection = db.connect(path, migrations)
-        if proven or db.is_sound(state.connection):
+        if (is_known or db.is_sound(state.connection)) and (not is_suspect or _is_whole(state.connection)):
             (state.folder / SUSPECT).unlink(missing_ok=True)
             return
         state.connection.close()
@@ -196,6 +198,18 @@ def _open_database(state: Opened, migrations: Sequence[str], before: str) -> Non
     (state.folder / SUSPECT).unlink(missing_ok=True)
     state.notes.append(f"the state was damaged and is set aside as {aside.name}; everything is read again")
     state.connection = db.connect(path, migrations)
+
+
+def _is_whole(connection: sqlite3.Connection) -> bool:
+    """Tell whether every directory object is what its digest says, and none is missing; SQLite cannot know."""
+    query = """SELECT count(*) FROM directories WHERE digest != ? AND digest NOT IN (SELECT digest FROM objects)"""
+    try:
+        if connection.execute(query, (EMPTY_ROOT,)).fetchone()[0] or not db.is_sound(connection):
+            return False
+        objects = connection.execute("SELECT digest, CAST(body AS BLOB) FROM objects")
+        return all(directory_digest(body) == digest for digest, body in objects)
+    except (sqlite3.Error, TypeError):
+        return False
 
 
 def _make_private(path: Path) -> None:

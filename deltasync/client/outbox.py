@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deltasync.client.address import normal_url
 from deltasync.core.errors import UsageError
 from deltasync.core.metadata import Metadata, parse_metadata
 from deltasync.core.names import shown
@@ -83,7 +84,7 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
 
     url: None when there is no server yet. Names are free until the first bundle is sealed, which carries the name.
     """
-    row = check_bound(state, workspace, url)
+    row, url = check_bound(state, workspace, url), url and normal_url(url)
     if (row.workspace, row.url) != (workspace, url or row.url):
         with state.writing():
             state.db.execute("UPDATE head SET workspace = ?, url = coalesce(?, url)", (workspace, url))
@@ -92,7 +93,7 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
 
 def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
     """Return the head, or raise UsageError when the folder belongs to another name or server."""
-    row = head(state)
+    row, url = head(state), url and normal_url(url)
     if row.workspace not in (None, workspace) and (row.sealed_sequence or row.url):
         raise UsageError(f"this folder is the workspace {shown(row.workspace or '')}, not {shown(workspace)}")
     if url is not None and row.url not in (None, url):

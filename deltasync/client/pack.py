@@ -89,29 +89,28 @@ class Source:
         return open_regular(name, at=self._near[1].fd)
 
     def _whole(self, descriptor: int, operation: Operation) -> memoryview:
-        size = _read_full(descriptor, self._buffer)
-        content = self._buffer[:size]
-        if size != operation.size or digest_of(content).hex() != operation.digest:
+        content = self._buffer[: _read(descriptor, self._buffer, operation.size)]
+        if len(content) != operation.size or digest_of(content).hex() != operation.digest:
             raise ContentChanged(operation.path, "changed while it was being sent")
         return content
 
     def _streamed(self, descriptor: int, operation: Operation) -> Iterator[memoryview]:
         left, hashed = operation.size, hasher()
         while left:
-            count = _read_full(descriptor, self._buffer[:left])
+            view = self._buffer[: min(left, BUFFER_BYTES)]
+            count = _read(descriptor, view, len(view))
             left -= count
-            view = self._buffer[:count]
-            hashed.update(view)
+            hashed.update(view[:count])
             is_wrong = not left and (hashed.digest().hex() != operation.digest or os.read(descriptor, 1))
             if not count or is_wrong:
                 raise ContentChanged(operation.path, "changed while it was being sent")
-            yield view
+            yield view[:count]
 
 
-def _read_full(descriptor: int, buffer: memoryview) -> int:
-    """Read until the buffer is full or the file ends; return how many bytes came."""
+def _read(descriptor: int, buffer: memoryview, size: int) -> int:
+    """Read until that many bytes came, or more, or the file ends; return how many they are."""
     count = os.readv(descriptor, [buffer])
-    while 0 < count < len(buffer):
+    while 0 < count < size:
         more = os.readv(descriptor, [buffer[count:]])
         if not more:
             break

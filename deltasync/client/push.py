@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from deltasync import db
 from deltasync.client import outbox, pack, resync, seal
@@ -54,7 +53,6 @@ __all__ = [
     "Pusher",
     "Transport",
 ]
-_T = TypeVar("_T")
 
 
 class Transport(Protocol):
@@ -213,7 +211,7 @@ class Pusher:
         """Take the head for the receipts that were lost (spec S-12)."""
         for row in outbox.pending(self._state):
             if row.sequence <= server.sequence:
-                self._tally.add(outbox.metadata_of(self._state, row.sequence), row.content_bytes)
+                self._count(outbox.metadata_of(self._state, row.sequence), row.content_bytes)
         self._acknowledge(server.sequence, resync.root_of(server), server.last_applied_at)
 
     def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
@@ -241,15 +239,17 @@ class Pusher:
     def _deliver(self, transport: Transport, server: wire.WorkspaceState) -> None:
         """Send what is sealed, then seal and send what differs; raises Undelivered."""
         parcels = self._parcels(transport, server)
-        first = next(parcels, None)
-        if first is None:
+        parcel = next(parcels, None)
+        if parcel is None:
             return
         from deltasync.client.courier import Courier
 
         with Courier(transport, self._name, self._received) as courier:
             try:
-                for parcel, is_last in _marked(chain([first], parcels)):
-                    courier.send(parcel, wait=min(self._options.wait, POLL_SECONDS) if is_last else 0.0)
+                while parcel is not None:
+                    courier.send(parcel, wait=min(self._options.wait, POLL_SECONDS) if parcel.is_last else 0.0)
+                    courier.make_room()  # before the next is prepared: each takes some memory
+                    parcel = next(parcels, None)
             except DeltasyncError:
                 courier.finish()  # what is under way was sealed before the trouble, and counts
                 raise
@@ -257,38 +257,51 @@ class Pusher:
 
     def _parcels(self, transport: Transport, server: wire.WorkspaceState) -> Iterator[Parcel]:
         """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10)."""
-        for row in outbox.pending(self._state):
-            yield self._sealed_before(transport, row)
+        rows = outbox.pending(self._state)
+        is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
+        for row in rows:
+            yield self._sealed_before(transport, row, is_last=is_all and row is rows[-1])
         ask = partial(transport.missing, self._name)
-        for cut in self._cuts(server.limits, ask, exact=not transport.has_cache):
-            yield self._sealed_now(cut)
-        for cut in self._healing(server):
-            yield self._sealed_now(cut)
+        cuts = self._cuts(server.limits, ask, exact=not transport.has_cache)
+        # nothing here holds a bundle while it is under way: `map` hands each on
+        yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
+        yield from map(self._sealed_now, self._healing(server))
         if self._takes_over:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(seal.claim(self._span(), self._writer()))
 
-    def _sealed_before(self, transport: Transport, row: OutboxRow) -> Parcel:
+    def _sealed_before(self, transport: Transport, row: OutboxRow, *, is_last: bool) -> Parcel:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
         also = self._also.get(metadata.identity)
         if row.file and also is None:
-            path = outbox.folder(self._state) / row.file
-            return self._parcel(metadata, partial(pack.file_chunks, path), row.content_bytes)
+            chunks = pack.file_chunks(outbox.folder(self._state) / row.file)
+            return self._parcel(metadata, chunks, row.content_bytes, is_last=is_last)
         named = content_operations(metadata)
         missing = set(transport.missing(self._name, list(named))) if named else set()
         digests = {digest for digest in named if digest in missing} | (also or set())
         content_bytes = seal.carried_bytes(metadata.operations, digests)
-        return self._parcel(metadata, partial(self._packed, metadata, digests), content_bytes)
+        return self._parcel(metadata, self._packed(metadata, digests), content_bytes, is_last=is_last)
 
-    def _sealed_now(self, cut: seal.Cut) -> Parcel:
+    def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
         outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
-        return self._parcel(cut.metadata, partial(self._packed, cut.metadata, cut.digests), cut.content_bytes)
+        chunks = self._packed(cut.metadata, cut.digests)
+        return self._parcel(cut.metadata, chunks, cut.content_bytes, is_last=cut.is_last and is_all)
 
-    def _parcel(self, metadata: Metadata, chunks: Callable[[], Iterator[bytes]], content_bytes: int) -> Parcel:
+    def _parcel(self, metadata: Metadata, chunks: Iterator[bytes], content_bytes: int, *, is_last: bool) -> Parcel:
         from deltasync.client.courier import Parcel
 
         takes_over, self._takes_over = self._takes_over, False
-        return Parcel(metadata, chunks, content_bytes, takes_over)
+        moved_bytes = self._tally.moved_bytes(metadata.operations)
+        return Parcel(
+            metadata.manifest,
+            metadata.identity,
+            file_name(metadata),
+            chunks,
+            content_bytes,
+            moved_bytes,
+            takes_over,
+            is_last,
+        )
 
     def _packed(self, metadata: Metadata, digests: Collection[str]) -> Iterator[bytes]:
         """Yield a bundle with content from the workspace; runs in a sending thread, without the state."""
@@ -301,7 +314,7 @@ class Pusher:
 
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""
-        manifest = parcel.metadata.manifest
+        manifest = parcel.manifest
         if receipt.root != manifest.root:
             raise RootMismatch(
                 f"the server computed another tree for bundle {parcel.sequence}; "
@@ -310,19 +323,21 @@ class Pusher:
                 got_root=receipt.root,
             )
         stated = (receipt.epoch, receipt.sequence, receipt.identity)
-        if stated != (manifest.epoch, manifest.sequence_number, parcel.metadata.identity.hex()):
+        if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
             raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
         if self._options.keep_sent_seconds:
-            self._record_kept(parcel.metadata)
+            self._record_kept(parcel)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._conflicts = 0
-        self._tally.add(parcel.metadata, parcel.content_bytes)
+        self._tally.add(manifest, parcel.content_bytes, parcel.moved_bytes)
 
-    def _record_kept(self, metadata: Metadata) -> None:
-        name = file_name(metadata)
-        if (outbox.folder(self._state) / name).is_file():
-            outbox.attach_file(self._state, metadata.manifest.sequence_number, name)
+    def _record_kept(self, parcel: Parcel) -> None:
+        if (outbox.folder(self._state) / parcel.file_name).is_file():
+            outbox.attach_file(self._state, parcel.sequence, parcel.file_name)
+
+    def _count(self, metadata: Metadata, content_bytes: int) -> None:
+        self._tally.add(metadata.manifest, content_bytes, self._tally.moved_bytes(metadata.operations))
 
     def _acknowledge(self, sequence: int, root: bytes, at: str | None) -> None:
         outbox.acknowledge(self._state, sequence, root, at=at, keep=self._options.keep_sent_seconds > 0)
@@ -346,15 +361,15 @@ class Pusher:
 
     def _add_content(self, parcel: Parcel, error: ContentMissing) -> None:
         """Have a bundle sent again with what the receiver turned out to lack; only content that it names (T6)."""
-        named = content_operations(parcel.metadata)
+        named = content_operations(outbox.metadata_of(self._state, parcel.sequence))
         lacking = {digest for digest in getattr(error, "missing", ()) if digest in named}
-        known = self._also.setdefault(parcel.metadata.identity, set())
+        known = self._also.setdefault(parcel.identity, set())
         if lacking <= known:
             raise error
         known |= lacking
 
     def _has_damaged_file(self, parcel: Parcel) -> bool:
-        path = self._state.folder / outbox.FOLDER / file_name(parcel.metadata)
+        path = self._state.folder / outbox.FOLDER / parcel.file_name
         try:
             pack.verify(path)
         except (Refused, OSError):
@@ -419,7 +434,7 @@ class Pusher:
             written_bytes = path.stat().st_size
             room -= written_bytes
             self._tally.report.sent_bytes += written_bytes
-            self._tally.add(metadata, cut.content_bytes)
+            self._count(metadata, cut.content_bytes)
 
     # What differs
 
@@ -432,9 +447,8 @@ class Pusher:
         span = seal.Span(span.base, target, span.sequence)
         most = seal.operations_max(operations, limits)
         contents = seal.Contents(operations, span.base, load, ask, exact=exact)
-        for cut in seal.cuts(contents, span, self._writer(), load, limits, max_operations=most):
-            self._tally.expect(contents.total_bytes)
-            yield cut
+        self._tally.expected = lambda: contents.total_bytes
+        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most)
 
     def _difference(self, base: bytes, load: Loader, limits: wire.Limits) -> tuple[list[Operation], bytes, Loader]:
         """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
@@ -489,7 +503,7 @@ class Pusher:
         if base == here.sealed_root:
             for row in outbox.pending(state):
                 if row.sequence > done:
-                    self._tally.add(outbox.metadata_of(state, row.sequence), row.content_bytes)
+                    self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             self._tally.add_operations(run, seal.carried_bytes(run, contents.take(run)))
 
@@ -503,13 +517,3 @@ def _workspace_name(state: State, options: PushOptions) -> str:
         raise UsageError(
             f"{shown(name)} cannot be the workspace's name ({error}); give one with --workspace"
         ) from error
-
-
-def _marked(values: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
-    """Yield each value, and whether it is the last."""
-    values = iter(values)
-    for value in values:
-        for following in values:
-            yield value, False
-            value = following
-        yield value, True

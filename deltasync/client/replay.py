@@ -420,7 +420,7 @@ class _Sealing:
         most = seal.operations_max(operations, wire.Limits())
         contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True)
         span = seal.Span(EMPTY_ROOT, target, 1)
-        for cut in seal.cuts(contents, span, writer, laid, wire.Limits(), max_operations=most):
+        for cut in seal.Cuts(contents, span, writer, laid, wire.Limits(), max_operations=most):
             known |= cut.objects
             chunks = pack.packed(cut.metadata, cut.digests, pack.Source(state.root))
             exported.paths.append(pack.write_bundle(self._target, cut.metadata, chunks))

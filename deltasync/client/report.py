@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from deltasync.client import outbox
 from deltasync.core.manifest import Kind, Operation, Verb
-from deltasync.core.metadata import Metadata
+from deltasync.core.metadata import Counts as ManifestCounts
+from deltasync.core.metadata import Manifest
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
@@ -83,35 +84,37 @@ class Tally:
         self._state = state
         self.report = report
         self.progress = progress
-        self._read_bytes = self._total_bytes = 0
-
-    def expect(self, total_bytes: int) -> None:
-        """Learn how much content travels at most."""
-        self._total_bytes = total_bytes
+        self.expected: Callable[[], int] = lambda: 0
+        """Says how much content travels at most, as far as is known."""
+        self._read_bytes = 0
 
     def read(self, size_bytes: int) -> None:
         """Count content that was read to be sent (in a sending thread)."""
         self._read_bytes += size_bytes
         self._tell()
 
-    def add(self, metadata: Metadata, content_bytes: int) -> None:
+    def add(self, manifest: Manifest, content_bytes: int, moved_bytes: int) -> None:
         """Count a bundle that is acknowledged, or sealed into a file."""
-        self.add_operations(metadata.operations, content_bytes)
+        self._add(manifest.operations, manifest.total_size_bytes + moved_bytes, content_bytes)
         self._tell()
 
     def add_operations(self, operations: Sequence[Operation], content_bytes: int) -> None:
-        """Count one bundle's operations, what it carries and what it need not."""
-        report, counts = self.report, self.report.operations
-        verbs = Counter(operation.operation for operation in operations)
-        counts.created += verbs[Verb.CREATED]
-        counts.updated += verbs[Verb.UPDATED]
-        counts.moved += verbs[Verb.MOVED]
-        counts.deleted += verbs[Verb.DELETED]
-        named_bytes = sum(operation.size for operation in operations) + sum(
-            _bytes_below(self._state, operation.path)
-            for operation in operations
-            if operation.operation is Verb.MOVED and operation.kind is Kind.DIRECTORY
-        )
+        """Count a bundle that is not sealed."""
+        verbs = Counter(operation.operation.value for operation in operations)
+        named_bytes = sum(operation.size for operation in operations) + self.moved_bytes(operations)
+        self._add(Counts(**verbs), named_bytes, content_bytes)
+
+    def moved_bytes(self, operations: Sequence[Operation]) -> int:
+        """Return how much content lies below the directories that are moved."""
+        moved = [each.path for each in operations if each.operation is Verb.MOVED and each.kind is Kind.DIRECTORY]
+        return sum(_bytes_below(self._state, path) for path in moved)
+
+    def _add(self, counts: Counts | ManifestCounts, named_bytes: int, content_bytes: int) -> None:
+        report, total = self.report, self.report.operations
+        total.created += counts.created
+        total.updated += counts.updated
+        total.moved += counts.moved
+        total.deleted += counts.deleted
         report.bundles += 1
         report.content_bytes += content_bytes
         report.avoided_bytes += max(0, named_bytes - content_bytes)
@@ -127,7 +130,7 @@ class Tally:
     def _tell(self) -> None:
         if self.progress is not None:
             report = self.report
-            total_bytes = max(self._total_bytes, self._read_bytes)
+            total_bytes = max(self.expected(), self._read_bytes)
             self.progress(Progress(report.bundles, self._read_bytes, total_bytes))
 
 

@@ -54,6 +54,8 @@ class Cut:
     objects: dict[bytes, bytes]
     digests: set[str]
     content_bytes: int
+    is_last: bool = False
+    """Nothing follows in this delta."""
 
 
 class Contents:
@@ -68,7 +70,9 @@ class Contents:
         operations.reverse()
         self._left, self._base, self._load, self._ask = operations, base, load, ask
         self._exact = exact
-        self._known: set[str] = set()
+        self._window: list[Operation] = []
+        self._last: Operation | None = None
+        self._known: set[bytes] = set()
         self._due: set[str] = set()
         self._counted: set[str] = set()
         self.total_bytes = sum(each.size for each in operations if _brings_content(each))
@@ -77,11 +81,17 @@ class Contents:
     def operations(self) -> Iterator[Operation]:
         """Yield the operations in order; of each it is known, then, whether its content travels."""
         while self._left:
-            window = self._left[-OPERATIONS_MAX:]
+            self._window = self._left[-OPERATIONS_MAX:]
             del self._left[-OPERATIONS_MAX:]
-            self._decide(window)
-            while window:
-                yield window.pop()
+            self._decide(self._window)
+            while self._window:
+                self._last = self._window.pop()
+                yield self._last
+
+    def ends_with(self, operation: Operation) -> bool:
+        """Tell whether an operation is the last of them all."""
+        last = self._last
+        return not self._left and not self._window and last is not None and last.path == operation.path
 
     def size(self, operation: Operation) -> int:
         """Return the bytes that an operation adds to its bundle; called for each operation once, in order."""
@@ -100,8 +110,9 @@ class Contents:
 
     def _decide(self, window: Sequence[Operation]) -> None:
         sizes = {each.digest: each.size for each in window if each.digest and _brings_content(each)}
-        fresh = {digest for digest in sizes if digest not in self._known}
-        self._known |= fresh
+        halves = {bytes.fromhex(digest[:32]): digest for digest in sizes}  # 16 bytes tell digests apart as well
+        fresh = {digest for half, digest in halves.items() if half not in self._known}
+        self._known.update(halves)
         lacking = fresh - self._held(fresh)
         missing = set(self._ask(list(lacking))) if lacking else set()
         due = {digest for digest in lacking if digest in missing}  # nothing that was not offered (T6)
@@ -121,19 +132,33 @@ def _brings_content(operation: Operation) -> bool:
     return operation.digest is not None and operation.digest != operation.base
 
 
-def cuts(
-    contents: Contents, span: Span, writer: Writer, load: Loader, limits: Limits, *, max_operations: int
-) -> Iterator[Cut]:
-    """Yield the bundles of a delta, in order; the objects of each must be loadable before the next is asked for."""
-    parent, sequence = span.base, span.sequence
-    for run in runs(contents, limits, max_operations=max_operations):
-        applied = apply(parent, run, load)
-        metadata = composed(run, writer, sequence=sequence, parent_root=parent, root=applied.root)
-        digests = contents.take(run)
-        yield Cut(metadata, applied.objects, digests, carried_bytes(run, digests))
-        parent, sequence = applied.root, sequence + 1
-    if parent != span.target:
-        raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
+class Cuts:
+    """The bundles of a delta, in order; of one that was handed out nothing stays in memory here."""
+
+    def __init__(
+        self, contents: Contents, span: Span, writer: Writer, load: Loader, limits: Limits, *, max_operations: int
+    ) -> None:
+        """Cut nothing yet. load: must know the directory objects of each bundle before the next is asked for."""
+        self._contents, self._span, self._writer, self._load = contents, span, writer, load
+        self._runs = runs(contents, limits, max_operations=max_operations)
+        self._parent, self._sequence = span.base, span.sequence
+
+    def __iter__(self) -> Iterator[Cut]:
+        return self
+
+    def __next__(self) -> Cut:
+        run = next(self._runs, None)
+        if run is None:
+            if self._parent != self._span.target:
+                raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
+            raise StopIteration
+        applied = apply(self._parent, run, self._load)
+        metadata = composed(run, self._writer, sequence=self._sequence, parent_root=self._parent, root=applied.root)
+        self._parent, self._sequence = applied.root, self._sequence + 1
+        digests, is_last = self._contents.take(run), self._contents.ends_with(run[-1])
+        content_bytes = carried_bytes(run, digests)
+        run.clear()  # the generator behind it holds the list until it goes on
+        return Cut(metadata, applied.objects, digests, content_bytes, is_last)
 
 
 def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator[list[Operation]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import select
 import threading
 import time
@@ -11,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import BadStatusLine, RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 import requests
@@ -24,6 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
+from deltasync.client.address import folder_of, is_folder, normal_url
 from deltasync.client.folder import FolderTransport
 from deltasync.core import wire
 from deltasync.core.errors import (
@@ -63,33 +62,9 @@ def open_transport(
 
     bandwidth: bytes of bodies sent per second. proxies: obey the proxies that the environment names.
     """
-    scheme = urlsplit(url).scheme.lower()
-    if scheme == "file":
-        return FolderTransport(_folder_of(url))
+    if is_folder(url):
+        return FolderTransport(folder_of(url))
     return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, proxies=proxies)
-
-
-def _folder_of(url: str) -> Path:
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
-        raise UsageError(f"{shown(url)} names no folder; write file:///absolute/path")
-    return Path(path)
-
-
-def normal_url(url: str) -> str:
-    """Return the one spelling of a server's address, or raise UsageError."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise UsageError(f"{shown(url)} is no address of a server: {error}") from error
-    if parts.scheme.lower() not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
-        raise UsageError(f"{shown(url)} is no address of a server; write http://host:port or file:///folder")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError(f"{shown(parts.hostname or '')}: a server's address has no user, query or fragment")
-    name = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme.lower()}://{name}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 
 
 class Bandwidth:

@@ -47,3 +47,14 @@ def continue_from(links: Collection[Link], *, epoch: str, sequence: int, root: b
     for each in rest:
         (chain.superseded if each.epoch in left_epochs else chain.stray).append(each)
     return chain
+
+
+def replaced(refused: Collection[Link], applied: Collection[Link]) -> list[Link]:
+    """Return those of the refused links, all of which a head has passed, that later bundles have replaced.
+
+    A link is replaced when an applied one continues the same tree under the same number and is not older; what its
+    epoch sealed behind it is replaced with it. Of any other link nobody knows which history is the right one.
+    """
+    newest = {(each.sequence, each.parent_root): each.created_at for each in applied}
+    epochs = {each.epoch for each in refused if newest.get((each.sequence, each.parent_root), "") >= each.created_at}
+    return [each for each in refused if each.epoch in epochs]

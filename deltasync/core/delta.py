@@ -312,25 +312,36 @@ def _operations(
     before = Tree(old, load)
     operations = [_moved_directory(path, source, before.get(source)) for path, source in sorted(moves.items())]
     operations += [_deleted(path, before) for path, before, _ in changes.replaced]
-    created = list(_expanded(changes, load))
-    operations += [_created(path, entry) for path, entry in created if entry.kind is Kind.DIRECTORY]
-    sources = _file_sources(changes, created, moved_load)
-    back = _Translation(moves)
-    moved_from: set[str] = set()
-    fresh: list[tuple[str, Entry]] = []
-    for path, entry in created:
-        if entry.kind is Kind.DIRECTORY:
-            continue
-        source = _pick(sources.get(entry.digest), path, entry, hints, back) if sources else None
-        if source is None:
-            fresh.append((path, entry))
-        else:
-            moved_from.add(source)
-            operations.append(_moved_file(path, back(source), entry))
+    # The new entries are walked again for each use rather than held: they may be the whole tree.
+    folders = ((path, entry) for path, entry in _expanded(changes, load) if entry.kind is Kind.DIRECTORY)
+    operations += [_created(path, entry) for path, entry in folders]
+    moved, moved_from = _moved_files(changes, moves, load, moved_load, hints)
+    operations += moved
     operations += [_deleted(path, entry) for path, entry in changes.deleted if path not in moved_from]
-    operations += [_created(path, entry) for path, entry in fresh]
+    arrived = {operation.path for operation in moved}
+    fresh = ((path, entry) for path, entry in _expanded(changes, load) if entry.kind is not Kind.DIRECTORY)
+    operations += [_created(path, entry) for path, entry in fresh if path not in arrived]
     operations += [_updated(path, before, entry) for path, before, entry in changes.updated]
     return operations
+
+
+def _moved_files(
+    changes: _Changes, moves: Mapping[str, str], load: Loader, moved_load: Loader, hints: Mapping[str, str]
+) -> tuple[list[Operation], set[str]]:
+    """Pair created files with deleted ones; return the moves, and the paths that they came from."""
+    if not changes.deleted:
+        return [], set()
+    wanted = {entry.digest for _, entry in _expanded(changes, load) if entry.kind is Kind.FILE}
+    sources = _file_sources(changes, wanted, moved_load)
+    back = _Translation(moves)
+    moved_from: set[str] = set()
+    operations = []
+    for path, entry in _expanded(changes, load) if sources else ():
+        source = _pick(sources.get(entry.digest), path, entry, hints, back) if entry.kind is Kind.FILE else None
+        if source is not None:
+            moved_from.add(source)
+            operations.append(_moved_file(path, back(source), entry))
+    return operations, moved_from
 
 
 def _expanded(changes: _Changes, load: Loader) -> Iterator[tuple[str, Entry]]:
@@ -340,11 +351,8 @@ def _expanded(changes: _Changes, load: Loader) -> Iterator[tuple[str, Entry]]:
             yield from walk(entry.digest, load, path + "/")
 
 
-def _file_sources(
-    changes: _Changes, created: Sequence[tuple[str, Entry]], load: Loader
-) -> dict[bytes, dict[str, None]]:
+def _file_sources(changes: _Changes, wanted: set[bytes], load: Loader) -> dict[bytes, dict[str, None]]:
     """Index the deleted files by digest, as far as a created file has that digest."""
-    wanted = {entry.digest for _, entry in created if entry.kind is Kind.FILE}
     sources: dict[bytes, dict[str, None]] = {}
     if not wanted:
         return sources

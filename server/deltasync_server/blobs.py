@@ -35,7 +35,8 @@ def is_executable(status: os.stat_result) -> bool:
 def is_unchanged(row: BlobRow, status: os.stat_result) -> bool:
     """Compare a blob's inode with its fingerprint (spec ST-24); ctime is no part of it, because link() changes it."""
     return (
-        status.st_size == row.size
+        stat.S_ISREG(status.st_mode)
+        and status.st_size == row.size
         and status.st_mtime_ns == row.mtime_ns
         and is_executable(status) == row.executable
         and not status.st_mode & _WRITABLE
@@ -209,8 +210,7 @@ class Cache:
                 row = kept.get(digest)
                 if row is not None and self.has_unchanged(row):
                     continue
-                place = place_of(digest)
-                os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
+                self._publish(staging, digest)
                 rows.append(self.row_of(operation))
                 if row is None:
                     fresh.append(digest)
@@ -219,6 +219,14 @@ class Cache:
             for digest in fresh:
                 self.remove(digest)
             raise
+
+    def _publish(self, staging: Staging, digest: bytes) -> None:
+        place = place_of(digest)
+        try:
+            os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
+        except IsADirectoryError:
+            self.quarantine(digest)
+            os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
 
     def restamp(self, digest: bytes, mtime_ns: int, *, executable: bool) -> None:
         """Give a blob's inode another time and executable bit."""

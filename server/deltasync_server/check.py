@@ -16,7 +16,7 @@ from deltasync.db import is_sound
 from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
-from deltasync_server.state import BlobRow, WorkspaceRow, kept_roots, loader, workspace_rows
+from deltasync_server.state import BlobRow, WorkspaceRow, compared_roots, kept_roots, loader, workspace_rows
 
 BATCH = 1000
 
@@ -151,8 +151,7 @@ class _Check:
             load = loader(db)
             known = {digest for (digest,) in db.execute("SELECT digest FROM blobs")}
             asked = set(db.execute("SELECT workspace, digest FROM wanted"))
-            heads = {row.root: row.name for row in rows}
-            for root in kept_roots(db, self._store.config.keep_sequences) | heads.keys():
+            for root in kept_roots(db, self._store.config.keep_sequences) | compared_roots(db):
                 try:
                     named = (
                         {e.digest for _, e in walk(root, load) if e.kind is Kind.FILE} if root != EMPTY_ROOT else set()

@@ -10,7 +10,7 @@ from deltasync.core.tree import Loader
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
-from deltasync_server.state import BATCH, State, batched, kept_roots, loader
+from deltasync_server.state import BATCH, State, batched, compared_roots, kept_roots, loader
 
 ShouldStop = Callable[[], bool]
 
@@ -60,6 +60,7 @@ class Collection:
         self._leases = leases
         self._keep_sequences = keep_sequences
         self._marks = Marks()
+        self._compared = Marks()
         self.result = Collected(is_dry_run=is_dry_run)
 
     def run(self, journal: Journal, should_stop: ShouldStop = lambda: False) -> Collected:
@@ -77,14 +78,14 @@ class Collection:
         self._mark()
         with self._state.read() as db:
             digests = [digest for (digest,) in db.execute("SELECT digest FROM objects")]
-        dead = [digest for digest in digests if digest not in self._marks.objects]
+        dead = [digest for digest in digests if self._is_dead_object(digest)]
         self.result.kept_objects = len(digests) - len(dead)
         for batch in batched(dead, BATCH):
             if should_stop():
                 return
             with self._state.hold():
                 self._mark()  # a head may have moved since, to a tree that needs an old object again
-                gone = [digest for digest in batch if digest not in self._marks.objects]
+                gone = [digest for digest in batch if self._is_dead_object(digest)]
                 self.result.objects += len(gone)
                 if not self.result.is_dry_run:
                     with self._state.write() as db:
@@ -133,6 +134,10 @@ class Collection:
     def _mark(self) -> None:
         with self._state.read() as db:
             self._marks.add(kept_roots(db, self._keep_sequences), loader(db))
+            self._compared.add(compared_roots(db), loader(db))
+
+    def _is_dead_object(self, digest: bytes) -> bool:
+        return digest not in self._marks.objects and digest not in self._compared.objects
 
 
 def collect(config: StoreConfig, *, dry_run: bool = False) -> Collected:

@@ -126,6 +126,13 @@ class Committed(NamedTuple):
     object_bytes: int
 
 
+class _Published(NamedTuple):
+    """Blobs that are in the cache now and have no row yet, and the rows that those of the bundle had before."""
+
+    rows: Collection[BlobRow]
+    kept: Mapping[bytes, BlobRow]
+
+
 @dataclass(slots=True)
 class Intake:
     """Takes one bundle."""
@@ -215,7 +222,7 @@ class Intake:
             with state.read() as db:
                 kept = self._present(db, metadata, staging)
             with self.rooms.cache.published(staging, kept) as rows:
-                receipt = self._record(metadata, staging, applied, rows)
+                receipt = self._record(metadata, staging, applied, _Published(rows, kept))
         objects = sum(map(len, applied.objects.values()))
         return Committed(receipt, self.spool.size_bytes, objects)
 
@@ -233,13 +240,13 @@ class Intake:
         return rows
 
     def _record(
-        self, metadata: Metadata, staging: Staging, applied: delta.Applied, rows: Collection[BlobRow]
+        self, metadata: Metadata, staging: Staging, applied: delta.Applied, published: _Published
     ) -> wire.Receipt:
         """Run the one transaction; an error that leaves its outcome open keeps the journal file (spec ST-14)."""
         self.spool.is_kept = True
         try:
             with self.rooms.state.write() as db:
-                return _Commit(db, self.arrival.workspace, metadata, staging).write(applied, rows, self.spool.name)
+                return _Commit(db, self.arrival.workspace, metadata, staging).write(applied, published, self.spool.name)
         except DeltasyncError as error:
             self.spool.is_kept = isinstance(error, Corrupt)
             raise
@@ -263,12 +270,12 @@ class _Commit:
         self._staging = staging
         self._row = workspace_row(db, name)
 
-    def write(self, applied: delta.Applied, rows: Collection[BlobRow], journal: str) -> wire.Receipt:
+    def write(self, applied: delta.Applied, published: _Published, journal: str) -> wire.Receipt:
         """Write everything that the bundle changes, and return its receipt."""
         db = self._db
         receipt = self._receipt(applied)
         db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", applied.objects.items())
-        self._write_blobs(rows)
+        self._write_blobs(published)
         self._write_receipt(receipt, applied.root, journal)
         self._write_epoch(receipt)
         self._write_head(applied, receipt)
@@ -294,13 +301,14 @@ class _Commit:
             tree_sequence=None if is_moving else (row.tree_sequence if row else 0),
         )
 
-    def _write_blobs(self, rows: Collection[BlobRow]) -> None:
-        """Write blob rows in the order of their keys; workspaces that lacked one get it back into their tree."""
-        self._db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", sorted(rows))
-        healing = self._db.execute("SELECT 1 FROM wanted LIMIT 1").fetchone()
-        if healing:
-            heal = "UPDATE wanted SET healed = 1 WHERE digest = ?"
-            self._db.executemany(heal, [(row.digest,) for row in rows])
+    def _write_blobs(self, published: _Published) -> None:
+        """Write blob rows in the order of their keys; trees that lack one, or hold a damaged one, get it back."""
+        db, rows = self._db, sorted(published.rows)
+        db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
+        replaced = [(row.digest,) for row in rows if row.digest in published.kept]
+        db.executemany("INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", replaced)
+        if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
+            db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
 
     def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str) -> None:
         carried = b"".join(sorted(self._staging.staged))

@@ -7,7 +7,7 @@ import ctypes
 import logging
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.wire import Limits
 from deltasync.disk import Folder, fsync_folder, open_regular, write_all
 from deltasync_server.blobs import Cache, names_in, place_of
-from deltasync_server.state import ReceiptRow, State, blob_rows, journalled, split_digests
+from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, split_digests
 
 SPACE_CHECK_BYTES = 32 * 2**20
 _BATCH = 512
@@ -184,13 +184,13 @@ class Journal:
 
     def _make_durable(self, receipt: ReceiptRow, should_stop: ShouldStop) -> bool:
         digests = split_digests(receipt.carried)
-        for start in range(0, len(digests), _BATCH):
+        for batch in batched(digests, _BATCH):
             if should_stop():
                 return False
-            batch = digests[start : start + _BATCH]
-            for digest in batch:
+            rows, failed = self._unchanged(batch)
+            for digest in rows:
                 self._with_blob(digest, start_writeback)
-            failed = {digest for digest in batch if not self._with_blob(digest, os.fsync)}
+            failed |= {digest for digest in rows if not self._with_blob(digest, os.fsync)}
             if failed and not self._replace(receipt, failed):
                 return False
         for folder in sorted({place_of(digest)[:2] for digest in digests}):
@@ -198,8 +198,15 @@ class Journal:
                 entered.fsync()
         return True
 
+    def _unchanged(self, digests: Sequence[bytes]) -> tuple[list[bytes], set[bytes]]:
+        """Return the blobs that are as their rows say, and those that are not; what has no row is not needed."""
+        with self._state.hold(), self._state.read() as db:
+            rows = blob_rows(db, digests)
+            same = [digest for digest, row in rows.items() if self._cache.has_unchanged(row)]
+        return same, rows.keys() - set(same)
+
     def _with_blob(self, digest: bytes, action: Callable[[int], None]) -> bool:
-        """Do something with an open blob; False when the disk failed it. A blob that is gone needs nothing."""
+        """Do something with an open blob; False when the disk failed it. A blob that was collected needs nothing."""
         try:
             descriptor = self._cache.open(digest)
         except FileNotFoundError:

@@ -90,7 +90,7 @@ class Store:
                 journalled = {name for (name,) in db.execute("SELECT workspace FROM receipts WHERE journal NOT NULL")}
             rebuilt = self.journal.rebuild()
             if rebuilt.lost:
-                self.trees.sound_rows(rebuilt.lost)
+                self.trees.quarantine(rebuilt.lost)
             suspects = [row.name for row in rows if rebuilt.rebuilt or row.name in journalled or _is_unsettled(row)]
             self.trees.distrust(suspects)
             for row in rows:
@@ -323,18 +323,13 @@ class Store:
         else:
             self._count(bundles_applied_total=1, content_bytes_total=done.receipt.content_bytes)
             self._upkeep.note(journal_bytes=done.journal_bytes, object_bytes=done.object_bytes)
-        for workspace in self._behind(name):
-            self.trees.wake(workspace)
+        self.trees.wake(name)
+        self.trees.wake_healed()
         return done.receipt
 
     def _spool(self, source: Source) -> Spool:
         with space_guard(self.config.data):
             return self.journal.spool(source, self._require_space)
-
-    def _behind(self, name: WorkspaceName) -> set[str]:
-        """Return the workspaces that have something to do: this one, and those that got lost content back."""
-        with self.state.read() as db:
-            return {name, *(other for (other,) in db.execute("SELECT DISTINCT workspace FROM wanted WHERE healed"))}
 
     def _require_space(self) -> None:
         if self._lacks_space():

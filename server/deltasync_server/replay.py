@@ -11,7 +11,7 @@ import msgspec
 
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader, Metadata
-from deltasync.core.chain import Link, continue_from
+from deltasync.core.chain import Link, continue_from, replaced
 from deltasync.core.errors import DeltasyncError, Fact, NotFound, SequenceConflict, SequenceFork, UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace, shown
 from deltasync_server.config import StoreConfig
@@ -142,8 +142,8 @@ class _Replay:
                 self._receive(link)
             except SequenceConflict:
                 refused.append(link)
-        applied = {link.sequence for link in links if link not in refused}
-        stray = [link for link in refused if link.sequence not in applied]
+        known = replaced(refused, [link for link in links if link not in refused])
+        stray = [link for link in refused if link not in known]
         self._skipped += len(links) - len(stray)
         return stray
 

@@ -234,12 +234,17 @@ def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
 
 
 def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
-    """Return every root whose tree must stay whole: heads, plain trees, kept and not yet checkpointed sequences."""
-    roots = {row.root for row in journalled(db)}
+    """Return every root whose tree must stay whole, content included: heads and kept sequences."""
+    roots: set[bytes] = set()
     for row in workspace_rows(db):
-        roots |= {row.root, row.tree_root, row.durable_root}
-        roots |= {receipt.root for receipt in last_receipts(db, row.name, keep_sequences)}
+        roots |= {row.root, *(receipt.root for receipt in last_receipts(db, row.name, keep_sequences))}
     return roots - {EMPTY_ROOT}
+
+
+def compared_roots(db: sqlite3.Connection) -> set[bytes]:
+    """Return the roots that plain trees are compared with: their directory objects are needed, their content not."""
+    rows = workspace_rows(db)
+    return {root for row in rows for root in (row.tree_root, row.durable_root)} - {EMPTY_ROOT}
 
 
 def object_body(db: sqlite3.Connection, digest: bytes) -> bytes | None:

@@ -86,6 +86,13 @@ class Trees:
             self._due[name] = 0.0
             self._changed.notify_all()
 
+    def wake_healed(self) -> None:
+        """Say that content may have come back which some trees lack."""
+        with self._state.read() as db:
+            names = [name for (name,) in db.execute("SELECT DISTINCT workspace FROM wanted WHERE healed")]
+        for name in names:
+            self.wake(name)
+
     def wait_for(self, is_reached: Callable[[], bool], seconds: float) -> None:
         """Wait until something holds of the rows, looked at again after each move of a tree."""
         with self._changed:

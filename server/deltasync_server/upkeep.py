@@ -14,6 +14,8 @@ from deltasync_server.state import State
 from deltasync_server.tree import Trees
 
 RETRY_SECONDS = 30.0
+AGE_SECONDS = 300.0
+"""A bundle waits at most about this long for its checkpoint, when no moment is quiet."""
 PRUNE_BYTES = 64 * 2**20
 """Directory objects that no kept sequence needs are removed after this many bytes of new ones."""
 _log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Upkeep:
         self._changed = threading.Condition()
         self._is_stopping = False
         self._has_work = True
-        self._active_at = time.monotonic()
+        self._active_at = self._pending_since = time.monotonic()
         self._journal_bytes = 0
         self._object_bytes = 0
         self._thread: threading.Thread | None = None
@@ -62,20 +64,28 @@ class Upkeep:
             self._journal_bytes += journal_bytes
             self._object_bytes += object_bytes
             if journal_bytes:
+                self._pending_since = self._pending_since if self._has_work else self._active_at
                 self._has_work = True
                 self._changed.notify_all()
 
     def work(self) -> None:
-        """Do everything that is due; gives way when a bundle arrives."""
-        started = self._active_at
-        self._journal.checkpoint(lambda: self._must_yield(started))
+        """Do everything that is due; gives way when a bundle arrives, but for a checkpoint that is overdue."""
+        started, is_overdue = self._active_at, self._is_overdue()
+        self._has_work = False
+
+        def must_yield() -> bool:
+            self._has_work |= self._active_at != started
+            return self._is_stopping or self._active_at != started
+
+        self._journal.checkpoint(lambda: self._is_stopping if is_overdue else must_yield())
         self._journal_bytes = self._journal.size_bytes()
-        self._trees.make_durable(lambda: self._must_yield(started))
-        self._trees.tidy(lambda: self._must_yield(started))
-        if self._object_bytes >= PRUNE_BYTES and not self._must_yield(started):
+        self._trees.wake_healed()
+        self._trees.make_durable(must_yield)
+        self._trees.tidy(must_yield)
+        if self._object_bytes >= PRUNE_BYTES and not must_yield():
             self._object_bytes = 0
             collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
-            collection.prune_objects(lambda: self._must_yield(started))
+            collection.prune_objects(must_yield)
 
     def _run(self) -> None:
         while self._is_due():
@@ -96,22 +106,16 @@ class Upkeep:
                 elif (left := self._quiet_in()) > 0:
                     self._changed.wait(left)
                 else:
-                    self._has_work = False
                     return True
         return False
 
     def _quiet_in(self) -> float:
-        if self._is_journal_large():
+        now = time.monotonic()
+        if self._is_overdue():
             return 0.0
-        return self._active_at + self._config.quiet_seconds - time.monotonic()
+        quiet_at = self._active_at + self._config.quiet_seconds
+        return min(quiet_at, self._pending_since + AGE_SECONDS) - now
 
-    def _is_journal_large(self) -> bool:
-        return self._journal_bytes > self._config.journal_bytes
-
-    def _must_yield(self, started: float) -> bool:
-        if self._is_stopping:
-            return True
-        if self._active_at == started or self._is_journal_large():
-            return False
-        self._has_work = True
-        return True
+    def _is_overdue(self) -> bool:
+        age = time.monotonic() - self._pending_since
+        return self._journal_bytes > self._config.journal_bytes or (self._has_work and age >= AGE_SECONDS)

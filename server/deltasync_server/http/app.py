@@ -30,6 +30,7 @@ def build(context: Context, *, seed_routes: bool) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         exception_handlers={
             DeltasyncError: _refused,
             Exception: _failed,

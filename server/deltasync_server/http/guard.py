@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from urllib.parse import unquote_to_bytes
@@ -37,6 +38,8 @@ class Guard:
         try:
             check(scope)
             await self._app(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:
+            _log.warning("%s %s was cut off by the stop", scope["method"], shown(scope["path"]))
         except Exception as error:  # noqa: BLE001 - the one place that may; _failed reports it with its traceback
             await _failed(scope, exchange, error)
         self.answers[scope["method"] if scope["method"] in METHODS else "other", exchange.status] += 1

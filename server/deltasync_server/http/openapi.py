@@ -54,6 +54,11 @@ def gives(kind: type[msgspec.Struct], *errors: int) -> Keywords:
     return _responses({"application/json": {"schema": _ref(kind)}}, (200,), errors)
 
 
+def gives_always(kind: type[msgspec.Struct], *statuses: int) -> Keywords:
+    """Describe a route whose refusals have the shape of its successes."""
+    return _responses({"application/json": {"schema": _ref(kind)}}, statuses, ())
+
+
 def gives_bytes(*statuses: int) -> Keywords:
     """Describe a route that answers raw bytes."""
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}

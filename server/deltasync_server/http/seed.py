@@ -44,7 +44,7 @@ Label = Annotated[str, Query(max_length=4096)]
 @router.post(
     "/upload",
     summary="Upload a bundle as a form",
-    **openapi.gives(wire.SeedUploadAnswer),
+    **openapi.gives_always(wire.SeedUploadAnswer, 200, 400, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=openapi.takes_form(FIELDS, ["bundle"]),
 )
 async def upload(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -20,8 +21,10 @@ from deltasync_server.http.protocol import protocol_for
 from deltasync_server.http.workers import Workers
 from deltasync_server.opening import open_store
 
-STOP_SECONDS = 4
-"""How long requests that are under way may go on after a signal."""
+STOP_SECONDS = 3
+"""How long requests that are under way may go on after a signal; then bodies break off."""
+CANCEL_SECONDS = STOP_SECONDS + 2
+"""When whatever else is under way is cancelled."""
 API_VERSION = "1"
 
 
@@ -38,6 +41,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._workers.stop_waiting()
+        asyncio.get_running_loop().call_later(STOP_SECONDS, self._workers.stop_receiving)
         await super().shutdown(sockets)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
@@ -84,7 +88,7 @@ def _serve(context: Context, listener: socket.socket, ready: Callable[[], None],
         date_header=False,
         headers=[(wire.SERVER_HEADER, API_VERSION)],
         timeout_keep_alive=config.keep_alive_seconds,
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=CANCEL_SECONDS,
     )
     where = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else str(listener.getsockname())
     server = _Server(settings, context.workers, ready)

@@ -14,6 +14,7 @@ from starlette.types import Receive
 
 from deltasync.core.errors import Cancelled, HostBusy
 from deltasync_server.http.body import BodyPump, BodyRules
+from deltasync_server.http.problems import HostStopping
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +35,7 @@ class Workers:
         self._wait = ThreadPoolExecutor(waits, "wait")
         self._upload_slots = asyncio.Semaphore(uploads)
         self._free_waits = waits
+        self._pumps: set[BodyPump] = set()
         self._stopping = threading.Event()
 
     async def quick(self, function: Callable[[], Answer]) -> Answer:
@@ -51,11 +53,13 @@ class Workers:
         """
         async with self._upload_slot():
             pump = BodyPump()
+            self._pumps.add(pump)
             filling = asyncio.create_task(pump.fill(receive, rules))
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._upload, work, pump)
             finally:
                 filling.cancel()
+                self._pumps.discard(pump)
                 pump.fail(Cancelled("the request ended before its body"))
 
     @asynccontextmanager
@@ -99,6 +103,11 @@ class Workers:
     def stop_waiting(self) -> None:
         """End every long-poll within a slice; called when the server begins to stop."""
         self._stopping.set()
+
+    def stop_receiving(self) -> None:
+        """Break off every body that is still arriving: its sender is told to come again (event loop)."""
+        for pump in self._pumps:
+            pump.fail(HostStopping("the server is being stopped; send the bundle again when it is back"))
 
     def close(self) -> None:
         """Let the threads end; what is still running ends by itself, because its body does."""

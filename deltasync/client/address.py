@@ -1,0 +1,50 @@
+"""Addresses of receivers: one spelling for each server and each folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from deltasync.core.errors import UsageError
+from deltasync.core.names import shown
+
+
+def normal_url(url: str) -> str:
+    """Return the one spelling of a receiver's address, or raise UsageError."""
+    parts = _parts(url)
+    return folder_of(url).as_uri() if parts.scheme == "file" else _server_url(url, parts)
+
+
+def is_folder(url: str) -> bool:
+    """Tell whether an address is that of a folder."""
+    return _parts(url).scheme == "file"
+
+
+def folder_of(url: str) -> Path:
+    """Return the folder that a `file://` address names."""
+    parts = _parts(url)
+    path = unquote(parts.path)
+    if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
+        raise UsageError(f"{shown(url)} names no folder; write file:///absolute/path")
+    return Path(path)
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{shown(url)} is no address: {error}") from error
+
+
+def _server_url(url: str, parts: SplitResult) -> str:
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"{shown(url)} is no address of a server: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or re.search(r"[\x00-\x20\x7f]", url):
+        raise UsageError(f"{shown(url)} is no address of a server; write http://host:port or file:///folder")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError(f"the address of {shown(host)} may have no user, query or fragment")
+    name = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{name}{f':{port}' if port is not None else ''}{parts.path.rstrip('/')}"
