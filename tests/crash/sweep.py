@@ -1,0 +1,303 @@
+"""Kill a real process at its n-th change of the file system, for n = 1, 2, 3 … until none is left.
+
+Run with the shim preloaded: `LD_PRELOAD=shim.so python sweep.py SCENARIO FOLDER --stride 7 --first 1 --moment before`.
+Each point forks this process, whose modules are loaded already; the child arms the shim and runs the real command line.
+After the kill an unarmed child repeats the command, and the scenario's promises are checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import folders
+
+MOMENTS = {"before": 0, "after": 1, "middle": 2}
+SHIM = ctypes.CDLL(None)
+LIMIT_SECONDS = 120
+
+
+def arm(point: int, moment: str) -> None:
+    """Let this process die at its point-th change of the file system from now on."""
+    SHIM.shim_arm(ctypes.c_long(point), MOMENTS[moment])
+
+
+def forked(work: Callable[[], int], log: Path) -> int:
+    """Run work in a child process and return its wait status as subprocess does (negative: killed by that signal)."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            with log.open("ab", buffering=0) as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            code = work()
+        except BaseException:  # noqa: BLE001  (a child must never return into the sweep)
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    timer = threading.Timer(LIMIT_SECONDS, os.kill, (child, signal.SIGTERM))
+    timer.start()
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        timer.cancel()
+
+
+def command(main: Callable[[], None], *words: object) -> int:
+    """Run a console script's main in this process and return its exit code."""
+    sys.argv = ["deltasync", *map(str, words)]
+    try:
+        main()
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(bool(leave.code))
+    return 0
+
+
+def client(*words: object) -> int:
+    """Run `deltasync`."""
+    from deltasync.cli.main import main
+
+    return command(main, *words)
+
+
+def server(*words: object) -> int:
+    """Run `deltasync-server`."""
+    from deltasync_server.cli import main
+
+    return command(main, *words)
+
+
+class Scenario:
+    """A command to kill, how to prepare for it, and what must hold after it was run again."""
+
+    allowed: tuple[int, ...] = (0,)
+
+    def __init__(self, folder: Path, shared: Path) -> None:
+        self.folder, self.shared = folder, shared
+        self.log = folder / "log.txt"
+
+    def prepare(self) -> None:
+        """Bring about the state before the command."""
+
+    def act(self) -> int:
+        """Run the command that is killed."""
+        raise NotImplementedError
+
+    def verify(self) -> None:
+        """Check the promises after the command was repeated unharmed."""
+
+    def run(self, work: Callable[[], int]) -> None:
+        """Run an unarmed step that must succeed."""
+        code = forked(work, self.log)
+        assert code in self.allowed, f"exit {code}: {self.log.read_text()[-2000:]}"
+
+
+class ClientPush(Scenario):
+    """A client pushes a change to a live server and is killed; the second push brings both sides together."""
+
+    def prepare(self) -> None:
+        self.media = self.folder / "media"
+        self.media.mkdir()
+        folders.life(self.media)
+        self.run(self.push)
+        folders.later(self.media)
+
+    def push(self) -> int:
+        url = (self.shared / "url").read_text()
+        return client("push", self.media, "--to", url, "--workspace", self.folder.name, "--json")
+
+    act = push
+
+    def verify(self) -> None:
+        folders.assert_same(self.media, self.shared / "data/workspaces" / self.folder.name / "tree")
+        url = (self.shared / "url").read_text()
+        status = self.folder / "status.json"
+        self.log.unlink()
+        self.run(lambda: client("status", self.media, "--json"))
+        state = json.loads(self.log.read_text())
+        status.write_text(json.dumps(state))
+        assert state["in_sync"], state
+        assert state["local"]["root"] == state["server"]["root"] and state["server"]["url"].rstrip("/") == url
+        assert state["local"]["sequence"] == state["server"]["sequence"]
+        assert not list(self.media.rglob("*.tmp"))
+
+
+class ClientSeal(Scenario):
+    """A client without a server seals bundle files and is killed; what it sealed replays into an empty server."""
+
+    def prepare(self) -> None:
+        self.media = self.folder / "media"
+        self.media.mkdir()
+        folders.life(self.media)
+        self.run(self.push)
+        folders.later(self.media)
+
+    def push(self) -> int:
+        return client("push", self.media, "--json")
+
+    act = push
+
+    def verify(self) -> None:
+        data = self.folder / "data"
+        outbox = self.media / ".deltasync/outbox"
+        self.run(lambda: server("replay", outbox, "--data", data, "--workspace", "media", "--json"))
+        folders.assert_same(self.media, data / "workspaces/media/tree")
+        assert not list(outbox.glob("*.tmp")) and not list(outbox.glob(".*"))
+
+
+class ServerReplay(Scenario):
+    """A server applies the reference chain and is killed; the second replay ends at the chain's root."""
+
+    def prepare(self) -> None:
+        self.data = self.folder / "data"
+
+    def act(self) -> int:
+        return server("replay", self.shared / "chain", "--data", self.data, "--workspace", "life", "--json")
+
+    def verify(self) -> None:
+        tree = self.data / "workspaces/life/tree"
+        folders.assert_same(self.shared / "expected", tree)
+        self.run(lambda: server("check", "--data", self.data, "--json"))
+        leftovers = [*(self.data / "staging").glob("*"), *(self.data / "journal").glob("*.spool.tmp")]
+        assert not leftovers, leftovers
+
+
+class ServerCollect(ServerReplay):
+    """Collection is killed; nothing that a head needs is gone."""
+
+    def prepare(self) -> None:
+        self.data = self.folder / "data"
+        shutil.copytree(self.shared / "full", self.data, symlinks=True, copy_function=_copy_links(self.shared / "full"))
+
+    def act(self) -> int:
+        return server("collect", "--data", self.data, "--json")
+
+
+def _copy_links(root: Path) -> Callable[[str, str], str]:
+    """Return a copy function that keeps hard links among the copies, as `cp -a` does."""
+    seen: dict[tuple[int, int], str] = {}
+
+    def copy(source: str, target: str) -> str:
+        status = os.lstat(source)
+        first = seen.setdefault((status.st_dev, status.st_ino), target)
+        if first is target:
+            shutil.copy2(source, target, follow_symlinks=False)
+        else:
+            os.link(first, target)
+        return target
+
+    return copy
+
+
+SCENARIOS: dict[str, type[Scenario]] = {
+    "client-push": ClientPush,
+    "client-seal": ClientSeal,
+    "server-replay": ServerReplay,
+    "server-collect": ServerCollect,
+}
+
+
+@contextlib.contextmanager
+def live_server(shared: Path):
+    """Serve on loopback while the block runs; the address is in shared/url."""
+    binary = Path(sys.executable).parent / "deltasync-server"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    words = [binary, "serve", "--data", shared / "data", "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    try:
+        (shared / "url").write_text(process.stdout.readline().split()[-1])
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager[None]:
+    """Make what every point of a scenario starts from."""
+    if name == "client-push":
+        return live_server(shared)
+    if name.startswith("server-"):
+        expected = shared / "expected"
+        expected.mkdir()
+        folders.life(expected)
+        words = ("push", expected, "--state-dir", shared / "state", "--workspace", "life", "--json")
+        log = shared / "log.txt"
+        assert forked(lambda: client(*words), log) == 0, log.read_text()
+        folders.later(expected)
+        assert forked(lambda: client(*words), log) == 0, log.read_text()
+        shutil.copytree(shared / "state/outbox", shared / "chain")
+        full = ("replay", shared / "chain", "--data", shared / "full", "--workspace", "life", "--keep-sequences", "1")
+        assert forked(lambda: server(*full, "--json"), log) == 0, log.read_text()
+    return contextlib.nullcontext()
+
+
+def sweep(name: str, folder: Path, *, first: int, stride: int, moment: str, seconds: float) -> dict[str, object]:
+    """Visit every stride-th point of a scenario, beginning with the first, until the command outlives its point."""
+    shared = folder / "shared"
+    shared.mkdir(parents=True)
+    points, deadline = 0, time.monotonic() + seconds
+    with prepare_shared(name, shared):
+        for point in range(first, 1_000_000, stride):
+            scenario = SCENARIOS[name](folder / f"p{point}-{moment}", shared)
+            scenario.folder.mkdir()
+            scenario.prepare()
+            code = forked(lambda at=point, now=scenario: (arm(at, moment), now.act())[1], scenario.log)
+            ended = code != -signal.SIGKILL
+            assert not ended or code in scenario.allowed, (
+                f"point {point}: exit {code}\n{scenario.log.read_text()[-2000:]}"
+            )
+            try:
+                scenario.run(scenario.act)
+                scenario.verify()
+            except AssertionError as error:
+                raise AssertionError(f"{name}, killed {moment} call {point}: {error}") from error
+            shutil.rmtree(scenario.folder)
+            points += not ended
+            if ended or time.monotonic() > deadline:
+                return {"scenario": name, "moment": moment, "points": points, "last": point, "complete": ended}
+    raise AssertionError("no end")
+
+
+def main() -> None:
+    """Parse, sweep, print one JSON line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--moment", choices=MOMENTS, default="before")
+    parser.add_argument("--seconds", type=float, default=3600)
+    given = parser.parse_args()
+    print(
+        json.dumps(
+            sweep(
+                given.scenario,
+                given.folder,
+                first=given.first,
+                stride=given.stride,
+                moment=given.moment,
+                seconds=given.seconds,
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
