@@ -78,17 +78,17 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def deltasync_server(folder: Path, *, listen: str = "127.0.0.1:0") -> Iterator[Deltasync]:
+def deltasync_server(folder: Path, *, workspace: str = WORKSPACE) -> Iterator[Deltasync]:
     """Run a deltasync server with fresh data below a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
-    command: list[str | Path] = [BIN / "deltasync-server", "serve", "--data", data, "--listen", listen]
+    command: list[str | Path] = [BIN / "deltasync-server", "serve", "--data", data, "--listen", "127.0.0.1:0"]
     with started(command, environment(folder), folder / "server.log") as process:
         assert process.stdout
         line = process.stdout.readline()
         if not line.startswith("listening on http://"):
             raise RuntimeError(f"the server did not start: {line}{(folder / 'server.log').read_text()}")
-        yield Deltasync(process.pid, int(line.strip().rpartition(":")[2]), data / "workspaces" / WORKSPACE / "tree")
+        yield Deltasync(process.pid, int(line.strip().rpartition(":")[2]), data / "workspaces" / workspace / "tree")
 
 
 @contextmanager

@@ -138,14 +138,15 @@ def _in_unit(figure: float, unit: str) -> str:
         case "x":
             return f"{figure:.2f} × rsync"
         case "bytes":
-            return _bytes(figure)
+            return bytes_text(figure)
         case "s":
             return f"{figure:.2f} s"
         case _:
             return f"{figure:g} {unit}".strip()
 
 
-def _bytes(figure: float) -> str:
+def bytes_text(figure: float) -> str:
+    """Return a number of bytes for people."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if figure >= size:
             return f"{figure / size:.1f} {unit}"
@@ -235,10 +236,17 @@ def _step_row(results: Results, workload: str, step: str) -> str:
         f"{ratio:.2f}" if ratio else "",
         _cpu(results, workload, step, OURS),
         _cpu(results, workload, step, THEIRS),
-        *(_bytes(wire) if (wire := results.wire(workload, step, name)) is not None else "" for name in (OURS, THEIRS)),
+        *(
+            bytes_text(wire) if (wire := results.wire(workload, step, name)) is not None else ""
+            for name in (OURS, THEIRS)
+        ),
         str(counted.counts.requests) if counted and counted.counts and counted.counts.sent_bytes < 65_536 else "",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _wire(figure: int | None) -> str:
+    return "" if figure is None else bytes_text(figure)
 
 
 def _number(figure: float | None) -> str:
@@ -257,7 +265,9 @@ def _memory(results: Results) -> Iterator[str]:
     yield "| workload | deltasync client | deltasync server | rsync client | rsync server |"
     yield "|---|---|---|---|---|"
     for workload in results.workloads:
-        cells = [_bytes(figure) for name in (OURS, THEIRS) for figure in results.peak(workload.name, name) or (0, 0)]
+        cells = [
+            bytes_text(figure) for name in (OURS, THEIRS) for figure in results.peak(workload.name, name) or (0, 0)
+        ]
         yield f"| {workload.name} | {' | '.join(cells)} |"
     yield ""
 
@@ -285,4 +295,4 @@ def _watching_rows(watching: Watching) -> Iterator[tuple[str, str]]:
     yield f"bytes on the wire {rest}", f"{watching.idle_wire_bytes} B"
     yield "`status` beside it", f"{watching.status_beside_seconds:.3f} s"
     yield "`status` with no watcher", f"{watching.status_seconds:.3f} s"
-    yield "peak memory of the watcher", _bytes(watching.watcher_peak_bytes)
+    yield "peak memory of the watcher", bytes_text(watching.watcher_peak_bytes)

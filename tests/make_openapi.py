@@ -7,10 +7,8 @@ from typing import Any
 
 import msgspec
 import yaml
-from fastapi import FastAPI
 
-from deltasync_server.http import blobs, seed, service, workspaces
-from deltasync_server.http.openapi import describe
+from deltasync_server.http.app import routes
 
 FILE = Path(__file__).resolve().parent.parent / "spec/openapi.yaml"
 HEAD = "# Written by tests/make_openapi.py from the routes; a test compares it with the running server.\n"
@@ -32,10 +30,7 @@ _Text.add_representer(str, _block)
 
 def description() -> str:
     """Return the description of all routes as YAML."""
-    app = FastAPI(openapi_url=None, generate_unique_id_function=lambda route: route.name)
-    for part in (workspaces, blobs, service, seed):
-        app.include_router(part.router)
-    plain = msgspec.json.decode(msgspec.json.encode(describe(app)))
+    plain = msgspec.json.decode(msgspec.json.encode(routes(seed_routes=True).openapi()))
     return HEAD + yaml.dump(plain, Dumper=_Text, sort_keys=False, allow_unicode=True, width=110)
 
 

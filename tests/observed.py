@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from deltasync.client.files import RACY_NS
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.moves import LIMBO, ROOT_ID, Links, Stats
 from deltasync.client.scan import ScanOptions, ScanReport, scan
@@ -72,6 +73,16 @@ def look_until_quiet(state: State, **options: Any) -> ScanReport:
         if report.hashed_files == 0 and not has_racy(state):
             return report
     raise AssertionError("entries stay racy")
+
+
+def rest(root: Path) -> None:
+    """Wait until the file system's clock is past the time in which a change might not show."""
+    newest = max(path.lstat().st_ctime_ns for path in root.rglob("*"))
+    probe = root.parent / "probe"
+    while True:
+        probe.write_bytes(b"x")
+        if probe.stat().st_mtime_ns > newest + 2 * RACY_NS:
+            return
 
 
 def has_racy(state: State) -> bool:

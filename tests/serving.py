@@ -11,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +67,8 @@ class Served:
         """Make one request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
-            connection.request(method, path, body, dict(headers or {}))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused in the middle: read the answer
+                connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
@@ -95,6 +98,15 @@ class Served:
         """Ask the server to end, and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(SECONDS)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds; fail when it does not in time."""
+    deadline = time.monotonic() + SECONDS
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        pause.wait(0.02)
 
 
 def received(connection: socket.socket) -> tuple[bytes, bool]:

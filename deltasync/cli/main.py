@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from deltasync import __version__, config
 from deltasync.cli import output
 from deltasync.cli.options import PlainGroup, new_app
-from deltasync.core.errors import DeltasyncError, NoSpace, UsageError
+from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, NoSpace, UsageError
 from deltasync.core.names import shown
 
 PROGRAM = "deltasync"
@@ -63,6 +63,9 @@ def describe(
     2 usage, 3 done with problems, 4 host unreachable or busy, 5 sequence or root mismatch, 6 guard, 8 integrity,
     130 cancelled.
     """
+    if version:
+        _print_version()
+        raise typer.Exit
 
 
 def main() -> None:
@@ -86,8 +89,7 @@ def run(arguments: Sequence[str]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        output.complain("stopped")
-        return 130
+        return _fail(Cancelled("stopped"), arguments)
     except _PARSER_ERROR as error:
         return _fail(_usage(error), arguments)
     except Exception as error:  # noqa: BLE001 - the last line of defence reports with the traceback
@@ -95,8 +97,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    if list(arguments) == ["--version"]:
-        print(f"{PROGRAM} {__version__}")
+    if list(arguments) == ["--version"]:  # without a command, the parser would miss one
+        _print_version()
         return 0
     group = typer.main.get_command(app)
     if os.environ.get(COMPLETE):
@@ -106,6 +108,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         group.main(prog_name=PROGRAM, complete_var=COMPLETE)
     with group.make_context(PROGRAM, list(arguments) or ["--help"]) as context:
         return int(group.invoke(context) or 0)
+
+
+def _print_version() -> None:
+    print(f"{PROGRAM} {__version__}")
 
 
 def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
@@ -133,12 +139,11 @@ def _usage(error: Exception) -> UsageError:
 
 def _unexpected(error: Exception, arguments: Sequence[str]) -> DeltasyncError:
     """Say in one sentence what nobody foresaw; the traceback goes to stderr with -v, else to a file."""
+    known = _known(error)
+    if known is not None:
+        return known
     import traceback
 
-    from deltasync.disk import FULL
-
-    if isinstance(error, OSError) and error.errno in FULL:
-        return NoSpace(f"no space left at {error.filename or 'the disk'}; free some and try again")
     trace = "".join(traceback.format_exception(error))
     if _is_asked(arguments, "verbose"):
         sys.stderr.write(trace)
@@ -149,6 +154,22 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> DeltasyncError:
         at = f" at {error.filename}" if error.filename else ""
         return DeltasyncError(f"the system refused{at}: {error.strerror}; {where}")
     return DeltasyncError(f"unexpected {type(error).__name__}: {error}; {where}")
+
+
+def _known(error: Exception) -> DeltasyncError | None:
+    """Return what a full disk, or trouble of the database that nobody caught earlier, means to the user."""
+    import sqlite3
+
+    from deltasync.db import damaged
+    from deltasync.disk import FULL
+
+    if isinstance(error, OSError) and error.errno in FULL:
+        return NoSpace(f"no space left at {error.filename or 'the disk'}; free some and try again")
+    if isinstance(error, sqlite3.Error):
+        found = damaged(Path("state.db"), error)
+        busy = AlreadyRunning("another process is writing the same state; wait until it ends, then try again")
+        return found if isinstance(found, DeltasyncError) else busy
+    return None
 
 
 def _record(trace: str) -> str:

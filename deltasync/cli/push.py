@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,8 @@ def push(
     which already knows what changed. Without any server the bundles wait in the outbox. Of several folders the
     worst exit code counts.
     """
+    if len(paths) > 1 and (call.settings().workspace or call.settings().state_dir):
+        raise UsageError("--workspace and --state-dir are for one folder; push each folder by itself")
     answers, codes = [], []
     for path in paths:
         try:
@@ -70,6 +73,7 @@ def push(
 
 
 def _push(call: Call, root: Path, settings: Settings) -> tuple[dict[str, Any], int]:
+    began = time.monotonic()
     beside = None if settings.dry_run or settings.rehash else _ask_watcher(call, root, settings)
     if beside is not None:
         report, age = beside
@@ -78,6 +82,7 @@ def _push(call: Call, root: Path, settings: Settings) -> tuple[dict[str, Any], i
     else:
         report = _alone(call, root, settings)
         extra = {"watcher": False, "scan_age_seconds": 0.0}
+    report.seconds = time.monotonic() - began  # with the look at the folder
     _say(call, report, settings)
     return {**msgspec.to_builtins(report), **extra}, _exit_code(report, settings)
 
@@ -124,6 +129,10 @@ def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
             return scan(state, look, folders=folders, progress=progress.read)
 
         found = scan(state, look, progress=progress.read)
+        call.out.detail(
+            f"{count_text(found.files, 'file')} looked at, {found.hashed_files:,} read "
+            f"({bytes_text(found.hashed_bytes)}), in {seconds_text(found.seconds)}"
+        )
         if found.remounted:
             call.out.note(
                 "every file has a new inode here; sizes and times were trusted: push --rehash reads all again"
@@ -183,7 +192,7 @@ def _say(call: Call, report: PushReport, settings: Settings) -> None:
     call.out.say(f"{report.workspace}: {_summary(report)} in {seconds_text(report.seconds)}")
     if report.waiting is not None:
         call.out.warn(report.waiting)
-    if report.pending and report.tree_sequence is None and not report.dry_run:
+    if report.pending and not report.dry_run:
         call.out.note(f"{count_text(report.pending, 'bundle')} in the outbox wait for a server; name one with --to")
     if _exit_code(report, settings) == 4:
         call.out.warn("the server has everything, but its folder is not complete yet; ask again with status")
@@ -198,7 +207,7 @@ def _summary(report: PushReport) -> str:
     verbs = _counted(report.operations)
     if not verbs:
         return f"nothing to send, at sequence {report.sequence};"
-    told = "would send" if report.dry_run else "sent" if report.tree_sequence is not None else "sealed"
+    told = "would send" if report.dry_run else "sealed" if report.pending else "sent"
     size = report.content_bytes if report.dry_run else report.sent_bytes
     avoided = f", {bytes_text(report.avoided_bytes)} avoided" if report.avoided_bytes else ""
     at = "" if report.dry_run else f", now at sequence {report.sequence},"

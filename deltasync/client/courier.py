@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -74,7 +74,6 @@ class Courier:
     def __init__(self, receiver: Receiver, name: str, on_receipt: Callable[[Parcel, wire.Receipt], None]) -> None:
         """Start nothing yet. on_receipt: called in the calling thread, for each parcel in order."""
         self._receiver, self._name, self._on_receipt = receiver, name, on_receipt
-        self._threads = ThreadPoolExecutor(UNDER_WAY_MAX, thread_name_prefix="courier")
         self._under_way: deque[tuple[_Trip, Future[wire.Receipt]]] = deque()
         self._is_stopped = threading.Event()
         self._last_out = threading.Event()
@@ -85,15 +84,18 @@ class Courier:
         while len(self._under_way) >= UNDER_WAY_MAX:
             self._collect()
 
-    def send(self, parcel: Parcel, *, wait: float = 0.0) -> None:
+    def send(self, parcel: Parcel, *, wait_seconds: float = 0.0) -> None:
         """Put a parcel on its way once there is room; raises Undelivered for an earlier one that failed.
 
-        wait: how many seconds its answer may wait for the plain tree.
+        wait_seconds: how long its answer may wait for the plain tree.
         """
         self.make_room()
-        trip = _Trip(parcel, wait, threading.Event())
+        trip = _Trip(parcel, wait_seconds, threading.Event())
         before, self._last_out = self._last_out, trip.is_out
-        self._under_way.append((trip, self._threads.submit(self._carry, trip, before)))
+        receipt: Future[wire.Receipt] = Future()
+        self._under_way.append((trip, receipt))
+        # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.
+        threading.Thread(target=self._run, args=(trip, before, receipt), name="courier", daemon=True).start()
 
     def finish(self) -> None:
         """Wait for every receipt; raises Undelivered."""
@@ -108,22 +110,27 @@ class Courier:
             raise Undelivered(trip.parcel, error) from error
         self._on_receipt(trip.parcel, receipt)
 
-    def _carry(self, trip: _Trip, before: threading.Event) -> wire.Receipt:
-        parcel = trip.parcel
+    def _run(self, trip: _Trip, before: threading.Event, receipt: Future[wire.Receipt]) -> None:
         before.wait()  # two bodies at once would only take turns
         try:
-            return self._receiver.send_bundle(
-                self._name,
-                parcel.identity,
-                self._watched(parcel.chunks, trip.is_out),
-                take_over=parcel.takes_over,
-                wait=trip.wait_seconds,
-            )
-        except BaseException:
+            if self._is_stopped.is_set():
+                raise _Stopped
+            receipt.set_result(self._carry(trip))
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the receipt is asked for
             self._is_stopped.set()
-            raise
+            receipt.set_exception(error)
         finally:
             trip.is_out.set()
+
+    def _carry(self, trip: _Trip) -> wire.Receipt:
+        parcel = trip.parcel
+        return self._receiver.send_bundle(
+            self._name,
+            parcel.identity,
+            self._watched(parcel.chunks, trip.is_out),
+            take_over=parcel.takes_over,
+            wait=trip.wait_seconds,
+        )
 
     def _watched(self, chunks: Iterator[bytes], is_out: threading.Event) -> Iterator[bytes]:
         for chunk in chunks:
@@ -138,6 +145,7 @@ class Courier:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is still under way and wait until it has ended."""
+        """Stop what is still under way, and wait until it has ended unless the user interrupts."""
         self._is_stopped.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        if kind is None or issubclass(kind, Exception):
+            wait([receipt for _, receipt in self._under_way])

@@ -37,7 +37,7 @@ RETURN_SECONDS = 2.0
 """How often to ask whether a vanished folder is back."""
 JUMP_SECONDS = 10.0
 """A loop that wakes so much too late was stopped, and the world went on without it."""
-STOP_SECONDS = 8.0
+STOP_SECONDS = 5.0
 """How long a stop may take, at worst while a server does not answer; the state is safe at every moment."""
 WAITING_SECONDS = 5.0
 """After how long a file that is still being written is worth a word."""
@@ -83,7 +83,7 @@ class Control:
 
     def rest(self, seconds: float) -> None:
         """Wait for a wake-up, at most so long."""
-        select.select([self._receiver], [], [], seconds)
+        select.select([self._receiver], [], [], max(0.0, seconds))
         with contextlib.suppress(BlockingIOError):
             while self._receiver.recv(4096):
                 pass
@@ -245,30 +245,42 @@ class _Watching:
     def _await_return(self) -> State | None:
         """Wait until the folder is there again, with its state or with content; None when it is time to stop.
 
-        An empty folder without state may be the bare place of something that was unmounted: nothing is made there.
+        An empty folder without state may be the bare place of something that was unmounted, and one that changes may
+        be in the middle of being deleted: nothing is made there.
         """
         self.publish(doing="unavailable")
+        before, next_at = None, time.monotonic() + RETURN_SECONDS
         while not self.control.is_stopping:
-            self.control.rest(RETURN_SECONDS)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    gone = RootUnavailable(f"the folder {shown(str(self._root))} is not there; nothing was changed")
-                    self.control.calls.get_nowait().reply(failure(gone))
-            if self._is_back():
-                with contextlib.suppress(RootUnavailable):
-                    state = self._open_state()
-                    self.say(What.AVAILABLE, f"{shown(str(self._root))} is there again")
-                    return state
+            self.control.rest(next_at - time.monotonic())
+            self._refuse_calls()
+            if time.monotonic() < next_at:
+                continue
+            next_at = time.monotonic() + RETURN_SECONDS
+            seen = self._seen()
+            if seen is None or seen != before:
+                before = seen
+                continue
+            with contextlib.suppress(RootUnavailable):
+                state = self._open_state()
+                self.say(What.AVAILABLE, f"{shown(str(self._root))} is there again")
+                return state
         return None
 
-    def _is_back(self) -> bool:
+    def _refuse_calls(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.control.calls.get_nowait().reply(failure(_gone(self._root)))
+
+    def _seen(self) -> tuple[int, int, int] | None:
+        """Return what tells one look at a folder that can be watched from the next; None for one that cannot."""
         try:
-            names = set(os.listdir(self._root))  # noqa: PTH208
+            status, names = self._root.stat(), {path.name for path in self._root.iterdir()}
         except OSError:
-            return False
-        if self._settings.state_dir or names - {RESERVED}:
-            return True
-        return (self._root / RESERVED / "state.db").exists()
+            return None
+        has_state = not self._settings.state_dir and (self._root / RESERVED / "state.db").exists()
+        if not has_state and not names - {RESERVED}:
+            return None
+        return status.st_dev, status.st_ino, status.st_mtime_ns
 
     def _answer(self, request: Request) -> dict[str, Any] | None:
         """Answer a question, in the thread of whoever asks."""
@@ -329,7 +341,8 @@ class Watcher:
             self._go_round()
             self._publish()
             if _identity(self._state) != self._database:
-                return  # the folder went away, or another one stands in its place
+                self._meet(What.UNAVAILABLE, _gone(self._state.root))
+                return
             self._rest()
 
     def close(self) -> None:
@@ -489,6 +502,12 @@ def _identity(state: State) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _gone(root: Path) -> RootUnavailable:
+    return RootUnavailable(
+        f"{shown(str(root))} went away, or another folder stands there; nothing is taken for deleted"
+    )
 
 
 def _suspended_seconds() -> float:

@@ -80,14 +80,20 @@ class Files:
         """Size and times of the files that changed while they were read."""
 
     def compare(self, frame: Frame, listing: Listing, checkpoint: Callable[[], None]) -> None:
-        """Bring the table of a folder up to date with what it holds; `checkpoint` is called when much was read."""
+        """Bring the table of a folder up to date with its listing, which is used up.
+
+        checkpoint: called whenever much was read.
+        """
         table = frame.load(self.ledger.state)
         self._drop_missing(frame, table, listing)
         rules = self._options.ignore
         has_rules = frame.level is not None or rules.on_command_line
         rehash = self._options.rehash
-        # In the order of inodes, which is the order on many disks.
-        for name, inode, mode, size, mtime_ns, ctime_ns in sorted(listing.files, key=_by_inode):
+        # In the order of inodes, which is the order on many disks; each is let go before the next is looked at.
+        left = listing.files
+        left.sort(key=_by_inode, reverse=True)
+        while left:
+            name, inode, mode, size, mtime_ns, ctime_ns = left.pop()
             item = table.get(name)
             if has_rules and rules.decide(frame.level, joined(frame.path, name), is_directory=False).ignored:
                 self._exclude(frame, name, item)
@@ -96,7 +102,7 @@ class Files:
                 entry = item.entry
                 if (
                     ctime_ns == item.ctime_ns
-                    and inode == item.inode
+                    and (inode == item.inode or signed(inode) == item.inode)
                     and ((entry.size == size and entry.mtime_ns == mtime_ns) or entry.kind is Kind.SYMLINK)
                 ):
                     if item.flags:
@@ -127,10 +133,11 @@ class Files:
     def _keep(self, frame: Frame, name: str) -> None:
         table = frame.load(self.ledger.state)
         table[name] = table[name]._replace(flags=KEPT)
-        frame.is_unsettled = True
+        frame.is_unsettled = frame.is_dirty = True
 
     def _drop(self, frame: Frame, name: str) -> None:
         item = frame.load(self.ledger.state).pop(name)
+        frame.is_dirty = True
         if item.entry.kind is Kind.FILE and not self.has_trust:
             self.ledger.vanish(frame.row.id, name, item.inode)
 
@@ -227,6 +234,7 @@ class Files:
     def _take(self, frame: Frame, item: Item) -> None:
         """Have an entry in the tree, in place of whatever had its name."""
         frame.load(self.ledger.state)[item.entry.name] = item
+        frame.is_dirty = True
         former = frame.children.pop(item.entry.name, None)
         if former is not None:
             self.ledger.detach(former)

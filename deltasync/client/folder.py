@@ -10,7 +10,16 @@ from deltasync.client.pack import read_metadata
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader
 from deltasync.core.delta import apply
-from deltasync.core.errors import HostUnreachable, NotFound, NotOwner, Refused, SequenceFork, SequenceGap, StaleEpoch
+from deltasync.core.errors import (
+    DeltasyncError,
+    HostUnreachable,
+    NotFound,
+    NotOwner,
+    Refused,
+    SequenceFork,
+    SequenceGap,
+    StaleEpoch,
+)
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
 from deltasync.core.metadata import FileName, Metadata, file_name, parse_file_name
 from deltasync.core.names import shown
@@ -106,7 +115,7 @@ class FolderTransport:
         self.sent_bytes += tee.taken_bytes
         return _receipt(metadata, content_bytes)
 
-    def back_off(self, attempt: int) -> None:
+    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
         """Wait for nothing: a folder is there or not."""
 
     def close(self) -> None:

@@ -132,7 +132,7 @@ class IgnoreRules:
         known = self._levels.get(folder)
         if known is None and not stamps:
             return above
-        if known is not None and known[0] == stamps and (known[1].above if known[1] else None) is above:
+        if known is not None and known[0] == stamps and (known[1] is None or known[1].above is above):
             return known[1] or above
         level = self._read_level(above, folder, [str(stamp[0]) for stamp in stamps])
         if stamps or known is not None:

@@ -20,6 +20,8 @@ from deltasync.core.names import RESERVED, shown
 from deltasync.disk import Lock, space_guard, staged
 
 DATABASE, LOCK, SUSPECT = "state.db", "lock", "suspect"
+DATABASE_PATH_BYTES_MAX = 500
+"""SQLite opens no file beyond about this, whatever the system allows."""
 _FIRST_HEAD = ("INSERT INTO head VALUES (1, NULL, NULL, '', 0, ?, 0, ?, NULL, NULL)", (EMPTY_ROOT, EMPTY_ROOT))
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
@@ -59,14 +61,25 @@ def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
     known = _make_folder(folder)
     lock, before = _locked(folder, real)
     try:
-        state = Opened(real, folder, sqlite3.connect(":memory:"), lock)
-        _open_database(state, migrations, before)
-        _begin(state, known=known)
-        _recognise(state, asked)
+        connection, notes = _database(folder, migrations, before)
+        state = Opened(real, folder, connection, lock, notes)
+        try:
+            _begin(state, known=known)
+            _recognise(state, asked)
+        except sqlite3.DatabaseError as error:
+            raise damaged(folder, error) from error
     except BaseException:
-        lock.close()
+        lock.close()  # without a mark: the next opening checks the database
         raise
     return state
+
+
+def damaged(folder: Path, error: sqlite3.DatabaseError) -> Exception:
+    """Turn an error of the state's database into one of ours that says what to do next."""
+    raised = db.damaged(folder / DATABASE, error)
+    if not isinstance(raised, Corrupt):
+        return raised
+    return Corrupt(f"{raised.sentence}; run the command again: it is set aside and made anew from the workspace")
 
 
 def usable_root(root: Path) -> Path:
@@ -127,7 +140,8 @@ def _refuse_nested(root: Path) -> None:
 def _make_folder(folder: Path) -> bool:
     """Make the state's folder, for its owner only; tell whether a state was kept there before."""
     try:
-        folder.mkdir(mode=0o700, exist_ok=True, parents=True)
+        with space_guard(folder):
+            folder.mkdir(mode=0o700, exist_ok=True, parents=True)
         if folder.is_symlink():
             raise UsageError(f"{shown(str(folder))} is a link; remove it, or name the real folder with --state-dir")
         folder.chmod(0o700)
@@ -172,32 +186,44 @@ def _closed_mark(folder: Path) -> str:
     return f"closed {status.st_size} {status.st_mtime_ns}"
 
 
-def _open_database(state: Opened, migrations: Sequence[str], before: str) -> None:
-    """Open the database; one that is damaged is set aside and a fresh one begins."""
-    path = state.folder / DATABASE
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        raise UsageError(f"{shown(str(path))} is not readable and writable for this user")
+def _database(folder: Path, migrations: Sequence[str], before: str) -> tuple[sqlite3.Connection, list[str]]:
+    """Open the database and say what to tell; one that is damaged is set aside and a fresh one begins."""
+    path = folder / DATABASE
+    if len(os.fsencode(path)) > DATABASE_PATH_BYTES_MAX:
+        raise UsageError(
+            f"the path {shown(str(folder))} is too long to keep the state in it; "
+            "name a folder with a shorter path with --state-dir"
+        )
+    if path.is_symlink() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        raise UsageError(f"{shown(str(path))} is no file that this user may read and write")
     try:
         # A database that changed since its last clean close was cut off, restored or damaged: have SQLite check it.
-        is_suspect = (state.folder / SUSPECT).exists()
-        is_known = path.exists() and before == _closed_mark(state.folder)
+        is_known = path.exists() and before == _closed_mark(folder)
+        is_suspect = (folder / SUSPECT).exists()
         _make_private(path)
-        state.connection = db.connect(path, migrations)
-        if (is_known or db.is_sound(state.connection)) and (not is_suspect or _is_whole(state.connection)):
-            (state.folder / SUSPECT).unlink(missing_ok=True)
-            return
-        state.connection.close()
+        connection = db.connect(path, migrations)
+        if (is_known or db.is_sound(connection)) and (not is_suspect or _is_whole(connection)):
+            (folder / SUSPECT).unlink(missing_ok=True)
+            return connection, []
+        connection.close()
     except Corrupt as error:
         if not str(getattr(error.__cause__, "sqlite_errorname", "")).startswith(_DAMAGED):
             raise
-    number = 1 + sum(1 for _ in state.folder.glob(f"{DATABASE}.damaged-*"))
-    aside = path.with_name(f"{DATABASE}.damaged-{number}")
+    aside = _set_aside(folder)
+    return db.connect(path, migrations), [
+        f"the state was damaged and is set aside as {aside}; everything is read again"
+    ]
+
+
+def _set_aside(folder: Path) -> str:
+    """Rename a damaged database and what belongs to it; return its new name."""
+    number = 1 + sum(1 for _ in folder.glob(f"{DATABASE}.damaged-*"))
+    name = f"{DATABASE}.damaged-{number}"
     for suffix in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
-    (state.folder / SUSPECT).unlink(missing_ok=True)
-    state.notes.append(f"the state was damaged and is set aside as {aside.name}; everything is read again")
-    state.connection = db.connect(path, migrations)
+            (folder / f"{DATABASE}{suffix}").rename(folder / f"{name}{suffix}")
+    (folder / SUSPECT).unlink(missing_ok=True)
+    return name
 
 
 def _is_whole(connection: sqlite3.Connection) -> bool:

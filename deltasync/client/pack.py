@@ -19,16 +19,18 @@ from deltasync.disk import Folder, open_regular, staged
 LEVEL = 1
 BUFFER_BYTES = 1 << 20
 THREADED_BYTES = 1 << 20
-"""Bundles from here on are compressed in threads of their own, beside the reading and the sending."""
+"""Bundles from here on may be compressed in threads of their own, beside the reading and the sending."""
+THREADS_MAX = 4
 CHUNK_BYTES = 256 * 1024
 
 
 class ContentChanged(Exception):
     """A file no longer holds the bytes that its digest names; it never leaves the sending code."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{shown(path)}: {reason}")
-        self.path = path
+    def __init__(self, operation: Operation, reason: str) -> None:
+        super().__init__(f"{shown(operation.path)}: {reason}")
+        self.path = operation.path
+        self.digest = bytes.fromhex(operation.digest or "")
         self.reason = reason
 
 
@@ -55,18 +57,17 @@ class Source:
 
         Raises ContentChanged before the last byte is handed out, so that no receiver can take wrong content for whole.
         """
-        path = operation.path
         try:
-            descriptor = self._open(path)
+            descriptor = self._open(operation.path)
         except OSError as error:
-            raise ContentChanged(path, error.strerror or "cannot be opened") from error
+            raise ContentChanged(operation, error.strerror or "cannot be opened") from error
         try:
             if operation.size < BUFFER_BYTES:
                 yield self._whole(descriptor, operation)
             else:
                 yield from self._streamed(descriptor, operation)
         except OSError as error:
-            raise ContentChanged(path, error.strerror or "cannot be read") from error
+            raise ContentChanged(operation, error.strerror or "cannot be read") from error
         finally:
             os.close(descriptor)
 
@@ -91,7 +92,7 @@ class Source:
     def _whole(self, descriptor: int, operation: Operation) -> memoryview:
         content = self._buffer[: _read(descriptor, self._buffer, operation.size)]
         if len(content) != operation.size or digest_of(content).hex() != operation.digest:
-            raise ContentChanged(operation.path, "changed while it was being sent")
+            raise ContentChanged(operation, "changed while it was being sent")
         return content
 
     def _streamed(self, descriptor: int, operation: Operation) -> Iterator[memoryview]:
@@ -103,7 +104,7 @@ class Source:
             hashed.update(view[:count])
             is_wrong = not left and (hashed.digest().hex() != operation.digest or os.read(descriptor, 1))
             if not count or is_wrong:
-                raise ContentChanged(operation.path, "changed while it was being sent")
+                raise ContentChanged(operation, "changed while it was being sent")
             yield view[:count]
 
 
@@ -119,8 +120,13 @@ def _read(descriptor: int, buffer: memoryview, size: int) -> int:
 
 
 def threads_for(size_bytes: int) -> int:
-    """Return how many threads of its own zstd gets: none for a small bundle, where starting one costs more."""
-    return 0 if size_bytes < THREADED_BYTES else min(4, max(1, (os.cpu_count() or 1) // 2))
+    """Return how many threads of its own zstd gets.
+
+    None for a small bundle, where starting one costs more, and none on two cores: they double the work for content
+    that does not compress, and a server on the same machine has use for the other core.
+    """
+    cores = os.cpu_count() or 1
+    return 0 if size_bytes < THREADED_BYTES or cores <= 2 else min(THREADS_MAX, cores - 2)
 
 
 def packed(

@@ -32,7 +32,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
-from deltasync.core.tree import Loader
+from deltasync.core.tree import Loader, find
 
 if TYPE_CHECKING:
     from deltasync.client.courier import Parcel, Undelivered
@@ -82,8 +82,8 @@ class Transport(Protocol):
     ) -> wire.Receipt:
         """Send a bundle once and return its receipt."""
 
-    def back_off(self, attempt: int) -> None:
-        """Wait before another attempt."""
+    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
+        """Wait before another attempt, after an error."""
 
     def close(self) -> None:
         """Let connections go."""
@@ -191,13 +191,7 @@ class Pusher:
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
-        state, here = self._state, outbox.head(self._state)
-        is_idle = here.sealed_root == state.observed_root() and here.sealed_sequence == here.acknowledged_sequence
-        if is_idle and self._options.wait and here.acknowledged_sequence:
-            wait = min(self._options.wait, POLL_SECONDS)
-            server = transport.workspace(self._name, tree_sequence=here.acknowledged_sequence, wait=wait)
-        else:
-            server = transport.workspace(self._name)
+        state, server = self._state, transport.workspace(self._name)
         self._takes_over = resync.check_owner(server, state.client_id, take_over=self._options.take_over)
         meeting = resync.meet(state, server, has_cache=transport.has_cache)
         if meeting is Meeting.AHEAD:
@@ -247,7 +241,7 @@ class Pusher:
         with Courier(transport, self._name, self._received) as courier:
             try:
                 while parcel is not None:
-                    courier.send(parcel, wait=min(self._options.wait, POLL_SECONDS) if parcel.is_last else 0.0)
+                    courier.send(parcel, wait_seconds=min(self._options.wait, POLL_SECONDS) if parcel.is_last else 0.0)
                     courier.make_room()  # before the next is prepared: each takes some memory
                     parcel = next(parcels, None)
             except DeltasyncError:
@@ -309,7 +303,7 @@ class Pusher:
         source = pack.Source(self._state.root)
         chunks = pack.packed(metadata, digests, source, level=self._options.level, on_content=on_content)
         if self._options.keep_sent_seconds and self._transport is not None:
-            return pack.kept(chunks, self._state.folder / outbox.FOLDER / file_name(metadata))
+            return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
 
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
@@ -353,7 +347,7 @@ class Pusher:
         elif isinstance(cause, ContentMissing):
             self._add_content(parcel, cause)
         elif isinstance(cause, (HostUnreachable, HostBusy)) and stalls <= transport.max_retries:
-            transport.back_off(stalls)
+            transport.back_off(stalls, cause)
         elif isinstance(cause, SequenceConflict) and not isinstance(cause, NotOwner) and self._conflicts < CHANGES_MAX:
             self._conflicts += 1
         else:
@@ -382,8 +376,11 @@ class Pusher:
         count = self._changes[path] = self._changes.get(path, 0) + 1
         if self._rescan is None or count >= CHANGES_MAX or len(self._changes) > ROUNDS_MAX // 4:
             self._left_out[path] = change.reason
-        else:
-            self._rescan({path.rpartition("/")[0]})
+            return
+        self._rescan({path.rpartition("/")[0]})
+        entry = find(self._state.observed_root(), path, self._state.load)
+        if entry is not None and entry.digest == change.digest:
+            self._left_out[path] = change.reason  # it cannot be read now, and its former entry stands
 
     def _await_tree(self, transport: Transport) -> None:
         """Wait until the server's plain tree holds what was acknowledged, as long as the options say."""

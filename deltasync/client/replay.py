@@ -291,10 +291,10 @@ class _Replay:
                 )
                 error.args = (error.sentence,)
                 raise
-            except (HostUnreachable, HostBusy):
+            except (HostUnreachable, HostBusy) as error:
                 if attempt >= self._transport.max_retries:
                     raise
-            self._transport.back_off(attempt)
+                self._transport.back_off(attempt, error)
             attempt += 1  # the same bundle twice gives the first receipt again (spec S-2)
 
     def _broken(self, link: Link, expected: int, *, is_gap: bool) -> SequenceConflict:
@@ -328,15 +328,20 @@ def export(state: State, target: Path, *, full: bool = False, rescan: Rescan | N
         target.mkdir(parents=True)
     if target.resolve().is_relative_to(state.root):
         raise UsageError(f"{shown(str(target))} lies in the workspace itself; export to a folder outside of it")
-    files = list(_own_files(state))
-    if not full or _is_whole(files, outbox.head(state).sealed_root):
-        return _copied(state, files, target)
-    return _Sealing(state, target, rescan).run()
+    rows = sorted((*outbox.kept(state), *outbox.pending(state)), key=lambda row: row.sequence)
+    if not full:
+        return _copied(state, list(_files_of(state, rows)), target)
+    files = [outbox.folder(state) / row.file for row in rows if row.file]
+    return (
+        _copied(state, files, target)
+        if _is_whole(files, state.observed_root())
+        else _Sealing(state, target, rescan).run()
+    )
 
 
-def _own_files(state: State) -> Iterator[Path]:
-    """Yield the bundle files of the outbox in order; a pending bundle without one gets it now."""
-    for row in sorted((*outbox.kept(state), *outbox.pending(state)), key=lambda row: row.sequence):
+def _files_of(state: State, rows: Iterable[outbox.OutboxRow]) -> Iterator[Path]:
+    """Yield the bundle files of the outbox; a pending bundle without one gets it now."""
+    for row in rows:
         if row.file is None:
             metadata = outbox.metadata_of(state, row.sequence)
             chunks = pack.packed(metadata, content_operations(metadata).keys(), pack.Source(state.root))

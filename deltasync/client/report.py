@@ -125,7 +125,9 @@ class Tally:
         report.sequence, report.root = here.sealed_sequence, here.sealed_root.hex()
         report.pending = here.sealed_sequence - here.acknowledged_sequence
         known = [PathProblem(problem.path, problem.reason) for problem in self._state.problems()]
-        report.problems = known + [PathProblem(shown(path), reason) for path, reason in left_out.items()]
+        paths = {problem.path for problem in known}
+        fresh = [PathProblem(shown(path), reason) for path, reason in left_out.items() if shown(path) not in paths]
+        report.problems = known + fresh
 
     def _tell(self) -> None:
         if self.progress is not None:

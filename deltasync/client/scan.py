@@ -16,7 +16,6 @@ import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 
-from deltasync import db
 from deltasync.client.files import Clock, Files, name_trouble
 from deltasync.client.frame import Frame, Item, Want, items
 from deltasync.client.ignore import Level, Stamp
@@ -24,12 +23,12 @@ from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, clamped, list_folder, signed
 from deltasync.client.moves import LIMBO, ROOT_ID, Stats, joined
 from deltasync.client.observation import IsSettled, Progress, ScanOptions, ScanReport, Waiting
-from deltasync.client.opening import DATABASE
+from deltasync.client.opening import DATABASE, damaged
 from deltasync.client.state import REHASH_DUE, Problem, Row, State
-from deltasync.core.errors import Corrupt, GuardStopped, RootUnavailable
+from deltasync.core.errors import GuardStopped, RootUnavailable
 from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Folder
+from deltasync.disk import Folder, space_guard
 
 __all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "scan"]
 
@@ -54,14 +53,12 @@ def scan(
     progress: told how many files and bytes were read so far.
     Raises RootUnavailable and GuardStopped before anything is taken for deleted.
     """
-    with _open_root(state) as top, contextlib.closing(Clock(state.folder)) as clock:
-        files = Files(Ledger(state), options, clock, is_settled, progress)
+    with space_guard(state.folder), _open_root(state) as top, contextlib.closing(Clock(state.folder)) as clock:
         try:
+            files = Files(Ledger(state), options, clock, is_settled, progress)
             return _Scan(state, options, top, files).run(folders)
         except sqlite3.DatabaseError as error:
-            raised = db.damaged(state.folder / DATABASE, error)
-            if isinstance(raised, Corrupt):
-                state.suspect()
+            raised = damaged(state.folder, error)
             raise raised from None if raised is error else error
 
 
@@ -145,7 +142,9 @@ class _Scan:
         end = time.monotonic() + self._options.settle_seconds
         while self._files.waiting and (left := end - time.monotonic()) > 0:
             time.sleep(min(_RETRY_SECONDS, left))
-            self._walk(Want.of(list(self._files.waiting)))
+            folders = list(self._files.waiting)
+            self._files.waiting.clear()
+            self._walk(Want.of(folders))
 
     def _bereft_paths(self) -> list[str]:
         paths = [self._ledger.links.path(identity) for identity in self._bereft]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,10 +121,11 @@ class State:
         return cls(opening.opened(root, opening.Asked(state_dir, workspace, take_over, read_only), MIGRATIONS))
 
     def close(self) -> None:
-        """Close the database and let the lock go."""
+        """Close the database and let the lock go; after an error the next opening checks the database."""
         self.db.close()
         if self._lock is not None:
-            opening.record_close(self.folder)
+            if sys.exc_info()[0] is None:
+                opening.record_close(self.folder)
             self._lock.close()
             self._lock = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import select
 import threading
 import time
@@ -27,6 +28,7 @@ from deltasync.client.folder import FolderTransport
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
+    Fact,
     HostBusy,
     HostUnreachable,
     NotADeltasyncServer,
@@ -50,6 +52,7 @@ BURST_SECONDS = 0.1
 PIECE_BYTES = 32 * 1024
 """What a limited upload hands to the socket at a time."""
 
+_RETRY_AFTER = "retry_after_seconds"
 _GATEWAY_STATUS = (502, 503, 504)
 _T = TypeVar("_T")
 _local = threading.local()
@@ -222,9 +225,11 @@ class HttpTransport:
         )
         return self._parsed(content, wire.Receipt)
 
-    def back_off(self, attempt: int) -> None:
-        """Wait before attempt + 1: exponentially longer, and never in step with other clients."""
-        self._pause(min(BACKOFF_SECONDS * 2**attempt, BACKOFF_SECONDS_MAX) * random.uniform(0.5, 1.0))
+    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
+        """Wait before another attempt: exponentially longer, never in step with other clients, as long as asked to."""
+        seconds = min(BACKOFF_SECONDS * 2**attempt, BACKOFF_SECONDS_MAX) * random.uniform(0.5, 1.0)
+        asked = error.facts.get(_RETRY_AFTER) if error is not None else None
+        self._pause(max(seconds, min(asked, BACKOFF_SECONDS_MAX)) if isinstance(asked, int) else seconds)
 
     def close(self) -> None:
         """Close the connections."""
@@ -239,10 +244,10 @@ class HttpTransport:
         while True:
             try:
                 return call()
-            except (HostUnreachable, HostBusy):
+            except (HostUnreachable, HostBusy) as error:
                 if attempt >= self.max_retries:
                     raise
-            self.back_off(attempt)
+                self.back_off(attempt, error)
             attempt += 1
 
     def _once(
@@ -353,13 +358,14 @@ class HttpTransport:
         raise self._problem(status, content, response.headers.get("Retry-After", ""))
 
     def _problem(self, status: int, content: bytes, retry_after: str) -> DeltasyncError:
+        facts: dict[str, Fact] = {_RETRY_AFTER: int(retry_after)} if re.fullmatch("[0-9]{1,4}", retry_after) else {}
         try:
             problem = msgspec.json.decode(content, type=wire.Problem)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             if status in (429, *_GATEWAY_STATUS):
-                return HostBusy(f"{self.url} answers {status}; try again", retry_after=retry_after)
+                return HostBusy(f"{self.url} answers {status}; try again", **facts)
             return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
-        return from_problem(problem.code, shown(problem.detail), problem.facts)
+        return from_problem(problem.code, shown(problem.detail), {**problem.facts, **facts})
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:
         try:

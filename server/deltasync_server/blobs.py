@@ -191,11 +191,6 @@ class Cache:
         finally:
             os.close(descriptor)
 
-    def row_of(self, operation: Operation) -> BlobRow:
-        """Return the row of a blob that was staged for an operation."""
-        actual = self.attributes.mtime_of(operation.mtime_ns)
-        return BlobRow(bytes.fromhex(operation.digest or ""), operation.size, actual, operation.executable)
-
     @contextmanager
     def published(self, staging: Staging, kept: Mapping[bytes, BlobRow]) -> Iterator[list[BlobRow]]:
         """Move staged content into the cache and yield its rows; taken back when the block fails.
@@ -205,15 +200,17 @@ class Cache:
         """
         rows: list[BlobRow] = []
         fresh: list[bytes] = []
+        mtime_of = self.attributes.mtime_of
         try:
             for digest, operation in staging.staged.items():
                 row = kept.get(digest)
                 if row is not None and self.has_unchanged(row):
                     continue
                 self._publish(staging, digest)
-                rows.append(self.row_of(operation))
                 if row is None:
                     fresh.append(digest)
+                actual = mtime_of(operation.mtime_ns)
+                rows.append(BlobRow(digest, operation.size, actual, operation.executable))
             yield rows
         except BaseException:
             for digest in fresh:

@@ -9,7 +9,7 @@ import msgspec
 
 from deltasync.core.errors import Corrupt, NotFound
 from deltasync.core.hashing import directory_digest
-from deltasync.core.manifest import EMPTY_ROOT, Kind
+from deltasync.core.manifest import Kind
 from deltasync.core.names import shown
 from deltasync.core.tree import walk
 from deltasync.db import is_sound
@@ -25,7 +25,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the rows say."""
 
     kind: str
-    """blob, object, receipt, journal, reference, stray or tree."""
+    """blob, object, receipt, journal, content, stray or tree."""
     subject: str
     """A digest, a workspace, or a workspace and a path."""
     problem: str
@@ -146,29 +146,31 @@ class _Check:
             )
 
     def _check_references(self, rows: Iterable[WorkspaceRow]) -> None:
-        """Everything that a head or a kept sequence names is there, or asked for (spec ST-20, ST-26)."""
+        """Everything that a head names is there, or asked for; kept trees can be walked (spec ST-20, ST-26)."""
         with self._store.state.read() as db:
-            load = loader(db)
+            kept = kept_roots(db, self._store.config.keep_sequences) | compared_roots(db)
             known = {digest for (digest,) in db.execute("SELECT digest FROM blobs")}
-            asked = set(db.execute("SELECT workspace, digest FROM wanted"))
-            for root in kept_roots(db, self._store.config.keep_sequences) | compared_roots(db):
+            asked = set(db.execute("SELECT workspace, digest FROM wanted WHERE NOT healed"))
+            load = loader(db)
+            for root in kept:
                 try:
-                    named = (
-                        {e.digest for _, e in walk(root, load) if e.kind is Kind.FILE} if root != EMPTY_ROOT else set()
-                    )
+                    missing = {e.digest for _, e in walk(root, load) if e.kind is Kind.FILE} - known
                 except Corrupt as error:
                     self._found("object", root.hex(), error.sentence)
                     continue
                 for row in rows:
                     if row.root == root:
-                        self._check_named(row.name, {d for d in named - known if (row.name, d) not in asked})
+                        self._check_missing(row.name, missing, {d for d in missing if (row.name, d) in asked})
 
-    def _check_named(self, name: str, missing: set[bytes]) -> None:
-        for digest in missing:
-            self._found("reference", f"{name} {digest.hex()}", "no blob holds this content", is_repaired=True)
-        if missing and self._is_repairing:
+    def _check_missing(self, name: str, missing: set[bytes], asked: set[bytes]) -> None:
+        for digest in sorted(missing):
+            is_asked = digest in asked or self._is_repairing
+            problem = "no blob holds this content" + is_asked * "; the next push sends it again"
+            self._found("content", f"{name} {digest.hex()}", problem)
+        unasked = missing - asked
+        if unasked and self._is_repairing:
             with self._store.state.write() as db:
-                db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, 0)", [(name, digest) for digest in missing])
+                db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, 0)", [(name, digest) for digest in unasked])
 
     def _check_strays(self) -> None:
         with self._store.state.read() as db:

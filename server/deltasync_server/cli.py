@@ -1,4 +1,4 @@
-"""The `deltasync-server` program: serve, replay, check, collect; the only place of this wing that exits."""
+"""The `deltasync-server` program (spec H-50 to H-57): serve, replay, check, collect; the only place that exits."""
 
 from __future__ import annotations
 
@@ -112,25 +112,30 @@ def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
 def _parameter(name: str) -> inspect.Parameter:
     kind, words, metavar, text = OPTIONS[name]
-    variable = "" if name in COMMON else f" [{config.ENVIRONMENT_PREFIX}{name.upper()}]"
-    option = typer.Option(*words.split(","), metavar=metavar or None, help=text + variable, show_default=False)
+    text += f" [{config.ENVIRONMENT_PREFIX}{name.upper()}]"
+    option = typer.Option(*words.split(","), metavar=metavar or None, help=text, show_default=False)
     default = False if kind is _SWITCH else None
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
 def _call(flags: dict[str, Any]) -> Call:
-    level = logging.ERROR if flags["quiet"] else logging.INFO if flags["verbose"] or flags.get("access_log") else None
-    logging.basicConfig(
-        level=level or logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    level = logging.ERROR if flags["quiet"] or _is_set("QUIET") else logging.WARNING
+    if flags["verbose"] or flags.get("access_log") or _is_set("VERBOSE"):
+        level = logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.umask(UMASK)
     file = config.read_file(_config_path(flags["config"]))
     return Call(
         config.choose(config.StoreConfig, file, os.environ, flags),
         config.choose(config.ServeConfig, file, os.environ, flags),
-        is_json=bool(flags["json"]),
-        is_quiet=bool(flags["quiet"]),
+        is_json=bool(flags["json"]) or _is_set("JSON"),
+        is_quiet=bool(flags["quiet"]) or _is_set("QUIET"),
     )
+
+
+def _is_set(name: str) -> bool:
+    """Tell whether a switch is on by its variable."""
+    return os.environ.get(config.ENVIRONMENT_PREFIX + name, "").lower() in ("1", "true", "yes", "on")
 
 
 def _config_path(flag: str | None) -> Path | None:
@@ -253,7 +258,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
-    if "--json" in arguments:
+    if "--json" in arguments or _is_set("JSON"):
         print(as_json({"error": {**error.facts, "code": error.code, "detail": error.sentence}}), flush=True)
     complain(error.sentence)
     return error.exit_code

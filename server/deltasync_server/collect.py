@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.tree import Loader
 from deltasync_server.blobs import Cache, Leases
-from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
-from deltasync_server.state import BATCH, State, batched, compared_roots, kept_roots, loader
+from deltasync_server.state import BATCH, State, batched, compared_roots, keep_no_more_than, kept_roots, loader
 
 ShouldStop = Callable[[], bool]
 
@@ -75,6 +74,9 @@ class Collection:
 
     def prune_objects(self, should_stop: ShouldStop = lambda: False) -> None:
         """Remove the directory objects that no kept root reaches."""
+        if not self.result.is_dry_run:
+            with self._state.write() as db:
+                keep_no_more_than(db, self._keep_sequences)
         self._mark()
         with self._state.read() as db:
             digests = [digest for (digest,) in db.execute("SELECT digest FROM objects")]
@@ -138,12 +140,3 @@ class Collection:
 
     def _is_dead_object(self, digest: bytes) -> bool:
         return digest not in self._marks.objects and digest not in self._compared.objects
-
-
-def collect(config: StoreConfig, *, dry_run: bool = False) -> Collected:
-    """Collect a store that no server runs on; raises AlreadyRunning when one does."""
-    from deltasync_server.receive import Store  # imported here: a running store collects with this module
-
-    with Store(config) as store:
-        store.recover()
-        return store.collect(dry_run=dry_run)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -171,6 +171,8 @@ class Intake:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with self.rooms.cache.staging() as staging:
             self._stage(reader, metadata, staging)
+            del reader  # with the bytes of the metadata: two large bundles at once must fit into little memory
+            metadata = replace(metadata, operations_bytes=b"", hashes_bytes=b"")
             self.spool.begin_sync(self.rooms.syncs)
             self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
             with self.rooms.arrivals.committing(self.arrival.workspace):
@@ -315,7 +317,7 @@ class _Commit:
         body = msgspec.json.encode(receipt)
         values = (self._name, receipt.sequence, receipt.epoch, self._metadata.identity, root, body)
         self._db.execute(
-            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
             (*values, journal, carried, file_name(self._metadata)),
         )
 

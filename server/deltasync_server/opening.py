@@ -1,4 +1,4 @@
-"""Open a store for a command: every reason why it cannot be used is one sentence."""
+"""Open a store for a command; every reason why it cannot be used is one sentence (spec H-53, H-55, H-56)."""
 
 from __future__ import annotations
 

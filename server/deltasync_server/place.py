@@ -103,13 +103,14 @@ class Placer:
             return False
 
     def _link(self, folder: Folder, entry: Entry, *, is_fresh: bool) -> None:
-        place = place_of(entry.digest)
-        source = self._cache.folder.fd
+        place, source = place_of(entry.digest), self._cache.folder.fd
         try:
             if is_fresh:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.link(place, entry.name, src_dir_fd=source, dst_dir_fd=folder.fd)
                     return
+                except FileExistsError:
+                    pass  # something stands there all the same: it is replaced below
             temporary = self._temporary()
             os.link(place, temporary, src_dir_fd=source, dst_dir_fd=self._aside.fd)
         except OSError as error:

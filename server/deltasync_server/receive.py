@@ -31,7 +31,7 @@ from deltasync_server.state import (
     WorkspaceRow,
     blob_row,
     blob_rows,
-    last_receipts,
+    kept_receipts,
     object_body,
     settle_stamps,
     workspace_row,
@@ -222,7 +222,7 @@ class Store:
     def sequences(self, name: WorkspaceName) -> wire.KeptSequences:
         """Return the last sequences, whose whole trees are kept, oldest first."""
         with self.state.read() as db:
-            rows = last_receipts(db, name, self.config.keep_sequences)
+            rows = kept_receipts(db, name, self.config.keep_sequences)
         return wire.KeptSequences(
             sequences=[
                 wire.KeptSequence(

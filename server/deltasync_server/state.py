@@ -57,6 +57,7 @@ MIGRATIONS = (
         journal TEXT,
         carried BLOB,
         file_name TEXT NOT NULL,
+        is_kept INTEGER NOT NULL,
         PRIMARY KEY (workspace, sequence)
     );
     CREATE INDEX receipts_journal ON receipts (journal) WHERE journal IS NOT NULL;
@@ -119,6 +120,7 @@ class BlobRow(NamedTuple):
     size: int
     mtime_ns: int
     executable: bool
+    """0 or 1 as SQLite keeps it, which compares equal."""
 
 
 class ReceiptRow(NamedTuple):
@@ -134,6 +136,8 @@ class ReceiptRow(NamedTuple):
     carried: bytes | None
     """The 32-byte digests of the content that the journal file carries, one after another."""
     file_name: str
+    is_kept: bool
+    """The whole tree of this sequence is still held."""
 
     def receipt(self) -> wire.Receipt:
         """Return the answer that the commit gave."""
@@ -219,12 +223,25 @@ def receipt_row(db: sqlite3.Connection, name: str, epoch: str, sequence: int) ->
     return ReceiptRow._make(row) if row else None
 
 
-def last_receipts(db: sqlite3.Connection, name: str, count: int) -> list[ReceiptRow]:
-    """Return the newest receipts of a workspace, oldest of them first."""
+def kept_receipts(db: sqlite3.Connection, name: str, keep_sequences: int) -> list[ReceiptRow]:
+    """Return the newest receipts of a workspace whose trees are held, oldest of them first."""
     rows = db.execute(
-        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ? ORDER BY sequence DESC LIMIT ?", (name, count)
+        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ? AND is_kept ORDER BY sequence DESC LIMIT ?",
+        (name, keep_sequences),
     ).fetchall()
     return [ReceiptRow._make(row) for row in reversed(rows)]
+
+
+def keep_no_more_than(db: sqlite3.Connection, keep_sequences: int) -> None:
+    """Record that older sequences are no longer held, before the first of their objects is removed."""
+    db.execute(
+        """
+        UPDATE receipts SET is_kept = 0 WHERE is_kept AND sequence <= (
+            SELECT workspaces.sequence - ? FROM workspaces WHERE workspaces.name = receipts.workspace
+        )
+        """,
+        (keep_sequences,),
+    )
 
 
 def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
@@ -234,10 +251,13 @@ def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
 
 
 def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
-    """Return every root whose tree must stay whole, content included: heads and kept sequences."""
+    """Return every root whose whole tree must stay, with content: heads, kept sequences, and where trees move to."""
     roots: set[bytes] = set()
     for row in workspace_rows(db):
-        roots |= {row.root, *(receipt.root for receipt in last_receipts(db, row.name, keep_sequences))}
+        roots |= {row.root, *(receipt.root for receipt in kept_receipts(db, row.name, keep_sequences))}
+        if row.moving_to is not None:
+            select = "SELECT root FROM receipts WHERE workspace = ? AND sequence = ?"
+            roots |= {root for (root,) in db.execute(select, (row.name, row.moving_to))}
     return roots - {EMPTY_ROOT}
 
 
@@ -268,7 +288,7 @@ def loader(db: sqlite3.Connection) -> Loader:
 def blob_row(db: sqlite3.Connection, digest: bytes) -> BlobRow | None:
     """Return a blob's row, or None when the cache does not hold it."""
     row = db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest = ?", (digest,)).fetchone()
-    return _blob(row) if row else None
+    return BlobRow._make(row) if row else None
 
 
 def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, BlobRow]:
@@ -277,7 +297,7 @@ def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, B
     for batch in batched(digests, BATCH):
         marks = ",".join("?" * len(batch))
         for row in db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest IN ({marks})", batch):
-            found[row[0]] = _blob(row)
+            found[row[0]] = BlobRow._make(row)
     return found
 
 
@@ -299,10 +319,6 @@ def split_digests(packed: bytes | None) -> list[bytes]:
     """Return the digests of a packed column."""
     packed = packed or b""
     return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]
-
-
-def _blob(row: tuple[bytes, int, int, int]) -> BlobRow:
-    return BlobRow(row[0], row[1], row[2], bool(row[3]))
 
 
 _WORKSPACE = ", ".join(WorkspaceRow._fields)

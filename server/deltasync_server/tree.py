@@ -133,15 +133,14 @@ class Trees:
     def bring_forward(self, name: str) -> None:
         """Make a plain tree hold its workspace's head; the rows say "moving" before and the sequence after."""
         with self._lock:
-            with self._state.read() as db:
-                row = workspace_row(db, name)
-                healed = _healed(db, name)
             is_suspect = name in self._suspect
-            if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
-                return
-            self._suspect.add(name)  # until this has succeeded
             with self._state.write() as db:
+                row, healed = workspace_row(db, name), _healed(db, name)
+                if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
+                    return
+                # In the transaction that reads the root: a collection keeps the root that a tree moves to.
                 db.execute("UPDATE workspaces SET moving_to = ? WHERE name = ?", (row.sequence, name))
+            self._suspect.add(name)  # until this has succeeded
             with space_guard(self._folder), self._placer(name) as placer:
                 self._move(placer, row, healed, is_suspect=is_suspect)
                 self._settle(row, healed, placer.lost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import socket
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from serving import SECONDS, Served, Writer, received, serving
+from serving import SECONDS, Served, Writer, received, serving, until
 
 DEADLINES = {
     "DELTASYNC_SERVER_HEADER_SECONDS": "1.5",
@@ -259,9 +260,7 @@ def test_many_idle_connections_do_not_keep_others_out(server: Served) -> None:
     finally:
         for each in idle:
             each.close()
-    deadline = time.monotonic() + SECONDS
-    while server.raw(get("/health", b"Connection: close"))[0].split(b" ")[1] != b"200":
-        assert time.monotonic() < deadline
+    until(lambda: server.raw(get("/health", b"Connection: close"))[0].startswith(b"HTTP/1.1 200"))
 
 
 def test_a_refused_upload_is_answered_before_its_body_and_the_answer_is_heard(server: Served) -> None:
@@ -273,6 +272,23 @@ def test_a_refused_upload_is_answered_before_its_body_and_the_answer_is_heard(se
         with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
             for _ in range(100_000):
                 connection.sendall(b"x" * 65536)
+
+
+def test_a_reader_that_takes_nothing_is_cut_off(server: Served) -> None:
+    """A download that nobody reads does not hold its file: it breaks off, and does not look whole."""
+    made = Writer("unread").large(20_000_000)
+    assert server.send("unread", made).status == 200
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(get(f"/api/v1/blobs/{made.metadata.operations[0].digest}"))
+        until(lambda: "took nothing" in server.log.read_text())
+        connection.settimeout(SECONDS)
+        found = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(1 << 20):
+                found += len(part)
+    assert found < 20_000_000
 
 
 def test_a_gap_is_answered_before_the_whole_body_has_come(server: Served) -> None:
@@ -297,9 +313,7 @@ def test_a_sender_that_goes_away_leaves_nothing(server: Served) -> None:
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(made.sealed) + made.sealed[:cut])
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
-    deadline = time.monotonic() + SECONDS
-    while left(server.data):
-        assert time.monotonic() < deadline, left(server.data)
+    until(lambda: not left(server.data))
     assert server.get("/api/v1/workspaces/broken").json["sequence"] == 0
     assert server.send("broken", made).status == 200
 

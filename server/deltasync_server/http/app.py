@@ -1,4 +1,4 @@
-"""The application: every route behind the guard, with one way to fail."""
+"""The application: every route behind the guard, with one way to fail (spec H-1, H-6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from deltasync import __version__
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.names import shown
 from deltasync_server.http import blobs, seed, service, workspaces
@@ -21,11 +20,18 @@ from deltasync_server.http.problems import HttpRefusal, known, no_such_route, re
 def build(context: Context, *, seed_routes: bool) -> ASGIApp:
     """Return the application that serves a store.
 
-    seed_routes: also serve delta/upload and delta/status, which any program on the network can call (spec H-40).
+    seed_routes: also serve delta/upload and delta/status, which any program that reaches us can call (spec H-40).
     """
+    app = routes(seed_routes=seed_routes)
+    guard = Guard(app)
+    app.state.context = context
+    app.state.guard = guard
+    return guard
+
+
+def routes(*, seed_routes: bool) -> FastAPI:
+    """Return the routes and their description, without a store behind them."""
     app = FastAPI(
-        title="deltasync-server",
-        version=__version__,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -38,13 +44,10 @@ def build(context: Context, *, seed_routes: bool) -> ASGIApp:
             RequestValidationError: _parameters_refused,
         },
     )
-    for router in (workspaces.router, blobs.router, service.router, *((seed.router,) if seed_routes else ())):
-        app.include_router(router)
-    guard = Guard(app)
-    app.state.context = context
-    app.state.guard = guard
+    for part in (workspaces, blobs, service, *((seed,) if seed_routes else ())):
+        app.include_router(part.router)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    return guard
+    return app
 
 
 async def _refused(request: Request, error: Exception) -> Response:

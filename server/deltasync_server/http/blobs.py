@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import AsyncIterator
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
 from deltasync_server.http import openapi
@@ -20,24 +21,65 @@ from deltasync_server.http.workspaces import digest_of_path
 router = APIRouter(prefix=wire.API, tags=["blobs"])
 
 PIECE_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @router.get("/blobs/{digest}", summary="A blob's bytes", **openapi.gives_bytes(200, 206, 404, 416))
 async def blob(request: Request, digest: str) -> Response:
-    """Return a blob, or the one range of it that the Range header asks for."""
+    """Return a blob, or the one range of it that the Range header asks for (spec H-30, H-31)."""
     here = context_of(request)
     file, size = await here.workers.quick(partial(here.store.open_blob, digest_of_path(digest)))
+    asked = request.headers.get("range")
     try:
-        start, end = byte_range(request.headers.get("range"), size)
+        part = Part(file, *byte_range(asked, size))
     except HttpRefusal:
         file.close()
         raise
-    headers = {"Content-Length": str(end - start), "Accept-Ranges": "bytes"}
-    if is_partial := "range" in request.headers and _is_bytes(request.headers["range"]):
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    status = 206 if is_partial else 200
-    return StreamingResponse(_pieces(here, file, start, end), status, headers, media_type="application/octet-stream")
+    headers = {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes"}
+    if is_partial := asked is not None and _is_bytes(asked):
+        headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
+    return _PartResponse(here, part, 206 if is_partial else 200, headers)
+
+
+class Part(NamedTuple):
+    """A range of an open blob."""
+
+    file: BinaryIO
+    start: int
+    end: int
+
+
+class _PartResponse(Response):
+    """Streams a part in pieces; a reader that takes nothing does not hold the file for ever (spec H-32)."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, here: Context, part: Part, status: int, headers: dict[str, str]) -> None:
+        super().__init__(None, status, headers)
+        self._here, self._part = here, part
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the head and the pieces."""
+        with self._part.file as file:
+            file.seek(self._part.start)
+            try:
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await self._send_pieces(file, send)
+            except TimeoutError:
+                _log.warning("a reader of %s took nothing for %g s", scope["path"], self._here.config.body_seconds)
+
+    async def _send_pieces(self, file: BinaryIO, send: Send) -> None:
+        left = self._part.end - self._part.start
+        while True:
+            piece = await self._here.workers.quick(partial(file.read, min(PIECE_BYTES, left)))
+            left -= len(piece)
+            if left and not piece:
+                raise OSError("a blob is shorter than its row says")
+            async with asyncio.timeout(self._here.config.body_seconds):
+                await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+            if not left:
+                return
 
 
 def _is_bytes(text: str) -> bool:
@@ -61,18 +103,3 @@ def byte_range(text: str | None, size: int) -> tuple[int, int]:
             416, "one range of bytes inside the blob can be asked for", {"Content-Range": f"bytes */{size}"}
         )
     return start, end
-
-
-async def _pieces(here: Context, file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
-    try:
-        file.seek(start)
-        while start < end:
-            piece = await here.workers.quick(partial(file.read, min(PIECE_BYTES, end - start)))
-            if not piece:
-                raise OSError("a blob is shorter than its row says")
-            start += len(piece)
-            # a client that does not read must not hold the file for ever
-            async with asyncio.timeout(here.config.body_seconds):
-                yield piece
-    finally:
-        file.close()

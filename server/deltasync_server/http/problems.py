@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -80,6 +81,8 @@ def known(error: Exception) -> DeltasyncError | None:
         return error
     if isinstance(error, OSError) and error.errno in FULL:
         return NoSpace("no space left on the server; nothing was changed")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return HostBusy("the server has as many files open as it may; try again")
     return None
 
 

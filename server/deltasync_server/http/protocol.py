@@ -1,4 +1,4 @@
-"""Uvicorn's protocol with the limits that it lacks: the head's size and time, framing, and a close that is heard."""
+"""Uvicorn's protocol with the limits that it lacks, and a close that is heard (spec H-11, H-14, H-17 to H-19)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from deltasync_server.http.problems import MEDIA_TYPE, HttpRefusal, RequestLate,
 TARGET_BYTES_MAX = 16 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 HEADERS_MAX = 100
+"""What a head may have (spec H-11)."""
 SILENT_BYTES_MAX = 64 * 1024
 """What may come inside a body without being part of it: an endless chunk extension is not."""
 LINGER_BYTES_MAX = 16 << 20
@@ -48,6 +49,7 @@ class LingeringTransport:
                 self._protocol.linger()
             else:
                 self._transport.close()
+                self._protocol.abort_later(self._protocol.serve_config.body_seconds)  # the last bytes may go unread
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -66,7 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         super().connection_made(LingeringTransport(self, transport))  # type: ignore[arg-type]
         self._start_head()
-        if len(self.connections) > self.serve_config.connections:
+        if len(self.connections) > self.serve_config.connections:  # spec H-19
             self._refuse(HostBusy("the server has as many connections as it can; try again"))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -153,7 +155,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._socket.can_write_eof():
             self._socket.write_eof()
         self.flow.resume_reading()
-        self._linger_timer = self.loop.call_later(LINGER_SECONDS, self._socket.abort)
+        self.abort_later(LINGER_SECONDS)
+
+    def abort_later(self, seconds: float) -> None:
+        """End the connection by force if it does not end by then."""
+        if self._linger_timer is None:
+            self._linger_timer = self.loop.call_later(seconds, self._socket.abort)
 
     def _discard(self, size: int) -> None:
         self._discarded_bytes += size

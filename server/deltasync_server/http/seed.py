@@ -1,4 +1,4 @@
-"""The seed's routes, translated into native operations behind the same receive() (spec H-40 to H-49)."""
+"""The seed's routes, translated into native operations behind the same receive() (spec H-40 to H-48)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Label = Annotated[str, Query(max_length=4096)]
     openapi_extra=openapi.takes_form(FIELDS, ["bundle"]),
 )
 async def upload(request: Request) -> Response:
-    """Apply a bundle that comes as a form; every refusal of it is this route's JSON with `success: false`."""
+    """Apply a bundle that comes as a form; every refusal of it is this route's JSON with `success: false` (H-47)."""
     here = context_of(request)
     try:
         boundary = boundary_of(request.headers.get("content-type", ""))

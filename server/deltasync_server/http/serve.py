@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -22,10 +23,11 @@ from deltasync_server.http.workers import Workers
 from deltasync_server.opening import open_store
 
 STOP_SECONDS = 3
-"""How long requests that are under way may go on after a signal; then bodies break off."""
+"""How long requests that are under way may go on after a signal; then bodies break off (spec H-54)."""
 CANCEL_SECONDS = STOP_SECONDS + 2
 """When whatever else is under way is cancelled."""
 API_VERSION = "1"
+"""What every answer says (spec H-2)."""
 
 
 class _Server(uvicorn.Server):
@@ -50,7 +52,7 @@ class _Server(uvicorn.Server):
 
 
 def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], None]) -> None:
-    """Serve a store until SIGTERM or SIGINT; `ready` is called with the address once requests are taken."""
+    """Serve a store until SIGTERM or SIGINT; `ready` is called with the address once requests are taken (H-50)."""
     address = resolve(config.listen)
     if not (address.is_private or config.insecure):
         raise UsageError(
@@ -65,6 +67,19 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], N
         _serve(context, listener, lambda: ready(url_of(listener)), seed_routes=_has_seed_routes(config, address))
 
 
+def _open_files_max() -> int:
+    """Raise the number of files that this process may open as far as it goes, and return it (spec H-19)."""
+    try:
+        import resource
+    except ImportError:  # not on this system: its own limit is far off
+        return 1 << 20
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
 def _has_seed_routes(config: ServeConfig, address: Address) -> bool:
     return address.is_private if config.seed_routes is None else config.seed_routes
 
@@ -77,7 +92,7 @@ def _serve(context: Context, listener: socket.socket, ready: Callable[[], None],
     config = context.config
     settings = uvicorn.Config(
         build(context, seed_routes=seed_routes),
-        http=protocol_for(config),
+        http=protocol_for(replace(config, connections=min(config.connections, _open_files_max() // 2))),
         ws="none",
         lifespan="off",
         interface="asgi3",

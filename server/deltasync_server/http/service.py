@@ -1,4 +1,4 @@
-"""The routes about the server itself: health, metrics, its description and the page that shows it."""
+"""The routes about the server itself: health, metrics, its description and the page that shows it (H-33 to H-35)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,207 @@
+"""Damage: a blob that changed on disk is noticed before it is used, quarantined, and healed by the client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sender import DAY, NAME, Sender, assert_tree, blob_of, seen, tree_of, zero
+
+from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
+from deltasync_server.check import check
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(StoreConfig(tmp_path)) as opened:
+        opened.recover()
+        yield opened
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write into a file as a job that runs as root does: read-only modes do not stop it, the time gives it away."""
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(0o444)
+
+
+def settled(store: Store, sender: Sender, **files: bytes) -> dict[str, object]:
+    flat = sender.tree(**files)
+    sender.send(store, flat)
+    assert_tree(store, sender)
+    store.upkeep()
+    return flat
+
+
+def test_a_damaged_blob_is_never_served(store: Store) -> None:
+    """Wrong bytes are quarantined at their next use, leave every tree, and are asked for; then a bundle heals them."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    flat = settled(store, sender, sub__a=b"right", b=b"fine")
+    settled(store, other, x=b"right")
+    entry = sender.flat["sub/a"]
+    overwrite(tree_of(store) / "sub" / "a", b"wrong")
+    with pytest.raises(NotFound):
+        store.open_blob(entry.digest)
+    assert store.workspace(NAME).wanted == [entry.digest.hex()]
+    assert store.workspace(type(NAME)("other")).wanted == [entry.digest.hex()]
+    assert set(seen(tree_of(store))) == {"sub", "b"}
+    assert seen(tree_of(store, "other")) == {}
+    assert len(list((store.config.data / "quarantine").iterdir())) == 1
+    assert store.missing(NAME, [entry.digest.hex()]).missing == [entry.digest.hex()]
+    sender.heal(store, [entry.digest])
+    assert store.workspace(NAME).wanted == []
+    assert_tree(store, sender)
+    assert_tree(store, other)
+    assert flat
+
+
+def test_wrong_bytes_are_noticed_when_a_tree_needs_them(store: Store) -> None:
+    """A blob is looked at before it is linked: the tree gets no damaged file, and the copy that is right stays."""
+    sender = Sender()
+    settled(store, sender, a=b"right", z=b"fine")
+    overwrite(blob_of(store.config.data, sender.flat["a"]), b"wrong")
+    flat = {**sender.flat, "b": sender.file("b", b"right")}
+    sender.send(store, flat, is_thin=True)
+    store.catch_up()
+    assert set(seen(tree_of(store))) == {"z"}
+    assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
+    sender.heal(store, [flat["a"].digest])
+    assert_tree(store, sender)
+
+
+def test_right_bytes_get_their_time_back(store: Store) -> None:
+    """A touched blob is hashed once; its bytes are right, so its time and mode are restored."""
+    sender = Sender()
+    settled(store, sender, a=b"right")
+    blob = blob_of(store.config.data, sender.flat["a"])
+    os.utime(blob, ns=(DAY // 2, DAY // 2))
+    blob.chmod(0o666)
+    stream, size = store.open_blob(sender.flat["a"].digest)
+    stream.close()
+    assert (size, blob.stat().st_mtime_ns, blob.stat().st_mode & 0o777) == (5, DAY, 0o444)
+    assert_tree(store, sender)
+
+
+def test_a_vanished_blob_is_asked_for(store: Store) -> None:
+    """A blob that somebody removed is asked for, and a bundle that only names it is told so."""
+    sender = Sender()
+    settled(store, sender, a=b"right")
+    blob_of(store.config.data, sender.flat["a"]).unlink()
+    with pytest.raises(NotFound):
+        store.open_blob(sender.flat["a"].digest)
+    with pytest.raises(ContentMissing):
+        sender.send(store, {**sender.flat, "b": sender.file("b", b"right")}, is_thin=True)
+    sender.send(store, {**sender.flat, "b": sender.file("b", b"right")})
+    assert_tree(store, sender)
+    assert os.path.samefile(tree_of(store) / "a", tree_of(store) / "b")
+
+
+def test_content_that_comes_again_replaces_a_changed_blob(store: Store) -> None:
+    """A bundle that carries what the cache holds damaged, unnoticed so far, heals it and every tree."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    settled(store, other, x=b"right")
+    overwrite(blob_of(store.config.data, other.flat["x"]), b"wrong")
+    sender.send(store, sender.tree(a=b"right"))
+    assert_tree(store, sender)
+    assert_tree(store, other)
+
+
+def test_a_deleted_file_is_no_longer_asked_for(store: Store) -> None:
+    """What the head does not name any more is not wanted."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    overwrite(tree_of(store) / "a", b"wrong")
+    with pytest.raises(NotFound):
+        store.open_blob(sender.flat["a"].digest)
+    sender.send(store, sender.tree(b=b"fine"))
+    assert_tree(store, sender)
+    assert store.workspace(NAME).wanted == []
+
+
+def test_check_finds_a_sound_store_sound(tmp_path: Path) -> None:
+    """A check of a whole store finds nothing, and says how much it looked at."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        settled(store, sender, a=b"one", sub__b=b"two")
+        with pytest.raises(AlreadyRunning):
+            check(StoreConfig(tmp_path))
+    report = check(StoreConfig(tmp_path))
+    assert report.findings == [] and report.is_sound
+    assert (report.blobs, report.blob_bytes, report.receipts, report.workspaces) == (2, 6, 1, 1)
+
+
+def test_check_needs_a_store(tmp_path: Path) -> None:
+    """A folder without a store is not made one."""
+    with pytest.raises(NotFound):
+        check(StoreConfig(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_check_finds_every_damage_and_repair_heals_it(tmp_path: Path) -> None:
+    """Zeros under an unchanged fingerprint, changed copies, strays and foreign files are found, then repaired."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        flat = sender.tree(a=b"one" * 50, sub__b=b"two" * 50)
+        flat["twin"] = sender.file("twin", b"two" * 50, mtime_ns=5 * DAY)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        store.upkeep()
+        tree = tree_of(store)
+    zero(blob_of(tmp_path, flat["a"]))
+    zero(tree / "twin")
+    (tree / "foreign").write_text("x")
+    (tmp_path / "cache" / "00" / ("00" * 32)).write_text("stray")
+    os.utime(blob_of(tmp_path, flat["sub/b"]), ns=(1, 1))
+    report = check(StoreConfig(tmp_path))
+    assert not report.is_sound
+    assert {(finding.kind, finding.problem.split()[-1]) for finding in report.findings} == {
+        ("blob", "wrong"),
+        ("blob", "changed"),
+        ("stray", "it"),
+        ("tree", "says"),
+    }
+    repaired = check(StoreConfig(tmp_path), repair=True)
+    assert [finding.kind for finding in repaired.findings if not finding.is_repaired] == ["content"]
+    left = check(StoreConfig(tmp_path)).findings
+    assert [(finding.kind, finding.subject) for finding in left] == [("content", f"{NAME} {flat['a'].digest.hex()}")]
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
+        sender.heal(store, [flat["a"].digest])
+        assert_tree(store, sender)
+    assert check(StoreConfig(tmp_path)).findings == []
+
+
+def test_check_rebuilds_from_the_journal(tmp_path: Path) -> None:
+    """What is still in the journal is repaired without asking the client."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        flat = sender.tree(a=b"one" * 50)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+    zero(blob_of(tmp_path, flat["a"]))
+    assert not check(StoreConfig(tmp_path)).is_sound
+    assert check(StoreConfig(tmp_path), repair=True).findings == []
+    assert check(StoreConfig(tmp_path)).findings == []
+
+
+def test_check_follows_receipts_and_objects(tmp_path: Path) -> None:
+    """A gap in the receipts, an object with other bytes and a name without content are found."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        for number in range(3):
+            settled(store, sender, sub__n=b"%d" % number)
+        with store.state.write() as db:
+            db.execute("DELETE FROM receipts WHERE sequence = 2")
+            db.execute("DELETE FROM blobs WHERE digest = ?", (sender.flat["sub/n"].digest,))
+            db.execute("UPDATE objects SET body = ? WHERE rowid = 1", (b"\x90",))
+    report = check(StoreConfig(tmp_path))
+    assert {"receipt", "object", "content", "stray"} <= {finding.kind for finding in report.findings}

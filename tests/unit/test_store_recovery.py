@@ -1,0 +1,265 @@
+"""Recovery: whatever an interruption tore is whole again after the next start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of, zero
+
+from deltasync.core.manifest import Entry
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+
+
+def opened(data: Path, **settings: object) -> Store:
+    store = Store(StoreConfig(data, **settings))  # type: ignore[arg-type]
+    store.recover()
+    return store
+
+
+def truncate(path: Path) -> None:
+    path.chmod(0o644)
+    times = path.stat().st_mtime_ns
+    os.truncate(path, 0)
+    os.utime(path, ns=(times, times))
+    path.chmod(0o444)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("tear", [truncate, zero, remove])
+def test_torn_blobs_are_rebuilt_from_the_journal(tmp_path: Path, tear: Callable[[Path], None]) -> None:
+    """A blob that a power cut left empty, full of zeros or without a name comes back, and so do its tree files."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = {
+            "a": sender.file("a", b"one" * 1000),
+            "b": sender.file("b", b"two" * 1000),
+            "copy": sender.file("copy", b"one" * 1000, mtime_ns=3 * DAY),
+        }
+        sender.send(store, flat)
+        assert_tree(store, sender)
+    tear(blob_of(tmp_path, flat["a"]))
+    with opened(tmp_path) as store:
+        assert store.workspace(NAME).tree_sequence is None
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []
+        stream, _ = store.open_blob(flat["a"].digest)
+        with stream:
+            assert stream.read() == b"one" * 1000
+
+
+def test_other_workspaces_are_repaired_too(tmp_path: Path) -> None:
+    """A rebuilt blob is a new inode: every tree that was linked to the torn one gets it."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    with opened(tmp_path) as store:
+        other.send(store, other.tree(x=b"shared"))
+        assert_tree(store, other)
+        store.upkeep()
+        sender.send(store, sender.tree(a=b"shared"))
+        assert_tree(store, sender)
+    with opened(tmp_path) as store:
+        assert_tree(store, other)
+        assert_tree(store, sender)
+
+
+def test_after_a_checkpoint_the_journal_is_empty(tmp_path: Path) -> None:
+    """A checkpoint releases the journal files; the next start has nothing to hash and trusts the tree."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(a=b"one", sub__b=b"two"))
+        assert_tree(store, sender)
+        assert len(list((tmp_path / "journal").iterdir())) == 1
+        store.upkeep()
+        assert not list((tmp_path / "journal").iterdir())
+    with opened(tmp_path) as store:
+        assert store.workspace(NAME).tree_sequence == 1
+        assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("spoil", ["removed", "touched", "fifo", "folder"])
+def test_a_checkpoint_makes_changed_blobs_again(tmp_path: Path, spoil: str) -> None:
+    """The journal is not released before what it carries is in the cache: a changed blob is written again from it."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one", b=b"two")
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        blob = blob_of(tmp_path, flat["a"])
+        if spoil == "touched":
+            os.utime(blob, ns=(1, 1))
+        else:
+            blob.unlink()
+        if spoil == "fifo":
+            os.mkfifo(blob)
+        if spoil == "folder":
+            blob.mkdir()
+        store.upkeep()
+        assert not list((tmp_path / "journal").iterdir())
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []
+        assert os.path.samefile(tree_of(store) / "a", blob)
+
+
+def test_kept_bundles_are_the_bundles_that_came(tmp_path: Path) -> None:
+    """With keep_bundles a checkpoint moves the bundle to DATA/bundles, under its name and byte for byte."""
+    sender = Sender()
+    with opened(tmp_path, keep_bundles=True) as store:
+        flat = sender.tree(a=b"one")
+        metadata, sealed = sender.seal(flat)
+        give(store, metadata, sealed)
+        store.upkeep()
+    kept = list((tmp_path / "bundles" / NAME).iterdir())
+    assert [path.read_bytes() for path in kept] == [sealed]
+    assert kept[0].name.startswith(f"{NAME}-11111111-00000001-")
+    assert not list((tmp_path / "journal").iterdir())
+
+
+def test_what_a_receipt_left_behind_is_removed(tmp_path: Path) -> None:
+    """Staging folders and journal files without a receipt go at the next start."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(a=b"one"))
+    (tmp_path / "staging" / "abc").mkdir()
+    (tmp_path / "staging" / "abc" / ("0" * 64)).write_bytes(b"half")
+    (tmp_path / "journal" / "left.spool").write_bytes(b"half a bundle")
+    with opened(tmp_path) as store:
+        assert not list((tmp_path / "staging").iterdir())
+        assert len(list((tmp_path / "journal").iterdir())) == 1
+        assert_tree(store, sender)
+
+
+def spoil_nothing(tree: Path) -> None:
+    pass
+
+
+def spoil_names(tree: Path) -> None:
+    (tree / "sub" / "b").unlink()
+    (tree / "sub" / "gone").mkdir()
+    (tree / "foreign").write_text("x")
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("elsewhere")
+
+
+def spoil_kinds(tree: Path) -> None:
+    (tree / "a").unlink()
+    (tree / "a").mkdir()
+    (tree / "link").unlink()
+    (tree / "link").write_text("x")
+    os.rename(tree / "sub", tree / "sub2")
+    (tree / "sub").write_text("x")
+
+
+def spoil_copies(tree: Path) -> None:
+    """A copy with the right size and time and wrong bytes."""
+    zero(tree / "copy")
+
+
+def spoil_everything(tree: Path) -> None:
+    os.rename(tree, tree.parent.parent / "away")
+
+
+SPOILS = [spoil_nothing, spoil_names, spoil_kinds, spoil_copies, spoil_everything]
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_tree_that_was_moving_is_repaired(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """A tree that was half-way is compared with its head entry by entry, and what differs is replaced."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one", sub__b=b"two", sub__deep__c=b"three")
+        flat["copy"] = sender.file("copy", b"one", mtime_ns=9 * DAY)
+        flat["link"] = Entry("link", type(flat["a"].kind).SYMLINK, target="a")
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        with store.state.write() as db:
+            db.execute("UPDATE workspaces SET moving_to = sequence")
+        tree = tree_of(store)
+    spoil(tree)
+    with opened(tmp_path) as store:
+        assert store.workspace(NAME).tree_sequence is None
+        assert_tree(store, sender)
+
+
+def test_a_tree_behind_its_head_is_brought_forward_at_start(tmp_path: Path) -> None:
+    """A crash between the receipt and the tree costs nothing: the next start moves the tree."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(a=b"one"))
+        assert_tree(store, sender)
+        sender.send(store, sender.tree(b=b"two"))
+    with opened(tmp_path) as store:
+        store.start()
+        assert store.wait_for_tree(NAME, 2, 20).tree_sequence == 2
+        assert set(seen(tree_of(store))) == {"b"}
+
+
+def test_an_interrupted_restamp_is_settled(tmp_path: Path) -> None:
+    """An inode that has its new time already, while its row has the old one, is taken as it is."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = {"a": sender.file("a", b"one")}
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        digest = flat["a"].digest
+        touched = {"a": sender.file("a", b"one", mtime_ns=4 * DAY)}
+        sender.send(store, touched)
+        with store.state.write() as db:
+            db.execute("INSERT INTO stamps VALUES (?, ?, 0)", (digest, 4 * DAY))
+            db.execute("UPDATE workspaces SET moving_to = 2")
+        os.utime(blob_of(tmp_path, flat["a"]), ns=(4 * DAY, 4 * DAY))
+    with opened(tmp_path) as store:
+        with store.state.read() as db:
+            assert db.execute("SELECT mtime_ns FROM blobs").fetchone() == (4 * DAY,)
+            assert db.execute("SELECT count(*) FROM stamps").fetchone() == (0,)
+        assert_tree(store, sender)
+
+
+def test_a_journal_that_is_damaged_too_asks_the_client(tmp_path: Path) -> None:
+    """When neither the blob nor its journal can be read, the content is quarantined and asked for again."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 100, b=b"two" * 100)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+    zero(blob_of(tmp_path, flat["a"]))
+    for path in (tmp_path / "journal").iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+    with opened(tmp_path) as store:
+        store.catch_up()
+        assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
+        assert set(seen(tree_of(store))) == {"b"}
+        sender.heal(store, [flat["a"].digest])
+        assert_tree(store, sender)
+
+
+def test_recovery_can_be_interrupted_and_repeated(tmp_path: Path) -> None:
+    """Recovery that was itself cut off before the trees were repaired starts over."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 100)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+    zero(blob_of(tmp_path, flat["a"]))
+    opened(tmp_path).stop()
+    with opened(tmp_path) as store:
+        assert_tree(store, sender)
+
+
+def test_a_durable_tree_is_not_compared_again(tmp_path: Path) -> None:
+    """After an idle moment a restart trusts the tree: its sequence is known at once."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, {"a": sender.file("a", b"x"), "b": sender.file("b", b"x", mtime_ns=2 * DAY)})
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, {"a": sender.file("a", b"x")})
+        assert_tree(store, sender)
+        store.upkeep()
+    with opened(tmp_path) as store:
+        assert store.workspace(NAME).tree_sequence == 2
