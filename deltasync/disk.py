@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -14,12 +13,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from deltasync.core.errors import AlreadyRunning, NoSpace
+from deltasync.core.errors import AlreadyRunning, NoSpace, UsageError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: importable, and `require_confinement` says what is missing
+    fcntl = None  # type: ignore[assignment]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
+"""To hold a folder: never through a link."""
+FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
+"""To read a file: never through a link, never blocking on a FIFO."""
 _COPY_BYTES = 1 << 20
 _FICLONE = 0x40049409
+
+
+def require_confinement() -> None:
+    """Raise UsageError where the system cannot name files below a held folder, as every path operation here does."""
+    if fcntl is None or os.open not in os.supports_dir_fd:
+        raise UsageError("this system cannot confine file access to a folder; run deltasync on Linux, macOS or in WSL")
 
 
 @contextmanager
@@ -41,7 +55,7 @@ def staged(final: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[
     """
     temporary = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}.tmp")
     with space_guard(final):
-        out = open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb")
+        out = open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, mode), "wb")
         try:
             with out:
                 yield out
@@ -59,7 +73,7 @@ def staged(final: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[
 
 def fsync_folder(path: Path | str) -> None:
     """Make the names in a folder durable."""
-    descriptor = os.open(path, _DIRECTORY)
+    descriptor = os.open(path, DIRECTORY_FLAGS)
     try:
         os.fsync(descriptor)
     finally:
@@ -78,7 +92,7 @@ class Lock:
 
     def __init__(self, path: Path, sentence: str) -> None:
         """Take the lock at once or raise AlreadyRunning with the sentence."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -105,7 +119,7 @@ def open_regular(name: str, *, at: int | None = None) -> int:
 
     at: descriptor of the folder that holds it. Raises OSError ELOOP for a link and EINVAL for what is no file.
     """
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    descriptor = os.open(name, FILE_FLAGS, dir_fd=at)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", name)
@@ -123,11 +137,11 @@ class Folder:
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """Hold the folder at a path that the operator or user named (the last component may not be a link)."""
-        return cls(os.open(path, _DIRECTORY))
+        return cls(os.open(path, DIRECTORY_FLAGS))
 
     def enter(self, name: str) -> Folder:
         """Hold a folder directly inside this one."""
-        return Folder(os.open(name, _DIRECTORY, dir_fd=self.fd))
+        return Folder(os.open(name, DIRECTORY_FLAGS, dir_fd=self.fd))
 
     def walk_to(self, path: str, *, create: bool = False) -> Folder:
         """Hold the folder at a relative path below this one ('' is this folder itself), one component at a time."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from deltasync.core.hashing import digest_of, hasher
+from deltasync.disk import FILE_FLAGS
 
 BUFFER_BYTES = 8 << 20
 _SMALL_BYTES = 128 << 10
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class FileChanging(Exception):
@@ -49,7 +49,7 @@ class Digester:
         Raises FileChanging, and OSError when it cannot be read or is no regular file (see disk.open_regular).
         """
         # disk.open_regular, with one fstat for both purposes: this runs for every file of a first scan.
-        descriptor = os.open(name, _READ, dir_fd=at)
+        descriptor = os.open(name, FILE_FLAGS, dir_fd=at)
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):

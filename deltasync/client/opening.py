@@ -17,7 +17,7 @@ from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavail
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Lock, space_guard, staged
+from deltasync.disk import Lock, require_confinement, space_guard, staged
 
 DATABASE, LOCK, SUSPECT = "state.db", "lock", "suspect"
 DATABASE_PATH_BYTES_MAX = 500
@@ -49,6 +49,7 @@ class Opened:
 
 def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
     """Open the state of the workspace at `root`, or make it."""
+    require_confinement()
     real = usable_root(root)
     _refuse_nested(real)
     folder = asked.state_dir.absolute() if asked.state_dir else real / RESERVED
@@ -66,8 +67,11 @@ def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
         try:
             _begin(state, known=known)
             _recognise(state, asked)
-        except sqlite3.DatabaseError as error:
-            raise damaged(folder, error) from error
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise damaged(folder, error) from error
+            raise
     except BaseException:
         lock.close()  # without a mark: the next opening checks the database
         raise
@@ -101,20 +105,34 @@ def usable_root(root: Path) -> Path:
 def client_id() -> str:
     """Return the id of this machine and user; the first call makes it."""
     path = _client_id_path()
-    for _ in range(3):
-        with contextlib.suppress(FileNotFoundError):
-            text = path.read_text().strip()
-            if len(text) == 32 and text.isalnum():
-                return text
-            path.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
-        with staged(fresh) as out:
-            out.write(secrets.token_hex(16).encode())
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)  # a link, not a rename: of two first starts only one gives the id
-        fresh.unlink()
-    raise Corrupt(f"{path} does not hold a client id; remove it and run the command again")
+    try:
+        for _ in range(3):
+            with contextlib.suppress(FileNotFoundError):
+                text = path.read_text(errors="replace").strip()
+                if len(text) == 32 and text.isalnum():
+                    return text
+                path.unlink()
+            _make_client_id(path)
+    except OSError as error:
+        raise UsageError(
+            f"no client id can be kept in {shown(str(path))} ({error.strerror}); "
+            "name another file with DELTASYNC_CLIENT_ID_FILE"
+        ) from error
+    raise Corrupt(f"{shown(str(path))} does not hold a client id; remove it and run the command again")
+
+
+def _make_client_id(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(6)}")
+    with staged(fresh) as out:
+        out.write(secrets.token_hex(16).encode())
+    try:
+        os.link(fresh, path)  # a link, not a rename: of two first starts only one gives the id
+    except FileExistsError:
+        pass
+    except OSError:
+        fresh.rename(path)  # no links here
+    fresh.unlink(missing_ok=True)
 
 
 def _client_id_path() -> Path:

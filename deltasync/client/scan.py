@@ -28,11 +28,10 @@ from deltasync.client.state import REHASH_DUE, Problem, Row, State
 from deltasync.core.errors import GuardStopped, RootUnavailable
 from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Folder, space_guard
+from deltasync.disk import DIRECTORY_FLAGS, Folder, space_guard
 
 __all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "scan"]
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _RETRY_SECONDS = 0.1
 _SAMPLES, _SAMPLES_MIN = 256, 8
@@ -196,7 +195,7 @@ class _Scan:
         path = joined(above.path, name)
         descriptor, found = -1, None
         try:
-            descriptor = os.open(name, _DIRECTORY, dir_fd=above.descriptor)
+            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=above.descriptor)
             found = self._inspected(above, name, path, descriptor)
         except OSError as error:
             if descriptor < 0 and error.errno in _GONE:
