@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.contestants import Contestant, deltasync_server, environment, has_rsync, pushed, rsync_server
-from bench.measure import CountingProxy, PeakMemory, run, tree_cpu_seconds, wait_until_idle
+from bench.measure import CountingProxy, Failed, PeakMemory, run, tree_cpu_seconds, wait_until_idle
 from bench.report import Results, Sample, write
 from bench.watching import measure_watching
 from bench.workloads import STEPS, Workload, difference, workloads
@@ -55,6 +55,9 @@ def main() -> int:
             tiny = workloads(options.scale)[-1]
             print(f"watch: {tiny.title}", flush=True)
             results.watching = measure_watching(tiny, work / "watch")
+    except (Failed, TreesDiffer) as error:
+        print(f"the benchmark stops: {error}", file=sys.stderr)
+        return 1
     finally:
         # Only now: files made right after thousands were deleted cost ten times more on ext4.
         shutil.rmtree(work, ignore_errors=True)

@@ -76,6 +76,7 @@ def _run(folder: Path) -> None:
         with started(command, environment(folder), folder / "watch.log") as process:
             assert process.stdout
             watcher = Watcher(media, folder, _lines(process.stdout))
+            watcher.await_start()
             print(f"  {'change':<38} {'operations':<24} {'sent':>9} {'avoided':>9}   root there and here")
             for change in _changes():
                 watcher.show(change)
@@ -150,17 +151,26 @@ class Watcher:
             raise DemoFailed(f"push and status disagree: {answer} {state}")
         return state
 
+    def await_start(self) -> None:
+        """Wait until the watcher holds the folder; a push before that would do the work itself."""
+        while self._event()["event"] != "watching":
+            pass
+
     def _sent_until(self, sequence: int) -> list[dict[str, Any]]:
         sent = []
         while self.sequence < sequence:
-            try:
-                event = json.loads(self.lines.get(timeout=EVENT_SECONDS))
-            except queue.Empty:
-                raise DemoFailed(f"the watcher says nothing of bundle {sequence}") from None
+            event = self._event()
             if event["event"] == "sent":
                 sent.append(event)
                 self.sequence = event["sequence"]
         return sent
+
+    def _event(self) -> dict[str, Any]:
+        try:
+            event: dict[str, Any] = json.loads(self.lines.get(timeout=EVENT_SECONDS))
+        except queue.Empty:
+            raise DemoFailed(f"the watcher says nothing for {EVENT_SECONDS:.0f} s") from None
+        return event
 
 
 def _replay(media: Path, folder: Path, root: str) -> None:

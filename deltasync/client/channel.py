@@ -134,7 +134,10 @@ class Channel:
             except OSError:
                 self._is_closing.wait(0.1)  # closing, or no file descriptor left for the moment
                 continue
-            threading.Thread(target=self._serve, args=(line,), name="answer", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(line,), name="answer", daemon=True).start()
+            except RuntimeError:
+                line.close()  # no thread left for the moment: the caller sees that nobody answers
 
     def _serve(self, line: socket.socket) -> None:
         try:

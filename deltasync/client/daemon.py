@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-XX
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from deltasync.client import watch
+from deltasync.client.channel import Request, ask, failure, open_channel, socket_path
+from deltasync.client.control import Control, Stopped
+from deltasync.client.events import Event, Fact, What
+from deltasync.client.lookout import OpenSource
+from deltasync.client.state import State
+from deltasync.client.watcher import Watcher, gone
+from deltasync.config import Settings
+from deltasync.core.errors import RootUnavailable, UsageError
+from deltasync.core.names import RESERVED, shown
+
+__all__ = ["ask", "run"]
+
+Listener = Callable[[Event], None]
+
+RETURN_SECONDS = 2.0
+"""How often to ask whether a vanished folder is back."""
+
+
 def run(root: Path, settings: Settings, listener: Listener, *, open_source: OpenSource | None = None) -> None:
     """Watch a workspace until a signal or the stop verb ends it; everything that happens is told to `listener`.
 
     Raises what cannot pass by itself: a folder, state or server that cannot be used, or another owner.
     """
-    from deltasync.client.watch import open_source as best_source
-
     control = Control()
     with control.signals():
-        watching = _Watching(root, settings, listener, control, open_source or best_source)
+        watching = _Watching(root, settings, listener, control, open_source or watch.open_source)
         try:
             watching.run()
         finally:
@@ -57,8 +82,6 @@ class _Watching:
         self._snapshot = {**self._snapshot, **members}
 
     def _open_state(self) -> State:
-        from deltasync.client.state import State
-
         settings = self._settings
         state = State.open(
             self._root,
@@ -71,7 +94,15 @@ class _Watching:
         return state
 
     def _watch(self, state: State, barrier: Path) -> None:
-        watcher = Watcher(self, state, self._settings, barrier=barrier, open_source=self._open_source)
+        watcher = Watcher(
+            state,
+            self._settings,
+            self.control,
+            barrier=barrier,
+            open_source=self._open_source,
+            say=self.say,
+            publish=self.publish,
+        )
         self._watcher = watcher
         try:
             with contextlib.suppress(Stopped):
@@ -107,7 +138,7 @@ class _Watching:
     def _refuse_calls(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                self.control.calls.get_nowait().reply(failure(_gone(self._root)))
+                self.control.calls.get_nowait().reply(failure(gone(self._root)))
 
     def _seen(self) -> tuple[int, int, int] | None:
         """Return what tells one look at a folder that can be watched from the next; None for one that cannot."""
@@ -137,3 +168,5 @@ class _Watching:
         return {"ok": True, "pid": os.getpid(), "root": str(self._root), "since": self._since, **snapshot, **live}
 
 
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

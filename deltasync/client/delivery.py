@@ -158,7 +158,8 @@ class Delivery:
             address,
             bandwidth=settings.bandwidth_bytes or None,
             timeout=settings.timeout_seconds,
-            max_retries=0 if is_probe else settings.max_retries,
+            # While a run waits for the server nothing is sealed, and a probe asks again anyway.
+            max_retries=0 if is_probe else min(settings.max_retries, 1),
             proxies=settings.proxy,
         )
 

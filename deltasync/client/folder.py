@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,7 +73,10 @@ class FolderTransport:
         if digest not in self._bodies:
             self._rebuild(name)
         if digest not in self._bodies:
-            raise NotFound(f"the bundles in {self._path} do not reach back to the empty tree")
+            raise NotFound(
+                f"the bundles in {self._path} do not reach back to the empty tree, so that nobody knows theirs; "
+                "carry them away and push into the empty folder, or export --full"
+            )
         return self._bodies[digest]
 
     def sequences(self, name: str) -> list[wire.KeptSequence]:
@@ -95,7 +98,12 @@ class FolderTransport:
     ) -> wire.Receipt:
         """Write a bundle file, verified while it is written; it appears whole, durably, or not at all."""
         self.requests += 1
-        tee = _Tee(chunks)
+        try:
+            return self._send(name, identity, _Tee(chunks), take_over=take_over)
+        except OSError as error:
+            raise HostUnreachable(f"{self._path} cannot be written ({error.strerror}); is the disk mounted?") from error
+
+    def _send(self, name: str, identity: bytes, tee: _Tee, *, take_over: bool) -> wire.Receipt:
         reader = BundleReader(tee, wire.Limits())
         metadata = reader.metadata()
         if metadata.identity != identity or metadata.manifest.collection_name != name:
@@ -158,7 +166,10 @@ class FolderTransport:
         if len(twins) > 1:
             names = " and ".join(path.name for path in twins)
             raise SequenceFork(f"{names} have one number in {self._path}; take the one away that belongs elsewhere")
-        return read_metadata(twins[0])
+        try:
+            return read_metadata(twins[0])
+        except OSError as error:
+            raise HostUnreachable(f"{twins[0]} cannot be read ({error.strerror}); is the disk sound?") from error
 
     def _rebuild(self, name: str) -> None:
         root = EMPTY_ROOT
@@ -181,12 +192,11 @@ class _Tee:
         self._chunks: Iterator[bytes] = iter(chunks)
         self._rest = b""
         self._held: list[bytes] = []
-        self._write = self._held.append
+        self._write: Callable[[bytes], object] = self._held.append
         self.taken_bytes = 0
 
-    def write_to(self, write: object) -> None:
+    def write_to(self, write: Callable[[bytes], object]) -> None:
         """Pass what came so far, and from now on everything, to a file's write."""
-        assert callable(write)
         for chunk in self._held:
             write(chunk)
         self._held = []

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from deltasync.client.events import Say, What
 from deltasync.client.hints import Dirt, Hints
 from deltasync.client.ignore import IgnoreRules
-from deltasync.client.scan import ScanOptions, ScanReport, scan
-from deltasync.client.watch import Coverage, Place, Source
+from deltasync.client.reread import Rereading
+from deltasync.client.scan import IsSettled, ScanOptions, ScanReport, scan
+from deltasync.client.watch import Coverage, NoSource, Place, Source
 
 if TYPE_CHECKING:
     from deltasync.client.state import State
@@ -62,6 +63,7 @@ class Lookout:
         self._coverage = Coverage("", 0, 0)
         self._full_at = clock()
         self._retry_at = -math.inf
+        self._rereading = Rereading(state, settings.rehash_days, clock)
         self.looked_at: float | None = None
         """When the last look at everything began."""
         self.look_seconds = 0.0
@@ -70,8 +72,8 @@ class Lookout:
 
     def due_at(self) -> float:
         """Tell when to look next."""
-        due = min(self._full_at, self.hints.due_at(self._settings.debounce_seconds, BURST_SECONDS))
-        return max(due, self._retry_at)
+        heard_at = self.hints.due_at(self._settings.debounce_seconds, BURST_SECONDS)
+        return max(min(self._full_at, heard_at, self._rereading.due_at()), self._retry_at)
 
     def look(
         self, *, everything: bool = False, is_asked: bool = False, allow_emptied: bool = False
@@ -84,24 +86,11 @@ class Lookout:
         began = self._clock()
         if everything or began >= self._full_at:
             self.hints.everything()
-        folders = self.hints.waiting_folders() if is_asked else frozenset()
-        dirt = self._take(folders)
+        dirt = self._take(self.hints.waiting_folders() if is_asked else frozenset())
         if dirt.folders is not None and not dirt.folders:
-            return None
+            return None if is_asked else self._reread(began)
         options = replace(self._options, allow_emptied=allow_emptied or self._options.allow_emptied)
-        try:
-            report = scan(
-                self._state,
-                options,
-                folders=dirt.folders,
-                is_settled=None if is_asked else self.hints.is_settled,
-                progress=self._note,
-            )
-        except BaseException:
-            self.hints.everything()  # what was taken was not looked at
-            self._retry_at = self._clock() + RETRY_SECONDS
-            raise
-        self._retry_at, self.read = -math.inf, (0, 0)
+        report = self._scan(options, dirt.folders, None if is_asked else self.hints.is_settled)
         self.hints.looked(dirt, at=began)
         if dirt.folders is None:
             self.looked_at, self.look_seconds = began, self._clock() - began
@@ -129,12 +118,36 @@ class Lookout:
         """Stop watching."""
         self._source.close()
 
+    def _reread(self, now: float) -> ScanReport | None:
+        """Read some folders again whatever their times say, if it is time for it."""
+        if now < self._rereading.due_at():
+            return None
+        folders = self._rereading.slice()
+        report = None
+        if folders:
+            report = self._scan(replace(self._options, rehash=True), folders, self.hints.is_settled)
+        self._rereading.done(folders)
+        return report
+
+    def _scan(self, options: ScanOptions, folders: Collection[str] | None, is_settled: IsSettled | None) -> ScanReport:
+        try:
+            report = scan(self._state, options, folders=folders, is_settled=is_settled, progress=self._note)
+        except BaseException:
+            self.hints.everything()  # what was taken was not looked at
+            self._retry_at = self._clock() + RETRY_SECONDS
+            raise
+        finally:
+            self.read = (0, 0)
+        self._retry_at = -math.inf
+        return report
+
     def _take(self, more: frozenset[str]) -> Dirt:
         dirt = self.hints.take()
         if not self._source.is_alive():
-            self._source.close()
-            self._source = self._open_source(self._place, self.hints)
+            self._reopen()
             dirt = replace(dirt, folders=None, reasons=(*dirt.reasons, "the event source ended"))
+        elif dirt.folders is None and isinstance(self._source, NoSource):
+            self._reopen()  # the system may have room for one by now
         elif dirt.is_lost or dirt.are_rules_changed or (dirt.folders is None and not self._coverage.is_whole):
             if dirt.are_rules_changed:
                 self._watch_rules = self._rules()
@@ -144,6 +157,11 @@ class Lookout:
             self._say(What.RESCAN, f"{reason}; looking at everything", reason=reason)
         self._tell_coverage()
         return dirt if dirt.folders is None else replace(dirt, folders=dirt.folders | more)
+
+    def _reopen(self) -> None:
+        self._source.close()
+        self._source = self._open_source(self._place, self.hints)
+        self.hints.take()
 
     def _tell_coverage(self) -> None:
         coverage, before = self._source.coverage(), self._coverage

@@ -44,6 +44,8 @@ POLL_SECONDS = 30.0
 CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
 ROUNDS_MAX = 40
+"""How often trouble without a receipt in between is met with another attempt."""
+_TOO_FAST = "the folder changes faster than it can be sent; push again when it is quiet"
 __all__ = [
     "Counts",
     "PathProblem",
@@ -133,7 +135,8 @@ class Pusher:
         self._left_out: dict[str, str] = {}
         self._hints_hold = True
         self._takes_over = False
-        self._conflicts = 0
+        self._rounds = self._losses = self._conflicts = 0
+        """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
     def run(self) -> PushReport:
         """Seal and send everything that differs; returns when the server's plain tree has it, or `wait` is over."""
@@ -173,21 +176,22 @@ class Pusher:
         """Deliver in rounds: each begins with the receiver's head, and ends with everything sent or with trouble."""
         from deltasync.client.courier import Undelivered
 
-        stalls = 0
-        for _ in range(ROUNDS_MAX):
+        while self._rounds < ROUNDS_MAX:
             server = self._greet(transport)
             before = outbox.head(self._state).acknowledged_sequence
             try:
                 self._deliver(transport, server)
             except Undelivered as trouble:
-                stalls = 0 if outbox.head(self._state).acknowledged_sequence > before else stalls + 1
-                self._recover(transport, trouble, stalls)
+                self._rounds += 1
+                if outbox.head(self._state).acknowledged_sequence > before:
+                    self._rounds = self._losses = self._conflicts = 0
+                self._recover(transport, trouble)
             else:
                 self._await_tree(transport)
                 if self._tally.report.bundles:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return
-        raise HostBusy("the folder changes faster than it can be sent; push again when it is quiet")
+        raise HostBusy(_TOO_FAST)
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
@@ -253,9 +257,9 @@ class Pusher:
         """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10)."""
         rows = outbox.pending(self._state)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
+        ask = self._asking(transport, server.limits)
         for row in rows:
-            yield self._sealed_before(transport, row, is_last=is_all and row is rows[-1])
-        ask = partial(transport.missing, self._name)
+            yield self._sealed_before(ask, row, is_last=is_all and row is rows[-1])
         cuts = self._cuts(server.limits, ask, exact=not transport.has_cache)
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
@@ -263,7 +267,17 @@ class Pusher:
         if self._takes_over:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(seal.claim(self._span(), self._writer()))
 
-    def _sealed_before(self, transport: Transport, row: OutboxRow, *, is_last: bool) -> Parcel:
+    def _asking(self, transport: Transport, limits: wire.Limits) -> seal.Ask:
+        """Return a function that asks which digests must be sent, as many at a time as the server takes."""
+        most = max(1, limits.missing_digests)
+
+        def ask(digests: list[str]) -> list[str]:
+            parts = (digests[at : at + most] for at in range(0, len(digests), most))
+            return [digest for part in parts for digest in transport.missing(self._name, part)]
+
+        return ask
+
+    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, *, is_last: bool) -> Parcel:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
         also = self._also.get(metadata.identity)
@@ -271,7 +285,7 @@ class Pusher:
             chunks = pack.file_chunks(outbox.folder(self._state) / row.file)
             return self._parcel(metadata, chunks, row.content_bytes, is_last=is_last)
         named = content_operations(metadata)
-        missing = set(transport.missing(self._name, list(named))) if named else set()
+        missing = set(ask(list(named)))
         digests = {digest for digest in named if digest in missing} | (also or set())
         content_bytes = seal.carried_bytes(metadata.operations, digests)
         return self._parcel(metadata, self._packed(metadata, digests), content_bytes, is_last=is_last)
@@ -323,7 +337,6 @@ class Pusher:
             self._record_kept(parcel)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
-        self._conflicts = 0
         self._tally.add(manifest, parcel.content_bytes, parcel.moved_bytes)
 
     def _record_kept(self, parcel: Parcel) -> None:
@@ -336,7 +349,7 @@ class Pusher:
     def _acknowledge(self, sequence: int, root: bytes, at: str | None) -> None:
         outbox.acknowledge(self._state, sequence, root, at=at, keep=self._options.keep_sent_seconds > 0)
 
-    def _recover(self, transport: Transport, trouble: Undelivered, stalls: int) -> None:
+    def _recover(self, transport: Transport, trouble: Undelivered) -> None:
         """Prepare the next round after a bundle did not get its receipt, or raise why it never will."""
         parcel, cause = trouble.parcel, trouble.cause
         if isinstance(cause, ContentChanged):
@@ -346,8 +359,9 @@ class Pusher:
             outbox.discard_from(self._state, parcel.sequence)
         elif isinstance(cause, ContentMissing):
             self._add_content(parcel, cause)
-        elif isinstance(cause, (HostUnreachable, HostBusy)) and stalls <= transport.max_retries:
-            transport.back_off(stalls, cause)
+        elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
+            transport.back_off(self._losses, cause)
+            self._losses += 1
         elif isinstance(cause, SequenceConflict) and not isinstance(cause, NotOwner) and self._conflicts < CHANGES_MAX:
             self._conflicts += 1
         else:
@@ -374,7 +388,7 @@ class Pusher:
         """Look again at a file whose content is not what was sealed, or leave it out of this push (spec S-13)."""
         path = change.path
         count = self._changes[path] = self._changes.get(path, 0) + 1
-        if self._rescan is None or count >= CHANGES_MAX or len(self._changes) > ROUNDS_MAX // 4:
+        if self._rescan is None or count >= CHANGES_MAX or self._rounds > ROUNDS_MAX // 2:
             self._left_out[path] = change.reason
             return
         self._rescan({path.rpartition("/")[0]})
@@ -407,13 +421,15 @@ class Pusher:
 
     def _seal_files(self) -> None:
         """Seal what differs into bundle files in the outbox, up to its limit; they are sent in order later."""
-        for _ in range(ROUNDS_MAX):
+        while self._rounds < ROUNDS_MAX:
             try:
                 self._write_files()
             except ContentChanged as change:
+                self._rounds += 1
                 self._set_aside(change)
             else:
                 return
+        raise HostBusy(_TOO_FAST)
 
     def _write_files(self) -> None:
         limit = self._options.outbox_limit
@@ -430,6 +446,7 @@ class Pusher:
             outbox.record_sealed(self._state, metadata, cut.objects, content_bytes=cut.content_bytes, file=path.name)
             written_bytes = path.stat().st_size
             room -= written_bytes
+            self._rounds = 0
             self._tally.report.sent_bytes += written_bytes
             self._count(metadata, cut.content_bytes)
 
@@ -447,7 +464,9 @@ class Pusher:
         self._tally.expected = lambda: contents.total_bytes
         yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most)
 
-    def _difference(self, base: bytes, load: Loader, limits: wire.Limits) -> tuple[list[Operation], bytes, Loader]:
+    def _difference(
+        self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False
+    ) -> tuple[list[Operation], bytes, Loader]:
         """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
         target = self._state.observed_root()
         if target == base:
@@ -462,7 +481,7 @@ class Pusher:
             load = seal.overlaid(load, objects)
             operations = diff(base, target, load, hints)
         if not self._options.allow_mass_delete:
-            seal.guard(operations, base, load, is_resync=False)
+            seal.guard(operations, base, load, is_resync=is_resync)
         return operations, target, load
 
     def _healing(self, server: wire.WorkspaceState) -> Iterator[seal.Cut]:
@@ -486,15 +505,16 @@ class Pusher:
         base, limits, done = here.sealed_root, wire.Limits(), here.acknowledged_sequence
         load: Loader = state.load
         ask: seal.Ask = list
+        is_strange = False
         if transport is not None:
             server = transport.workspace(self._name)
             resync.check_owner(server, state.client_id, take_over=self._options.take_over)
             meeting = resync.meet(state, server, has_cache=transport.has_cache)
-            limits, ask, done = server.limits, partial(transport.missing, self._name), server.sequence
+            limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
-                self._hints_hold = False
-        operations, _, load = self._difference(base, load, limits)
+                is_strange, self._hints_hold = self._is_strange(meeting, base), False
+        operations, _, load = self._difference(base, load, limits, is_resync=is_strange)
         most = seal.operations_max(operations, limits)
         contents = seal.Contents(operations, base, load, ask, exact=transport is None or not transport.has_cache)
         if base == here.sealed_root:

@@ -324,19 +324,23 @@ def export(state: State, target: Path, *, full: bool = False, rescan: Rescan | N
     ones in an epoch of their own, which an empty server takes.
     rescan: observes folders again in which a file changed; without it such files are left out.
     """
-    with contextlib.suppress(FileExistsError):
-        target.mkdir(parents=True)
-    if target.resolve().is_relative_to(state.root):
-        raise UsageError(f"{shown(str(target))} lies in the workspace itself; export to a folder outside of it")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if target.resolve().is_relative_to(state.root):
+            raise UsageError(f"{shown(str(target))} lies in the workspace itself; export to a folder outside of it")
+        return _exported(state, target, rescan, full=full)
+    except OSError as error:
+        raise UsageError(f"{shown(str(target))} cannot be written: {error.strerror}") from error
+
+
+def _exported(state: State, target: Path, rescan: Rescan | None, *, full: bool) -> Exported:
     rows = sorted((*outbox.kept(state), *outbox.pending(state)), key=lambda row: row.sequence)
     if not full:
         return _copied(state, list(_files_of(state, rows)), target)
     files = [outbox.folder(state) / row.file for row in rows if row.file]
-    return (
-        _copied(state, files, target)
-        if _is_whole(files, state.observed_root())
-        else _Sealing(state, target, rescan).run()
-    )
+    if _is_whole(files, state.observed_root()):
+        return _copied(state, files, target)
+    return _Sealing(state, target, rescan).run()
 
 
 def _files_of(state: State, rows: Iterable[outbox.OutboxRow]) -> Iterator[Path]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -47,19 +47,29 @@ class FlushArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How many seconds to wait for the server's plain tree."""
 
 
+class Publish(Protocol):
+    """Takes what `status` tells, in parts, and keeps it for whoever asks."""
+
+    def __call__(self, **members: Any) -> None:
+        """Replace some members."""
+
+
 class Watcher:
     """Watches one workspace with one open state, until it is told to stop or the state's folder goes away."""
 
     def __init__(
-        self, watching: _Watching, state: State, settings: Settings, *, barrier: Path, open_source: OpenSource
+        self,
+        state: State,
+        settings: Settings,
+        control: Control,
+        *,
+        barrier: Path,
+        open_source: OpenSource,
+        say: Say,
+        publish: Publish,
     ) -> None:
-        """Begin to hear of changes; look at nothing yet."""
-        from deltasync.client.delivery import Delivery
-        from deltasync.client.lookout import Lookout
-        from deltasync.client.push import PushOptions
-
-        self._watching, self._control, self._say = watching, watching.control, watching.say
-        self._state, self._settings = state, settings
+        """Begin to hear of changes; look at nothing yet. barrier: a folder of ours that the source may watch."""
+        self._state, self._control, self._say, self._publish = state, control, say, publish
         options = PushOptions(
             workspace=settings.workspace,
             allow_mass_delete=settings.allow_mass_delete,
@@ -87,9 +97,9 @@ class Watcher:
                 while True:
                     self._reply(self._control.calls.get_nowait())
             self._go_round()
-            self._publish()
+            self._tell_status()
             if _identity(self._state) != self._database:
-                self._meet(What.UNAVAILABLE, _gone(self._state.root))
+                self._meet(What.UNAVAILABLE, gone(self._state.root))
                 return
             self._rest()
 
@@ -122,13 +132,13 @@ class Watcher:
     def _go_round(self) -> None:
         try:
             if time.monotonic() >= self._lookout.due_at():
-                self._watching.publish(doing="looking")
+                self._publish(doing="looking")
                 with self._control.interruptible():
                     self._lookout.look()
                 self._clear()
                 self._tell_files()
             if self._obstacle is None and time.monotonic() >= self._delivery.due_at():
-                self._watching.publish(doing="sending")
+                self._publish(doing="sending")
                 with self._control.interruptible():
                     self._delivery.deliver()
                 self._tell_files()
@@ -211,12 +221,10 @@ class Watcher:
             more = len(files) - SAID_MAX
             self._say(what, f"and {more} more; `deltasync status` tells about them", more=more)
 
-    def _publish(self) -> None:
-        from deltasync.client import status
-
+    def _tell_status(self) -> None:
         local = status.local(self._state)
         delivery = self._delivery
-        self._watching.publish(
+        self._publish(
             doing="idle" if self._obstacle is None else "unavailable",
             obstacle=self._obstacle,
             url=delivery.url,
@@ -252,7 +260,8 @@ def _identity(state: State) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _gone(root: Path) -> RootUnavailable:
+def gone(root: Path) -> RootUnavailable:
+    """Return the error that says a workspace's folder is not there."""
     return RootUnavailable(
         f"{shown(str(root))} went away, or another folder stands there; nothing is taken for deleted"
     )
@@ -263,7 +272,3 @@ def _suspended_seconds() -> float:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-
-
-def _now() -> str:
-    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -19,6 +20,7 @@ from deltasync.core.tree import Loader, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard
 from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged, names_in
 from deltasync_server.config import LinkMode
+from deltasync_server.journal import start_writeback
 from deltasync_server.place import Placer
 from deltasync_server.state import (
     BlobRow,
@@ -125,8 +127,8 @@ class Trees:
     def distrust(self, names: Iterable[str]) -> None:
         """Compare these trees with the rows before they are used again (spec ST-44)."""
         for name in names:
-            self._suspect.add(name)
-            with self._state.write() as db:
+            with self._lock, self._state.write() as db:
+                self._suspect.add(name)
                 db.execute("UPDATE workspaces SET moving_to = sequence WHERE name = ?", (name,))
             self.wake(name)
 
@@ -257,21 +259,27 @@ class Trees:
             self._take_out(wrong)
 
     def _take_out(self, wrong: Collection[bytes]) -> None:
-        inodes = {(s.st_dev, s.st_ino) for digest in wrong if (s := self._cache.status(digest)) is not None}
+        inodes = {digest: self._inode(digest) for digest in wrong}
         with self._state.read() as db:
             rows, load = workspace_rows(db), loader(db)
             named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in rows}
         for name, found in named.items():
-            self._unlink_inodes(name, {path for path, _ in found}, inodes)
-        asked = [(name, digest) for name, found in named.items() for digest in {digest for _, digest in found}]
+            self._unlink_inodes(name, {path for path, _ in found}, set(inodes.values()))
         with self._state.hold():
-            for digest in wrong:
+            # A receipt may have published one of them again by now: that file is right.
+            gone = {digest for digest in wrong if self._inode(digest) == inodes[digest]}
+            asked = {(name, digest) for name, found in named.items() for _, digest in found if digest in gone}
+            for digest in gone:
                 self._cache.quarantine(digest)
             with self._state.write() as db:
-                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in wrong])
+                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
                 db.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, 0)", asked)
 
-    def _unlink_inodes(self, name: str, paths: Iterable[str], inodes: Collection[tuple[int, int]]) -> None:
+    def _inode(self, digest: bytes) -> tuple[int, int] | None:
+        status = self._cache.status(digest)
+        return (status.st_dev, status.st_ino) if status else None
+
+    def _unlink_inodes(self, name: str, paths: Iterable[str], inodes: Collection[tuple[int, int] | None]) -> None:
         with self._opened(name) as (tree, _):
             for path in paths:
                 above, _, leaf = path.rpartition("/")
@@ -283,15 +291,23 @@ class Trees:
     # --- when idle ---
 
     def make_durable(self, should_stop: ShouldStop) -> None:
-        """Fsync folders and copies that changed since this was last done, of every tree at rest (spec ST-50)."""
+        """Fsync folders and files that changed since this was last done, of every tree at rest (spec ST-50)."""
         with self._state.read() as db:
             rows = workspace_rows(db)
         for row in rows:
             is_at_rest = row.moving_to is None and row.name not in self._suspect
             if should_stop() or not is_at_rest or row.durable_root == row.tree_root:
                 continue
-            with self._state.read() as db, contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                if self._make_tree_durable(row, loader(db), should_stop):
+            try:
+                with self._state.read() as db:
+                    is_durable = self._make_tree_durable(row, loader(db), should_stop)
+            except OSError as error:
+                if error.errno in FULL or error.errno == errno.EIO:
+                    raise
+                _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
+                self.distrust([row.name])
+            else:
+                if is_durable:
                     self._note_durable(row)
 
     def _make_tree_durable(self, row: WorkspaceRow, load: Loader, should_stop: ShouldStop) -> bool:
@@ -300,9 +316,9 @@ class Trees:
                 if should_stop():
                     return False
                 with tree.walk_to(path) as folder:
-                    for entry in changed:
-                        if folder.stat(entry.name).st_nlink == 1:  # a copy: its bytes are in no journal
-                            _fsync_file(folder, entry.name)
+                    for action in (start_writeback, os.fsync):  # copies are in no journal, nor are restamped inodes
+                        for entry in changed:
+                            _with_file(folder, entry.name, action)
                     folder.fsync()
         return True
 
@@ -507,10 +523,10 @@ def _is_link_to(folder: Folder, entry: Entry) -> bool:
         return False
 
 
-def _fsync_file(folder: Folder, name: str) -> None:
+def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None:
     descriptor = open_regular(name, at=folder.fd)
     try:
-        os.fsync(descriptor)
+        action(descriptor)
     finally:
         os.close(descriptor)
 

@@ -22,6 +22,7 @@ from deltasync.client.transport import open_transport
 from deltasync.core import wire
 from deltasync.core.errors import (
     GuardStopped,
+    HostBusy,
     HostUnreachable,
     NotOwner,
     Refused,
@@ -68,6 +69,12 @@ def tree_of(served: Served, desk: Desk) -> Path:
 def head_of(served: Served, desk: Desk) -> dict[str, Any]:
     found: dict[str, Any] = served.get(f"/api/v1/workspaces/{desk.root.name}").json
     return found
+
+
+def limited(meddler: Meddler, limits: wire.Limits) -> None:
+    """Have the server advertise limits."""
+    state = meddler.inner.workspace
+    meddler.workspace = lambda *a, **o: msgspec.structs.replace(state(*a, **o), limits=limits)  # type: ignore[attr-defined]
 
 
 def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
@@ -134,9 +141,7 @@ def test_content_that_another_workspace_brought_is_not_sent(served: Served, desk
 
 def test_a_delta_is_cut_where_the_server_says(served: Served, desk: Desk, meddler: Meddler) -> None:
     """Small limits make many bundles, two under way at a time, and the trees are equal in the end."""
-    state = meddler.inner.workspace
-    limits = wire.Limits(bundle_content_bytes=10_000, bundle_operations=7)
-    meddler.workspace = lambda *a, **o: msgspec.structs.replace(state(*a, **o), limits=limits)  # type: ignore[attr-defined]
+    limited(meddler, wire.Limits(bundle_content_bytes=10_000, bundle_operations=7))
     for number in range(60):
         folders.write(desk.root, f"d{number % 5}/f{number}", bytes([number]) * 3000)
     under_way, most = 0, 0
@@ -288,9 +293,7 @@ def test_trouble_in_the_middle_of_a_row_of_bundles_heals(
     served: Served, desk: Desk, meddler: Meddler, proxy: Proxy, swallow: bool
 ) -> None:
     """With several bundles on their way, one that is cut or whose answer is lost is sorted out by the head."""
-    state = meddler.inner.workspace
-    limits = wire.Limits(bundle_content_bytes=20_000)
-    meddler.workspace = lambda *a, **o: msgspec.structs.replace(state(*a, **o), limits=limits)  # type: ignore[attr-defined]
+    limited(meddler, wire.Limits(bundle_content_bytes=20_000))
     for number in range(12):
         folders.write(desk.root, f"f{number}", os.urandom(15_000))
     proxy.faults.append(Fault(BUNDLES, swallow=swallow, cut_after=None if swallow else 9000, skip=4))
@@ -460,6 +463,30 @@ def test_a_pending_bundle_whose_content_is_gone_is_sealed_anew(served: Served, d
     assert_in_step(served, desk, report)
 
 
+def test_a_file_that_the_server_never_takes_is_a_problem_of_its_own(
+    served: Served, desk: Desk, meddler: Meddler
+) -> None:
+    """A file beyond the server's limit is left out and named, and everything else arrives."""
+    limited(meddler, wire.Limits(bundle_bytes=50_000))
+    folders.write(desk.root, "huge", os.urandom(60_000))
+    folders.write(desk.root, "small", os.urandom(1000))
+    report = desk.push(transport=meddler)
+    assert [problem.path for problem in report.problems] == ["huge"]
+    assert "50000 bytes" in report.problems[0].reason
+    assert [path.name for path in tree_of(served, desk).iterdir()] == ["small"]
+
+
+def test_a_folder_that_never_rests_ends_the_push(desk: Desk, meddler: Meddler) -> None:
+    """When every attempt meets another changed file the push ends in bounded time, to be tried again."""
+    for number in range(60):
+        folders.write(desk.root, f"f{number}", os.urandom(50))
+    names = iter(sorted(path.name for path in desk.root.iterdir() if path.is_file()))
+    meddler.on_send += [lambda: folders.write(desk.root, next(names), os.urandom(51)) and None] * 60
+    with pytest.raises(HostBusy, match="changes faster"):
+        desk.push(transport=meddler)
+    assert len(meddler.on_send) >= 15
+
+
 # What the server lacks, has lost, or asks for
 
 
@@ -473,6 +500,16 @@ def test_content_that_the_server_turns_out_to_lack_is_sent(served: Served, desk:
     answers = iter([["0" * 64]])
     report = desk.push(transport=meddler)
     assert (report.sequence, report.bundles, report.content_bytes) == (1, 1, 2000)
+    assert_in_step(served, desk, report)
+
+
+def test_digests_are_asked_for_as_many_as_the_server_takes(served: Served, desk: Desk, meddler: Meddler) -> None:
+    """The server's limit on one question is kept."""
+    limited(meddler, wire.Limits(missing_digests=7))
+    for number in range(20):
+        folders.write(desk.root, f"f{number}", os.urandom(50))
+    report = desk.push(transport=meddler)
+    assert [len(digests) for digests in meddler.asked] == [7, 7, 6]
     assert_in_step(served, desk, report)
 
 
@@ -551,6 +588,8 @@ def test_a_resync_that_would_delete_anything_waits_for_the_flag(served: Served, 
     for _ in range(2):
         with pytest.raises(GuardStopped, match="1 of"):
             desk.push()
+    with pytest.raises(GuardStopped, match="1 of"):
+        desk.push(dry_run=True)
     assert head_of(served, desk)["sequence"] == 1
     report = desk.push(allow_mass_delete=True)
     assert (report.sequence, report.operations.deleted) == (2, 1)
@@ -572,6 +611,31 @@ def test_a_state_restored_from_yesterday_is_noticed(served: Served, desk: Desk, 
     assert report.sequence == 3
     assert head_of(served, desk)["epoch"] != epoch
     assert_in_step(served, desk, report)
+
+
+def test_a_rehearsal_without_a_state_sees_what_the_server_has(served: Served, desk: Desk) -> None:
+    """A dry run after a lost state compares with the server's tree and keeps nothing of it."""
+    folders.life(desk.root)
+    desk.push()
+    shutil.rmtree(desk.root / ".deltasync")
+    folders.write(desk.root, "new", os.urandom(3000))
+    dry = desk.push(dry_run=True)
+    assert (dry.operations.created, dry.bundles, dry.content_bytes) == (1, 1, 3000)
+    assert head_of(served, desk)["sequence"] == 1
+    wet = desk.push()
+    assert (wet.operations, wet.sequence) == (dry.operations, 2)
+
+
+def test_a_rehearsal_counts_what_is_sealed_already(served: Served, desk: Desk) -> None:
+    """Pending bundles are part of what would be sent."""
+    url, desk.url = desk.url, None
+    folders.write(desk.root, "a", os.urandom(1000))
+    desk.push()
+    folders.write(desk.root, "b", os.urandom(2000))
+    desk.url = url
+    dry = desk.push(dry_run=True)
+    assert (dry.bundles, dry.content_bytes, dry.operations.created) == (2, 3000, 2)
+    assert head_of(served, desk)["sequence"] == 0
 
 
 def test_another_client_is_refused_until_it_takes_over(served: Served, desk: Desk, tmp_path: Path) -> None:

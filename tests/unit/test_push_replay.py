@@ -10,13 +10,13 @@ from pathlib import Path
 import folders
 import msgspec
 import pytest
-from desk import Desk
+from desk import Desk, Meddler
 from lossy import Fault, lossy
 from serving import Served, serving
 
 from deltasync.client import outbox, replay
 from deltasync.client.transport import open_transport
-from deltasync.core.errors import NotFound, Refused, SequenceConflict, SequenceFork, UsageError
+from deltasync.core.errors import HostBusy, NotFound, Refused, SequenceConflict, SequenceFork, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +288,57 @@ def test_an_export_into_the_workspace_is_refused(desk: Desk) -> None:
     folders.write(desk.root, "a", os.urandom(10))
     with desk.open() as state, pytest.raises(UsageError, match="outside"):
         replay.export(state, desk.root / "sub", full=True)
+
+
+def test_an_export_to_where_nothing_can_be_written_is_a_usage_error(desk: Desk, tmp_path: Path) -> None:
+    """A target that is no folder is said so."""
+    folders.write(desk.root, "a", b"x")
+    (tmp_path / "file").write_bytes(b"")
+    with desk.open() as state, pytest.raises(UsageError, match="cannot be written"):
+        replay.export(state, tmp_path / "file/below", full=True)
+
+
+def test_an_export_writes_out_what_is_sealed_but_not_sent(served: Served, desk: Desk, tmp_path: Path) -> None:
+    """A bundle that waits for the server without a file gets one, complete, and stays pending."""
+    content = os.urandom(5000)
+    folders.write(desk.root, "a", content)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    inner = open_transport(served.url)
+    meddler = Meddler(inner)
+    meddler.on_send.append(stop)
+    with pytest.raises(KeyboardInterrupt):
+        desk.push(transport=meddler)
+    inner.close()
+    with desk.open() as state:
+        assert [row.file for row in outbox.pending(state)] == [None]
+        exported = replay.export(state, tmp_path / "usb")
+        (row,) = outbox.pending(state)
+    assert row.file == exported.paths[0].name
+    (found,) = sent(served, tmp_path / "usb")
+    assert_arrived(served, desk, found)
+    folders.write(desk.root, "b", b"after")
+    desk.url = served.url
+    assert desk.push().sequence == 2
+
+
+def test_an_export_of_a_sealed_bundle_whose_content_is_gone_says_what_to_do(
+    served: Served, desk: Desk, tmp_path: Path
+) -> None:
+    """What cannot be written out whole is not written out."""
+    folders.write(desk.root, "a", os.urandom(5000))
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    inner = open_transport(served.url)
+    meddler = Meddler(inner)
+    meddler.on_send.append(stop)
+    with pytest.raises(KeyboardInterrupt):
+        desk.push(transport=meddler)
+    inner.close()
+    (desk.root / "a").unlink()
+    with desk.open() as state, pytest.raises(HostBusy, match="push or scan"):
+        replay.export(state, tmp_path / "usb")

@@ -85,6 +85,14 @@ def test_the_client_id_lies_in_the_users_state_folder(tmp_path: Path, monkeypatc
     assert [path.read_text() for path in tmp_path.rglob("client-id")] == [identity]
 
 
+def test_a_client_id_that_cannot_be_kept_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file where the folder should be."""
+    write(tmp_path, {"file": "x"})
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match="DELTASYNC_CLIENT_ID_FILE"):
+        State.open(tmp_path / "ws")
+
+
 def test_a_second_writer_is_refused_and_told_whom_to_look_for(tmp_path: Path) -> None:
     """The lock's holder is named with its process; a reader needs no lock (F42)."""
     with State.open(tmp_path / "ws"):

@@ -149,6 +149,18 @@ def test_a_thin_bundle_is_answered_with_what_is_missing(store: Store) -> None:
     assert_tree(store, sender)
 
 
+def test_a_size_that_the_cache_denies_is_refused(store: Store) -> None:
+    """A thin bundle cannot give content another size than it has."""
+    sender = Sender()
+    sender.send(store, sender.tree(a=b"one"))
+    lie = sender.file("b", b"one")
+    flat = {**sender.flat, "b": Entry("b", Kind.FILE, 4, lie.mtime_ns, False, lie.digest)}
+    with pytest.raises(Refused) as caught:
+        give(store, *sender.seal(flat, is_thin=True))
+    assert caught.value.rule == "B-54"
+    assert store.workspace(NAME).sequence == 1
+
+
 def test_missing_leases_what_it_calls_present(store: Store) -> None:
     """Digests that must not be sent cannot be collected before the bundle that names them comes."""
     sender = Sender()

@@ -249,6 +249,18 @@ def test_a_directory_swapped_for_a_link_is_never_followed(store: Store, tmp_path
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"b": "precious"}
 
 
+def test_idle_work_repairs_a_tree_that_it_finds_changed(store: Store) -> None:
+    """When something else stands where a file should be made durable, the tree is compared and repaired."""
+    sender = Sender()
+    sender.send(store, sender.tree(a=b"1", b=b"2"))
+    assert_tree(store, sender)
+    (tree_of(store) / "a").unlink()
+    (tree_of(store) / "a").symlink_to("b")
+    store.upkeep()
+    assert store.workspace(NAME).tree_sequence is None
+    assert_tree(store, sender)
+
+
 def test_displaced_folders_are_removed_when_idle(store: Store) -> None:
     """A deleted directory leaves the tree by one rename, and is removed later."""
     sender = Sender()

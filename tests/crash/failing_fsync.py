@@ -1,0 +1,65 @@
+"""Runs a store whose n-th fsync fails, for n = 1, 2, 3 … until none does: `failing_fsync.py FOLDER`, with the shim."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sender import NAME, Sender, assert_tree, give
+
+from deltasync.core.errors import Corrupt
+from deltasync_server.check import check
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+
+SHIM = ctypes.CDLL(None)
+
+
+def run(data: Path, number: int) -> str:
+    """Fail one fsync of receive, tree or checkpoint; say how it went. Whatever it was, nothing acknowledged is lost."""
+    sender = Sender()
+    sender.move_on({})
+    sender.sequence = 0
+    flat = sender.tree(a=b"one" * 500, sub__b=b"two" * 500)
+    flat["copy"] = sender.file("copy", b"one" * 500, mtime_ns=1)
+    sealed = sender.seal(flat)
+    outcome = "survived"
+    with Store(StoreConfig(data)) as store:
+        store.recover()
+        SHIM.failing_arm(number)
+        try:
+            give(store, *sealed)
+            store.catch_up()
+            store.upkeep()
+        except (Corrupt, OSError) as error:
+            outcome = type(error).__name__
+        failed = SHIM.failing_count() >= number
+        SHIM.failing_arm(-1)
+    with Store(StoreConfig(data)) as store:
+        store.recover()
+        if store.workspace(NAME).sequence == 0:
+            assert outcome != "survived"
+            assert not give(store, *sealed).duplicate
+        sender.move_on(flat)
+        assert_tree(store, sender)
+        store.upkeep()
+    assert check(StoreConfig(data)).findings == []
+    return outcome if failed else "none failed"
+
+
+def main() -> None:
+    """Sweep the points."""
+    outcomes: Counter[str] = Counter()
+    number = 0
+    while not outcomes["none failed"]:
+        number += 1
+        outcomes[run(Path(sys.argv[1]) / str(number), number)] += 1
+    print(dict(outcomes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The whole system against a dictionary: random changes, pushes, faults, deaths and restores, with the real code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from plain_folder import VERBS, Change
+from world import DEADLY, LOUD, SILENT, Client, Fault, How, World
+
+EXAMPLES = int(os.environ.get("WORLD_EXAMPLES", "0"))
+"""How many worlds to live through; 0 is the short, repeatable run of every test run."""
+STEPS = int(os.environ.get("WORLD_STEPS", "25"))
+_FAST = Path("/dev/shm")
+_BASE = os.environ.get("WORLD_DIR") or (_FAST if _FAST.is_dir() and os.access(_FAST, os.W_OK) else None)
+"""Where worlds are made: in memory where that can be, since every promise of durability is an fsync."""
+
+_numbers = st.integers(0, 40)
+_changes = st.lists(
+    st.builds(Change, st.sampled_from(VERBS), _numbers, _numbers, st.integers(0, 20)), min_size=1, max_size=6
+)
+_silent = st.lists(st.builds(Fault, st.sampled_from(SILENT), st.integers(0, 3)), max_size=4).map(tuple)
+_faults = st.lists(
+    st.builds(Fault, st.sampled_from([*SILENT, *LOUD, *LOUD]), st.integers(0, 99)), min_size=1, max_size=7
+).map(tuple)
+_killing = st.tuples(
+    st.lists(st.builds(Fault, st.sampled_from([*SILENT, *LOUD]), st.integers(0, 99)), max_size=4),
+    st.sampled_from(DEADLY),
+).map(lambda both: (*both[0], Fault(both[1])))
+
+
+class Worlds(RuleBasedStateMachine):
+    """One world; `here` is the client whose folder is being changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="world-", dir=_BASE))
+        self.world: World
+        self.here: Client
+
+    @initialize(
+        is_threaded=st.sampled_from([False, False, False, True]),
+        is_tiny=st.booleans(),
+        link=st.sampled_from(["auto", "auto", "copy"]),
+        changes=_changes,
+    )
+    def begin(self, is_threaded: bool, is_tiny: bool, link: str, changes: list[Change]) -> None:
+        self.world = World(self.base, is_threaded=is_threaded, is_tiny=is_tiny, link=link)
+        self.here = self.world.clients[0]
+        self.change([Change("grow"), *changes])
+
+    # The folder
+
+    @rule(changes=_changes)
+    def change(self, changes: list[Change]) -> None:
+        for each in changes:
+            self.here.folder.apply(each)
+
+    # Pushing
+
+    @rule(plan=_silent, allow=st.booleans(), waits=st.booleans(), keeps=st.booleans())
+    def push(self, plan: tuple[Fault, ...], allow: bool, waits: bool, keeps: bool) -> None:
+        self.world.push(self.here, How(plan=plan, allow=allow, waits=waits, keeps=keeps))
+
+    @rule(changes=_changes, allow=st.booleans())
+    def push_twice(self, changes: list[Change], allow: bool) -> None:
+        self.change(changes)
+        if self.world.push(self.here, How(allow=allow)) == "done":
+            self.world.push_again(self.here)
+
+    @rule(plan=_faults, allow=st.booleans(), waits=st.booleans(), seals=st.booleans())
+    def push_through_faults(self, plan: tuple[Fault, ...], allow: bool, waits: bool, seals: bool) -> None:
+        self.world.push(self.here, How(plan=plan, allow=allow, waits=waits, seals_offline=seals))
+
+    @rule(plan=_killing, allow=st.booleans())
+    def push_killed_at_a_request(self, plan: tuple[Fault, ...], allow: bool) -> None:
+        self.world.push(self.here, How(plan=plan, allow=allow))
+
+    @rule(kill_at=st.integers(0, 60), plan=_silent, keeps=st.booleans())
+    def push_killed_at_a_change(self, kill_at: int, plan: tuple[Fault, ...], keeps: bool) -> None:
+        self.world.push(self.here, How(plan=plan, kill_at=kill_at, keeps=keeps))
+
+    @rule(told=st.integers(0, 5))
+    def push_killed_while_it_reads(self, told: int) -> None:
+        self.world.push(self.here, How(kill_on_progress=told))
+
+    @rule(allow=st.booleans())
+    def seal_offline(self, allow: bool) -> None:
+        self.world.seal(self.here, How(allow=allow))
+
+    @rule(kill_at=st.integers(0, 40))
+    def seal_offline_killed(self, kill_at: int) -> None:
+        self.world.seal(self.here, How(kill_at=kill_at))
+
+    # Owners
+
+    @rule(changes=_changes, allow=st.booleans())
+    def take_over(self, changes: list[Change], allow: bool) -> None:
+        one, two = self.world.clients
+        self.here = two if self.here is one else one
+        self.change(changes)
+        self.world.push(self.here, How(take_over=True, allow=allow))
+
+    @rule()
+    def push_from_the_other_machine(self) -> None:
+        one, two = self.world.clients
+        self.world.push(two if self.here is one else one, How())
+
+    # The network, later
+
+    @rule(number=_numbers)
+    def an_old_bundle_arrives(self, number: int) -> None:
+        if self.world.letters:
+            self.world.host.revive()
+            self.world.settle()
+            self.world.deliver_late(self.world.letters[-1 - number % len(self.world.letters)])
+            self.world.settle()
+
+    # The server
+
+    @rule(dies=st.booleans())
+    def restart_server(self, dies: bool) -> None:
+        with self.world.host.stopped(dies=dies):
+            pass
+        self.world.settle()
+
+    @rule(what=st.sampled_from(["catch_up", "upkeep", "collect"]), after=st.integers(0, 30))
+    def server_dies_at_work(self, what: str, after: int) -> None:
+        self.world.die_at_work(what, after)
+
+    @rule(what=st.sampled_from(["catch_up", "upkeep"]))
+    def server_works(self, what: str) -> None:
+        self.world.work(what)
+
+    @rule()
+    def collect(self) -> None:
+        self.world.host.revive()
+        self.world.collect()
+
+    @rule()
+    def tidy(self) -> None:
+        self.world.tidy()
+
+    @rule()
+    def back_up_server(self) -> None:
+        self.world.back_up_server()
+
+    @rule()
+    def restore_server(self) -> None:
+        self.world.restore_server()
+
+    # The client's state
+
+    @rule()
+    def back_up_state(self) -> None:
+        self.here.back_up()
+
+    @rule(is_whole=st.booleans())
+    def restore_state(self, is_whole: bool) -> None:
+        self.world.restore_client(self.here, is_whole=is_whole)
+
+    @rule()
+    @precondition(lambda self: self.world.books.line)
+    def lose_state(self) -> None:
+        self.here.lose_state()
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "world"):
+                self.end()
+        finally:
+            shutil.rmtree(self.base)
+
+    def end(self) -> None:
+        """Whatever happened: an allowed push brings everything over, a second one sends nothing, nothing is wrong."""
+        try:
+            outcome = self.world.push(self.here, How(allow=True, take_over=True))
+            assert outcome == "done"
+            self.world.push_again(self.here)
+            self.world.tidy()
+        finally:
+            self.world.close()
+
+
+TestWorlds = Worlds.TestCase
+TestWorlds.settings = settings(
+    max_examples=EXAMPLES or 60,
+    stateful_step_count=STEPS,
+    deadline=None,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
