@@ -112,7 +112,7 @@ def _run_steps(workload: Workload, folder: Path, order: list[str], results: Resu
                 results.add(workload.name, step, server.name, sample)
                 if where := difference(source, server.tree):
                     raise TreesDiffer(f"{server.name}, {workload.name}, {step}: {where}")
-                print(f"  {step:16} {server.name:10} {sample.wall_seconds:8.2f} s", flush=True)
+                print(f"  {step:22} {server.name:10} {sample.wall_seconds:8.2f} s", flush=True)
         if memory:
             memory.stop()
         for proxy in filter(None, proxies):

@@ -95,7 +95,7 @@ def _changes() -> list[Change]:
         Change("rename a directory of 8 images", lambda root: (root / "images/walk").rename(root / "images/run")),
         Change("duplicate that directory", lambda root: _copy(root / "images/run", root / "images/run-copy")),
         Change(
-            "paint one image of the copy anew", lambda root: write_png(root / "images/run-copy/frame-03.png", seed=3)
+            "paint one image of the copy anew", lambda root: write_png(root / "images/run-copy/frame-03.png", seed=77)
         ),
         Change("delete a text and an image", _delete),
         Change("add a script and a link to it", _add_script),
@@ -170,6 +170,8 @@ class Watcher:
             event: dict[str, Any] = json.loads(self.lines.get(timeout=EVENT_SECONDS))
         except queue.Empty:
             raise DemoFailed(f"the watcher says nothing for {EVENT_SECONDS:.0f} s") from None
+        if "error" in event:
+            raise DemoFailed(f"the watcher stopped: {event['error']['detail']}")
         return event
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 HALVES = ("half-a", "half-b")
-RENAMED, COPIED = "renamed-half", "copied-half"
+RENAMED, COPIED, RECOPIED = "renamed-half", "copied-half", "recopied-half"
 IGNORED = ".deltasync"
 _BLOCK_BYTES = 8 << 20
 
@@ -104,8 +104,13 @@ def rename_half(_: Workload, root: Path) -> None:
 
 
 def duplicate_half(_: Workload, root: Path) -> None:
-    """Copy the directory that holds the other half, with new times, as `cp -r` does."""
-    shutil.copytree(root / HALVES[1], root / COPIED, copy_function=shutil.copyfile)
+    """Copy the directory that holds the other half, with its files' times, as `cp -a` does."""
+    shutil.copytree(root / HALVES[1], root / COPIED)
+
+
+def duplicate_half_anew(_: Workload, root: Path) -> None:
+    """Copy it once more, with new times, as `cp -r` does."""
+    shutil.copytree(root / HALVES[1], root / RECOPIED, copy_function=shutil.copyfile)
 
 
 STEPS: dict[str, Callable[[Workload, Path], None]] = {
@@ -114,6 +119,7 @@ STEPS: dict[str, Callable[[Workload, Path], None]] = {
     "1 % edited": edit_one_percent,
     "half renamed": rename_half,
     "half duplicated": duplicate_half,
+    "duplicated, new times": duplicate_half_anew,
 }
 """Each step's change to the tree, in order; the sync after it is what is measured."""
 

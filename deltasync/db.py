@@ -21,16 +21,26 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     """
     try:
         connection = _open(path, read_only=read_only)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(migrations):
-            raise Corrupt(f"{path} was written by a newer release (schema {version}); use that release")
-        if version < len(migrations):
-            if read_only:
-                raise Corrupt(f"{path} has the older schema {version}; run a writing command once to migrate it")
-            _migrate(connection, migrations, version)
+        try:
+            _bring_up_to_date(connection, path, migrations, read_only=read_only)
+        except BaseException:
+            connection.close()
+            raise
     except sqlite3.DatabaseError as error:
         raise damaged(path, error) from error
     return connection
+
+
+def _bring_up_to_date(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[str], *, read_only: bool
+) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
+        raise Corrupt(f"{path} was written by a newer release (schema {version}); use that release")
+    if version < len(migrations):
+        if read_only:
+            raise Corrupt(f"{path} has the older schema {version}; run a writing command once to migrate it")
+        _migrate(connection, migrations, version)
 
 
 def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -71,11 +81,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
+        connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def is_sound(connection: sqlite3.Connection) -> bool:

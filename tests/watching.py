@@ -10,11 +10,13 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folders
 import pytest
+from serving import serving
 
 from deltasync.client import daemon, delivery
 from deltasync.client.channel import ask
@@ -35,6 +37,25 @@ settings = json.loads(sys.argv[2])
 delivery.BACKOFF_SECONDS_MAX = settings.pop("backoff")
 daemon.run(Path(sys.argv[1]), Settings(**settings), lambda event: print(event.json(), flush=True))
 """
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server that several tests share, each with a workspace of its own, named after its folder."""
+
+    url: str
+    data: Path
+
+    def tree(self, base: Path) -> Path:
+        """Return the plain tree of a test's workspace."""
+        return self.data / "workspaces" / base.name / "tree"
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[Site]:
+    """Serve a fresh data folder while the block runs."""
+    with serving(folder / "data") as served:
+        yield Site(served.url, served.data)
 
 
 class Listening:
@@ -150,7 +171,7 @@ class Inside(Listening):
         super().__init__(root)
         self.error: Exception | None = None
         self.sources: list[Any] = []
-        self._settings, self._open = Settings(**settings), source
+        self._settings, self._open = Settings(**{"settle_seconds": 0.3, **settings}), source
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

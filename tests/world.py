@@ -387,6 +387,8 @@ class Fault(NamedTuple):
 
     kind: str
     number: int = 0
+    is_on_send: bool = False
+    """Whether the request is a bundle or a question: each kind has its own order."""
 
 
 SILENT = ("pass", "catch_up", "collect", "restart", "upkeep")
@@ -408,9 +410,12 @@ class Network:
         self.requests = 0
         self.has_edited = False
         self._world, self._client, self._books = world, client, world.books
-        self._plan = deque(plan)
+        faults = tuple(plan)
+        self._plans = {is_on_send: deque(f for f in faults if f.is_on_send is is_on_send) for is_on_send in (False, True)}
         self._away = 0
+        self._is_broken = False
         self._lock = threading.Lock()
+        self._line = threading.Lock()
         self._old = list(world.letters)
         self._held: set[bytes] = set()
         """What the server said it has."""
@@ -425,6 +430,7 @@ class Network:
                 return self._world.wait_for_tree(store, tree_sequence)
             return store.workspace(WorkspaceName(name))
 
+        self._is_broken = False
         state = self._asked(ask)
         self._books.hear(state.sequence, state.epoch)
         return state
@@ -446,8 +452,20 @@ class Network:
     def send_bundle(
         self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
     ) -> wire.Receipt:
-        """Deliver a bundle."""
-        fault = self._next()
+        """Deliver a bundle; in a world without threads, one after another, and none after one that failed."""
+        if self._world.host.is_threaded:
+            return self._sent(identity, chunks, take_over, wait)
+        with self._line:
+            if self._is_broken:
+                raise HostUnreachable("the connection broke with the bundle before")
+            try:
+                return self._sent(identity, chunks, take_over, wait)
+            except BaseException:
+                self._is_broken = True
+                raise
+
+    def _sent(self, identity: bytes, chunks: Iterable[bytes], take_over: bool, wait: float) -> wire.Receipt:
+        fault = self._next(is_on_send=True)
         body = bytearray()
         try:
             for chunk in chunks:
@@ -469,7 +487,7 @@ class Network:
         self._books.hear(receipt.sequence, receipt.epoch)
         return receipt
 
-    def back_off(self, attempt: int) -> None:
+    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
         """Wait for nothing."""
 
     def close(self) -> None:
@@ -477,10 +495,11 @@ class Network:
 
     # Faults
 
-    def _next(self) -> Fault:
+    def _next(self, *, is_on_send: bool = False) -> Fault:
         with self._lock:
             self.requests += 1
-            return self._plan.popleft() if self._plan else Fault("pass")
+            plan = self._plans[is_on_send]
+            return plan.popleft() if plan else Fault("pass")
 
     def _asked(self, ask: Callable[[Store], _T]) -> _T:
         fault = self._next()

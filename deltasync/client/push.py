@@ -45,7 +45,6 @@ CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
 ROUNDS_MAX = 40
 """How often trouble without a receipt in between is met with another attempt."""
-_TOO_FAST = "the folder changes faster than it can be sent; push again when it is quiet"
 __all__ = [
     "Counts",
     "PathProblem",
@@ -161,19 +160,19 @@ class Pusher:
         outbox.bind(self._state, self._name, transport.url if transport else None)
         outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
         try:
-            if transport is not None:
-                self._exchange(transport)
-                return
+            is_done = self._exchange(transport) if transport is not None else self._seal_files()
         except (HostUnreachable, HostBusy) as error:
             if not self._options.seal_offline:
                 raise
             self._tally.report.unreachable = error.sentence
-        self._seal_files()
+            is_done = self._seal_files()
+        if not is_done:
+            raise HostBusy("the folder changes faster than it can be sent; push again when it is quiet")
 
     # With a receiver
 
-    def _exchange(self, transport: Transport) -> None:
-        """Deliver in rounds: each begins with the receiver's head, and ends with everything sent or with trouble."""
+    def _exchange(self, transport: Transport) -> bool:
+        """Deliver in rounds: each begins with the receiver's head, and ends with everything sent (True) or trouble."""
         from deltasync.client.courier import Undelivered
 
         while self._rounds < ROUNDS_MAX:
@@ -190,8 +189,8 @@ class Pusher:
                 self._await_tree(transport)
                 if self._tally.report.bundles:
                     self._state.sweep_objects(outbox.roots(self._state))
-                return
-        raise HostBusy(_TOO_FAST)
+                return True
+        return False
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
@@ -209,7 +208,9 @@ class Pusher:
         """Take the head for the receipts that were lost (spec S-12)."""
         for row in outbox.pending(self._state):
             if row.sequence <= server.sequence:
-                self._count(outbox.metadata_of(self._state, row.sequence), row.content_bytes)
+                metadata = outbox.metadata_of(self._state, row.sequence)
+                self._count(metadata, row.content_bytes)
+                self._record_kept(row.sequence, file_name(metadata))
         self._acknowledge(server.sequence, resync.root_of(server), server.last_applied_at)
 
     def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
@@ -333,15 +334,14 @@ class Pusher:
         stated = (receipt.epoch, receipt.sequence, receipt.identity)
         if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
             raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
-        if self._options.keep_sent_seconds:
-            self._record_kept(parcel)
+        self._record_kept(parcel.sequence, parcel.file_name)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._tally.add(manifest, parcel.content_bytes, parcel.moved_bytes)
 
-    def _record_kept(self, parcel: Parcel) -> None:
-        if (outbox.folder(self._state) / parcel.file_name).is_file():
-            outbox.attach_file(self._state, parcel.sequence, parcel.file_name)
+    def _record_kept(self, sequence: int, name: str) -> None:
+        if self._options.keep_sent_seconds and (outbox.folder(self._state) / name).is_file():
+            outbox.attach_file(self._state, sequence, name)
 
     def _count(self, metadata: Metadata, content_bytes: int) -> None:
         self._tally.add(metadata.manifest, content_bytes, self._tally.moved_bytes(metadata.operations))
@@ -419,7 +419,7 @@ class Pusher:
 
     # Without a receiver
 
-    def _seal_files(self) -> None:
+    def _seal_files(self) -> bool:
         """Seal what differs into bundle files in the outbox, up to its limit; they are sent in order later."""
         while self._rounds < ROUNDS_MAX:
             try:
@@ -428,8 +428,8 @@ class Pusher:
                 self._rounds += 1
                 self._set_aside(change)
             else:
-                return
-        raise HostBusy(_TOO_FAST)
+                return True
+        return False
 
     def _write_files(self) -> None:
         limit = self._options.outbox_limit

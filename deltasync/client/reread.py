@@ -50,7 +50,8 @@ class Rereading:
         if not self._folders or self._state.get_meta(REHASH_DUE) not in (None, _BEGUN):
             self._plan()
         count = len(self._folders) if self._is_urgent() else self._allowance()
-        size_bytes, chosen = 0, []
+        chosen: list[str] = []
+        size_bytes = 0
         for folder, folder_bytes in reversed(self._folders[-count:] if count else []):
             size_bytes += folder_bytes
             if chosen and size_bytes > SLICE_BYTES:

@@ -103,6 +103,8 @@ class _Walk:
     def _visit(self, digest: bytes, depth: int) -> tuple[int, int]:
         """Return how many entries lie below a directory, and how deep; every directory is visited once."""
         known = self._seen.get(digest)
+        if depth > DEPTH_MAX:
+            raise self._excess()
         if known is None:
             total = height = 0
             for entry in self._entries(digest):
@@ -113,8 +115,8 @@ class _Walk:
                 if total > ENTRIES_MAX:
                     break
             known = self._seen[digest] = (total, height)
-        if known[0] > ENTRIES_MAX or depth + known[1] > DEPTH_MAX or depth > DEPTH_MAX:
-            raise Refused("P-7", f"the tree that {self._source.url} states is larger or deeper than any that we take")
+        if known[0] > ENTRIES_MAX or depth + known[1] > DEPTH_MAX:
+            raise self._excess()
         return known
 
     def _entries(self, digest: bytes) -> list[Entry]:
@@ -124,8 +126,11 @@ class _Walk:
             self._fetched[digest] = body
             self._fetched_bytes += len(body)
             if self._fetched_bytes > FETCHED_BYTES_MAX:
-                raise Refused("P-7", f"the tree that {self._source.url} states is larger than any that we take")
+                raise self._excess()
         return parse_directory(body, digest)
+
+    def _excess(self) -> Refused:
+        return Refused("P-7", f"the tree that {self._source.url} states is larger or deeper than any that we take")
 
 
 def known_body(state: State, digest: bytes) -> bytes | None:

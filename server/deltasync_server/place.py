@@ -153,7 +153,8 @@ class Placer:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             target = os.open(temporary, flags, mode, dir_fd=self._aside.fd)
             try:
-                if not (self._may_reflink and reflink(source, target)):
+                self._may_reflink = self._may_reflink and reflink(source, target)
+                if not self._may_reflink:  # a file system that cannot once is not asked again in this run
                     copy_bytes(source, target)
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:

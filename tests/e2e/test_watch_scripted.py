@@ -10,8 +10,7 @@ from pathlib import Path
 import folders
 import pytest
 from folders import write
-from serving import serving
-from watching import at_home, inside
+from watching import Site, at_home, inside, site
 
 from deltasync.client import daemon
 from deltasync.client.hints import Hints
@@ -44,6 +43,12 @@ class Scripted:
         self.is_open = False
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("server")) as shared:
+        yield shared
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     folders.life(tmp_path / "media")
@@ -51,20 +56,19 @@ def base(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def test_a_source_that_says_nothing_is_made_good_by_rescans(base: Path) -> None:
+def test_a_source_that_says_nothing_is_made_good_by_rescans(base: Path, server: Site) -> None:
     """All events lost: the folder is in step after the next rescan."""
     with (
-        serving(base / "data") as server,
-        inside(base / "media", Scripted, to=server.url, rescan_seconds=0.2) as watcher,
+        inside(base / "media", Scripted, to=server.url, workspace=base.name, rescan_seconds=0.2) as watcher,
     ):
         watcher.until_same()
         folders.later(watcher.root)
         watcher.until_same()
 
 
-def test_late_and_repeated_hints_do_no_harm(base: Path) -> None:
+def test_late_and_repeated_hints_do_no_harm(base: Path, server: Site) -> None:
     """Hints that come long after, again and again, or of folders that are gone cost a look and send nothing twice."""
-    with serving(base / "data") as server, inside(base / "media", Scripted, to=server.url) as watcher:
+    with inside(base / "media", Scripted, to=server.url, workspace=base.name) as watcher:
         watcher.until_same()
         hints = watcher.sources[0].hints
         folders.later(watcher.root)
@@ -81,9 +85,9 @@ def test_late_and_repeated_hints_do_no_harm(base: Path) -> None:
         assert len([event for event in watcher.events if event["event"] == "sent"]) == sent
 
 
-def test_hints_in_the_wrong_order_do_no_harm(base: Path) -> None:
+def test_hints_in_the_wrong_order_do_no_harm(base: Path, server: Site) -> None:
     """A folder is hinted before its parent exists for the scan, and a move arrives as a deletion after a creation."""
-    with serving(base / "data") as server, inside(base / "media", Scripted, to=server.url) as watcher:
+    with inside(base / "media", Scripted, to=server.url, workspace=base.name) as watcher:
         watcher.until_same()
         hints = watcher.sources[0].hints
         write(watcher.root, "a/b/c/d", "x")
@@ -95,9 +99,9 @@ def test_hints_in_the_wrong_order_do_no_harm(base: Path) -> None:
         watcher.until_same()
 
 
-def test_a_loss_is_made_good_at_once(base: Path) -> None:
+def test_a_loss_is_made_good_at_once(base: Path, server: Site) -> None:
     """An overflow makes the watches be built again and everything be looked at, and is said."""
-    with serving(base / "data") as server, inside(base / "media", Scripted, to=server.url) as watcher:
+    with inside(base / "media", Scripted, to=server.url, workspace=base.name) as watcher:
         watcher.until_same()
         since = len(watcher.events)
         folders.later(watcher.root)
@@ -107,11 +111,10 @@ def test_a_loss_is_made_good_at_once(base: Path) -> None:
         assert watcher.sources[0].rebuilds == 2
 
 
-def test_a_source_that_died_is_opened_again(base: Path) -> None:
+def test_a_source_that_died_is_opened_again(base: Path, server: Site) -> None:
     """A listening thread that ended is noticed at the next look."""
     with (
-        serving(base / "data") as server,
-        inside(base / "media", InotifySource, to=server.url, rescan_seconds=0.2) as watcher,
+        inside(base / "media", InotifySource, to=server.url, workspace=base.name, rescan_seconds=0.2) as watcher,
     ):
         watcher.until_same()
         watcher.sources[0].close()
@@ -122,23 +125,23 @@ def test_a_source_that_died_is_opened_again(base: Path) -> None:
         assert watcher.sources[1].is_alive()
 
 
-def test_without_any_source_the_coverage_says_so(base: Path) -> None:
+def test_without_any_source_the_coverage_says_so(base: Path, server: Site) -> None:
     """A system without events is watched by rescans alone, and the watcher tells how stale it may be."""
 
     def none(place: Place, hints: Hints) -> Source:
         hints.covered(is_whole=False)
         return NoSource("no change events here")
 
-    with serving(base / "data") as server, inside(base / "media", none, to=server.url, rescan_seconds=0.3) as watcher:
+    with inside(base / "media", none, to=server.url, workspace=base.name, rescan_seconds=0.3) as watcher:
         assert "every 0.3 s" in watcher.heard("coverage")["sentence"]
         watcher.until_same()
         shutil.rmtree(watcher.root / "média")
         watcher.until_same()
 
 
-def test_after_a_sleep_everything_is_looked_at(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_sleep_everything_is_looked_at(base: Path, server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the machine slept, its clocks say so, and what happened to the folder meanwhile is found."""
-    with serving(base / "data") as server, inside(base / "media", Scripted, to=server.url) as watcher:
+    with inside(base / "media", Scripted, to=server.url, workspace=base.name) as watcher:
         watcher.until_same()
         folders.later(watcher.root)
         real = daemon.time.clock_gettime

@@ -18,12 +18,18 @@ import folders
 import pytest
 from folders import write
 from serving import Served, serving
-from watching import Inside, Listening, assert_in_step, at_home, inside, process
+from watching import Inside, Listening, Site, assert_in_step, at_home, inside, process, site
 
 from deltasync.client.channel import ask
 from deltasync.core.errors import AlreadyRunning, NotADeltasyncServer, NotOwner
 
 BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("server")) as shared:
+        yield shared
 
 
 @pytest.fixture
@@ -193,14 +199,14 @@ def test_an_idle_watcher_asks_the_server_nothing(base: Path) -> None:
 # Guards
 
 
-def test_a_mass_deletion_waits_until_it_is_allowed(base: Path) -> None:
+def test_a_mass_deletion_waits_until_it_is_allowed(base: Path, server: Site) -> None:
     """More than half of many files gone: said once, kept on the server, and sent when somebody allows it."""
     root = base / "media"
     for number in range(300):
         write(root, f"d{number % 7}/f{number}", f"{number}")
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
-        tree = base / "data/workspaces/media/tree"
+    with inside(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
+        tree = server.tree(base)
         for number in range(250):
             (root / f"d{number % 7}/f{number}").unlink()
         watcher.heard("guard")
@@ -211,17 +217,17 @@ def test_a_mass_deletion_waits_until_it_is_allowed(base: Path) -> None:
         assert sum(path.is_file() for path in tree.rglob("*")) == 300
         assert [event["event"] for event in watcher.events].count("guard") == 1
         watcher.flush(allow_mass_delete=True)
-        assert_in_step(watcher, base / "data")
+        assert_in_step(watcher, server.data)
         assert watcher.ask("status")["guard"] is None
 
 
-def test_a_mass_deletion_that_is_undone_needs_no_word(base: Path) -> None:
+def test_a_mass_deletion_that_is_undone_needs_no_word(base: Path, server: Site) -> None:
     """When the files come back, the watcher goes on by itself."""
     root = base / "media"
     for number in range(300):
         write(root, f"d{number % 7}/f{number}", f"{number}")
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
+    with inside(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
         os.rename(root / "d0", base / "d0")
         for number in range(1, 6):
             os.rename(root / f"d{number}", base / f"d{number}")
@@ -232,53 +238,53 @@ def test_a_mass_deletion_that_is_undone_needs_no_word(base: Path) -> None:
         watcher.until_same()
 
 
-def test_an_emptied_folder_is_not_taken_for_deleted(base: Path) -> None:
+def test_an_emptied_folder_is_not_taken_for_deleted(base: Path, server: Site) -> None:
     """Everything gone at once is more likely a mistake; it waits, and passes when it is allowed."""
     root = base / "media"
     for number in range(5):
         write(root, f"f{number}", f"{number}")
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
+    with inside(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
         for path in root.glob("f*"):
             path.unlink()
         watcher.heard("guard")
-        assert len(list((base / "data/workspaces/media/tree").iterdir())) == 5
+        assert len(list(server.tree(base).iterdir())) == 5
         watcher.flush(allow_mass_delete=True)
-        assert list((base / "data/workspaces/media/tree").iterdir()) == []
+        assert list(server.tree(base).iterdir()) == []
         write(root, "again", "x")
-        assert_in_step(watcher, base / "data")
+        assert_in_step(watcher, server.data)
 
 
 # Folders that vanish
 
 
-def test_a_folder_that_is_moved_away_and_back_is_watched_again(base: Path) -> None:
+def test_a_folder_that_is_moved_away_and_back_is_watched_again(base: Path, server: Site) -> None:
     """While the folder is away nothing is deleted; when it is back the watcher goes on."""
     root = base / "media"
     folders.life(root)
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
-        before = folders.listing(base / "data/workspaces/media/tree")
+    with inside(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
+        before = folders.listing(server.tree(base))
         os.rename(root, base / "elsewhere")
         watcher.heard("unavailable")
         answer = ask(root, "flush", timeout=20)
         assert answer is None or answer["error"]["code"] == "ROOT_UNAVAILABLE"
-        assert folders.listing(base / "data/workspaces/media/tree") == before
+        assert folders.listing(server.tree(base)) == before
         write(base / "elsewhere", "meanwhile", "x")
         os.rename(base / "elsewhere", root)
         watcher.heard("available")
-        assert_in_step(watcher, base / "data")
+        assert_in_step(watcher, server.data)
         write(root, "later", "x")
-        assert_in_step(watcher, base / "data")
+        assert_in_step(watcher, server.data)
 
 
-def test_a_folder_that_is_deleted_and_made_anew_waits_for_leave_to_delete(base: Path) -> None:
+def test_a_folder_that_is_deleted_and_made_anew_waits_for_leave_to_delete(base: Path, server: Site) -> None:
     """Folder and state are gone and a fresh folder stands there: a new history, and nothing deleted unasked."""
     root = base / "media"
     folders.life(root)
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
-        before = folders.listing(base / "data/workspaces/media/tree")
+    with inside(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
+        before = folders.listing(server.tree(base))
         shutil.rmtree(root)
         watcher.heard("unavailable")
         since = len(watcher.events)
@@ -286,14 +292,14 @@ def test_a_folder_that_is_deleted_and_made_anew_waits_for_leave_to_delete(base: 
         write(root, "fresh", "x")
         watcher.heard("available", since)
         assert watcher.heard("guard", since)
-        assert folders.listing(base / "data/workspaces/media/tree") == before
+        assert folders.listing(server.tree(base)) == before
         watcher.flush(allow_mass_delete=True)
-        assert_in_step(watcher, base / "data")
+        assert_in_step(watcher, server.data)
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a folder")
-def test_an_unmounted_folder_is_unavailable_until_it_is_mounted_again(base: Path) -> None:
+def test_an_unmounted_folder_is_unavailable_until_it_is_mounted_again(base: Path, server: Site) -> None:
     """umount leaves an empty folder: that means unavailable, never deleted, and nothing is written there.
 
     Taking a bind mount away gives no event; the next look at everything notices.
@@ -305,17 +311,17 @@ def test_an_unmounted_folder_is_unavailable_until_it_is_mounted_again(base: Path
         pytest.skip("no mounting here")
     subprocess.run(["mount", "--bind", disk, root], check=True)
     try:
-        with serving(base / "data") as server, inside(root, to=server.url, rescan_seconds=1.0) as watcher:
-            assert_in_step(watcher, base / "data")
-            before = folders.listing(base / "data/workspaces/media/tree")
+        with inside(root, to=server.url, workspace=base.name, rescan_seconds=1.0) as watcher:
+            assert_in_step(watcher, server.data)
+            before = folders.listing(server.tree(base))
             subprocess.run(["umount", "-l", root], check=True)
             watcher.heard("unavailable")
             assert list(root.iterdir()) == []
-            assert folders.listing(base / "data/workspaces/media/tree") == before
+            assert folders.listing(server.tree(base)) == before
             write(disk, "meanwhile", "x")
             subprocess.run(["mount", "--bind", disk, root], check=True)
             watcher.heard("available")
-            assert_in_step(watcher, base / "data")
+            assert_in_step(watcher, server.data)
     finally:
         subprocess.run(["umount", "-l", root], check=False, capture_output=True)
 
@@ -324,21 +330,20 @@ def test_an_unmounted_folder_is_unavailable_until_it_is_mounted_again(base: Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_watcher_cleanly(base: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_watcher_cleanly(base: Path, server: Site, number: signal.Signals) -> None:
     """It says that it stopped, leaves no socket behind, and the next one goes on where it was."""
     root = base / "media"
     folders.life(root)
-    with serving(base / "data") as server:
-        with process(root, to=server.url) as watcher:
-            sequence = assert_in_step(watcher, base / "data")["sequence"]
-            watcher.signal(number)
-            assert watcher.process.wait(10) == 0
-            watcher.heard("stopped")
-        assert ask(root, "status") is None
-        assert list((base / "run/deltasync").iterdir()) == []
-        with process(root, to=server.url) as watcher:
-            report = assert_in_step(watcher, base / "data")
-            assert (report["sequence"], report["bundles"]) == (sequence, 0)
+    with process(root, to=server.url, workspace=base.name) as watcher:
+        sequence = assert_in_step(watcher, server.data)["sequence"]
+        watcher.signal(number)
+        assert watcher.process.wait(10) == 0
+        watcher.heard("stopped")
+    assert ask(root, "status") is None
+    assert list((base / "run/deltasync").iterdir()) == []
+    with process(root, to=server.url, workspace=base.name) as watcher:
+        report = assert_in_step(watcher, server.data)
+        assert (report["sequence"], report["bundles"]) == (sequence, 0)
 
 
 def test_the_stop_verb_ends_the_watcher(base: Path) -> None:
@@ -348,29 +353,28 @@ def test_the_stop_verb_ends_the_watcher(base: Path) -> None:
         assert watcher.process.wait(10) == 0
 
 
-def test_a_stopped_and_continued_watcher_catches_up(base: Path) -> None:
+def test_a_stopped_and_continued_watcher_catches_up(base: Path, server: Site) -> None:
     """After SIGSTOP and SIGCONT everything that happened meanwhile is sent."""
     root = base / "media"
     folders.life(root)
-    with serving(base / "data") as server, process(root, to=server.url) as watcher:
-        assert_in_step(watcher, base / "data")
+    with process(root, to=server.url, workspace=base.name) as watcher:
+        assert_in_step(watcher, server.data)
         watcher.signal(signal.SIGSTOP)
         folders.later(root)
         watcher.signal(signal.SIGCONT)
         watcher.until_same()
 
 
-def test_a_killed_watcher_is_followed_by_one_that_sends_nothing_twice(base: Path) -> None:
+def test_a_killed_watcher_is_followed_by_one_that_sends_nothing_twice(base: Path, server: Site) -> None:
     """kill -9 leaves a socket and a state; the next watcher takes both over."""
     root = base / "media"
     folders.life(root)
-    with serving(base / "data") as server:
-        with process(root, to=server.url) as watcher:
-            sequence = assert_in_step(watcher, base / "data")["sequence"]
-            watcher.process.kill()
-            watcher.process.wait()
-        with process(root, to=server.url) as watcher:
-            assert assert_in_step(watcher, base / "data")["sequence"] == sequence
+    with process(root, to=server.url, workspace=base.name) as watcher:
+        sequence = assert_in_step(watcher, server.data)["sequence"]
+        watcher.process.kill()
+        watcher.process.wait()
+    with process(root, to=server.url, workspace=base.name) as watcher:
+        assert assert_in_step(watcher, server.data)["sequence"] == sequence
 
 
 def test_a_second_watcher_is_refused(base: Path) -> None:
@@ -386,31 +390,31 @@ def test_a_second_watcher_is_refused(base: Path) -> None:
         assert watcher.ask("status")["ok"]
 
 
-def test_push_beside_a_watcher_asks_it(base: Path) -> None:
+def test_push_beside_a_watcher_asks_it(base: Path, server: Site) -> None:
     """`deltasync push` hands its work to the watcher and tells how old the last full look is."""
     root = base / "media"
-    with serving(base / "data") as server, inside(root, to=server.url + "/") as watcher:
+    with inside(root, to=server.url + "/", workspace=base.name) as watcher:
         write(root, "f", "x")
         words = [BIN / "deltasync", "push", root, "--to", server.url, "--json"]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         answer = json.loads(done.stdout)
         assert answer["watcher"] is True and answer["scan_age_seconds"] >= 0
-        assert (base / "data/workspaces/media/tree/f").read_text() == "x"
+        assert (server.tree(base) / "f").read_text() == "x"
         refused = watcher.ask("flush", url="http://127.0.0.1:1")
         assert refused["error"]["code"] == "USAGE"
         assert watcher.ask("flush", surprise=True)["error"]["code"] == "USAGE"
         assert watcher.ask("dance")["error"]["code"] == "USAGE"
 
 
-def test_the_former_owner_stops_and_does_not_fight(base: Path) -> None:
+def test_the_former_owner_stops_and_does_not_fight(base: Path, server: Site) -> None:
     """After another client took the workspace over, the first watcher ends with what happened."""
     root, other = base / "media", base / "copy/media"
     write(root, "f", "x")
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
+    with inside(root, to=server.url, workspace=base.name) as watcher:
         watcher.flush()
         write(other, "g", "y")
         environment = {"DELTASYNC_HOME": str(base / "other home")}
-        flags = ["--to", server.url, "--take-over", "--allow-mass-delete"]
+        flags = ["--to", server.url, "--workspace", base.name, "--take-over", "--allow-mass-delete"]
         subprocess.run(
             [BIN / "deltasync", "push", other, *flags],
             check=True,
@@ -420,14 +424,14 @@ def test_the_former_owner_stops_and_does_not_fight(base: Path) -> None:
         write(root, "h", "z")
         watcher.until(lambda event: event["event"] == "ended")
         assert isinstance(watcher.error, NotOwner)
-        assert not (base / "data/workspaces/media/tree/h").exists()
+        assert not (server.tree(base) / "h").exists()
 
 
-def test_flushes_from_many_callers_are_all_answered(base: Path) -> None:
+def test_flushes_from_many_callers_are_all_answered(base: Path, server: Site) -> None:
     """Questions queue up; each asker gets a report that holds what it wrote."""
     root = base / "media"
-    tree = base / "data/workspaces/media/tree"
-    with serving(base / "data") as server, inside(root, to=server.url) as watcher:
+    tree = server.tree(base)
+    with inside(root, to=server.url, workspace=base.name) as watcher:
         wrong: list[str] = []
 
         def work(name: str) -> None:
@@ -443,3 +447,20 @@ def test_flushes_from_many_callers_are_all_answered(base: Path) -> None:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+def test_the_command_tells_events_and_ends_with_a_signal(base: Path, server: Site) -> None:
+    """`deltasync watch --json` prints one object for each event, and SIGTERM ends it with exit 0."""
+    root = base / "media"
+    write(root, "f", "x")
+    words = [BIN / "deltasync", "watch", root, "--to", server.url, "--workspace", base.name, "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout
+        events = []
+        while not events or events[-1]["event"] != "sent":
+            events.append(json.loads(command.stdout.readline()))
+        command.send_signal(signal.SIGTERM)
+        rest = [json.loads(line)["event"] for line in command.stdout]
+        assert command.wait(10) == 0
+    assert events[0]["event"] == "watching" and rest[-1] == "stopped"
+    assert (server.tree(base) / "f").read_text() == "x"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from plain_folder import VERBS, Change
 from world import DEADLY, LOUD, SILENT, Client, Fault, How, World
 
@@ -24,14 +24,18 @@ _numbers = st.integers(0, 40)
 _changes = st.lists(
     st.builds(Change, st.sampled_from(VERBS), _numbers, _numbers, st.integers(0, 20)), min_size=1, max_size=6
 )
-_silent = st.lists(st.builds(Fault, st.sampled_from(SILENT), st.integers(0, 3)), max_size=4).map(tuple)
-_faults = st.lists(
-    st.builds(Fault, st.sampled_from([*SILENT, *LOUD, *LOUD]), st.integers(0, 99)), min_size=1, max_size=7
-).map(tuple)
-_killing = st.tuples(
-    st.lists(st.builds(Fault, st.sampled_from([*SILENT, *LOUD]), st.integers(0, 99)), max_size=4),
-    st.sampled_from(DEADLY),
-).map(lambda both: (*both[0], Fault(both[1])))
+
+
+def _faults(kinds: list[str], **sizes: int) -> st.SearchStrategy[tuple[Fault, ...]]:
+    one = st.builds(Fault, st.sampled_from(kinds), st.integers(0, 99), st.booleans())
+    return st.lists(one, **sizes).map(tuple)
+
+
+_silent = _faults([*SILENT], max_size=4)
+_loud = _faults([*SILENT, *LOUD, *LOUD], min_size=1, max_size=8)
+_deadly = st.tuples(
+    _faults([*SILENT, *LOUD], max_size=4), _faults([*DEADLY], min_size=1, max_size=1)
+).map(lambda both: both[0] + both[1])
 
 
 class Worlds(RuleBasedStateMachine):
@@ -73,11 +77,11 @@ class Worlds(RuleBasedStateMachine):
         if self.world.push(self.here, How(allow=allow)) == "done":
             self.world.push_again(self.here)
 
-    @rule(plan=_faults, allow=st.booleans(), waits=st.booleans(), seals=st.booleans())
+    @rule(plan=_loud, allow=st.booleans(), waits=st.booleans(), seals=st.booleans())
     def push_through_faults(self, plan: tuple[Fault, ...], allow: bool, waits: bool, seals: bool) -> None:
         self.world.push(self.here, How(plan=plan, allow=allow, waits=waits, seals_offline=seals))
 
-    @rule(plan=_killing, allow=st.booleans())
+    @rule(plan=_deadly, allow=st.booleans())
     def push_killed_at_a_request(self, plan: tuple[Fault, ...], allow: bool) -> None:
         self.world.push(self.here, How(plan=plan, allow=allow))
 
@@ -165,7 +169,6 @@ class Worlds(RuleBasedStateMachine):
         self.world.restore_client(self.here, is_whole=is_whole)
 
     @rule()
-    @precondition(lambda self: self.world.books.line)
     def lose_state(self) -> None:
         self.here.lose_state()
 
@@ -196,4 +199,5 @@ TestWorlds.settings = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
+    report_multiple_bugs=False,
 )

@@ -759,7 +759,7 @@ def exploding() -> tuple[bytes, dict[bytes, bytes]]:
 def bottomless() -> tuple[bytes, dict[bytes, bytes]]:
     bodies: dict[bytes, bytes] = {}
     digest = EMPTY_ROOT
-    for _ in range(300):
+    for _ in range(5000):
         digest = nested([Entry("d", Kind.DIRECTORY, digest=digest)], bodies)
     return digest, bodies
 
@@ -890,9 +890,10 @@ def test_a_file_that_changes_while_it_is_sealed_offline_is_sealed_as_it_is_now(d
     assert report.content_bytes == len(b"after the scan")
 
 
-def test_sent_bundles_are_kept_when_asked_for(served: Served, desk: Desk) -> None:
-    """`--keep-sent` leaves what was sent as files, and without it the next push clears them."""
+def test_sent_bundles_are_kept_when_asked_for(served: Served, desk: Desk, proxy: Proxy) -> None:
+    """`--keep-sent` leaves what was sent as files, lost answers or not; without it the next push clears them."""
     folders.write(desk.root, "x", os.urandom(10_000))
+    proxy.faults.append(Fault(BUNDLES, swallow=True))
     desk.push(keep_sent_seconds=3600.0)
     folders.write(desk.root, "y", os.urandom(10_000))
     report = desk.push(keep_sent_seconds=3600.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -247,6 +249,39 @@ def test_a_directory_swapped_for_a_link_is_never_followed(store: Store, tmp_path
     sender.send(store, sender.tree(a__b=b"changed", a__d=b"3"))
     assert_tree(store, sender)
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"b": "precious"}
+
+
+def test_a_racer_never_gets_a_write_outside(store: Store, tmp_path: Path) -> None:
+    """While someone swaps a directory for a link again and again, nothing outside changes, and the tree heals."""
+    sender, outside = Sender(), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "b").write_text("precious")
+    sender.send(store, sender.tree(a__b=b"0"))
+    assert_tree(store, sender)
+    tree, is_over = tree_of(store), threading.Event()
+
+    def race() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError):
+                os.rename(tree / "a", tmp_path / "hidden")
+                os.symlink(outside, tree / "a")
+            with contextlib.suppress(OSError):
+                os.unlink(tree / "a")
+                os.rename(tmp_path / "hidden", tree / "a")
+
+    racer = threading.Thread(target=race)
+    racer.start()
+    try:
+        for number in range(25):
+            sender.send(store, sender.tree(a__b=b"%d" % number, **{f"a__c{number}": b"%d" % number}))
+            with contextlib.suppress(OSError):
+                store.catch_up()
+    finally:
+        is_over.set()
+        racer.join()
+    assert {path.name: path.read_text() for path in outside.iterdir()} == {"b": "precious"}
+    store.trees.rebuild(NAME)
+    assert_tree(store, sender)
 
 
 def test_idle_work_repairs_a_tree_that_it_finds_changed(store: Store) -> None:
