@@ -25,7 +25,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
-	@echo 'make demo           see it work: a server, a watcher, ten changes, an offline replay (under a minute)'
+	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make check          ruff, mypy --strict, import layers'
 	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'

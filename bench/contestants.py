@@ -72,7 +72,7 @@ def environment(home: Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("DELTASYNC_", "REMOTE_UPLOAD_", "XDG_"))
+        if not name.startswith(("DELTASYNC_", "REMOTE_UPLOAD_", "XDG_")) or name == "XDG_RUNTIME_DIR"
     }
     return kept | {"HOME": str(home), "PYTHONUNBUFFERED": "1"}
 

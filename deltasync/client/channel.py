@@ -11,7 +11,7 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import msgspec
 
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.hashing import digest_of
+from deltasync.disk import Folder
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,24 @@ def runtime_folder() -> Path:
 
 
 def socket_path(root: Path) -> Path:
-    """Return where the watcher of a workspace listens; raises UsageError when the path is too long for a socket."""
+    """Return where the watcher of a workspace listens."""
     name = digest_of(os.fsencode(root.resolve())).hex()[:16]
-    path = runtime_folder() / f"{name}.sock"
-    if len(os.fsencode(path)) > SUN_PATH_BYTES:
+    return runtime_folder() / f"{name}.sock"
+
+
+@contextlib.contextmanager
+def address_of(path: Path) -> Iterator[str]:
+    """Give the name by which a socket is bound or reached: a long one goes through a descriptor of its folder.
+
+    Raises UsageError where the system has no such way and the path does not fit into a socket's address.
+    """
+    if len(os.fsencode(path)) <= SUN_PATH_BYTES:
+        yield os.fspath(path)
+        return
+    if not sys.platform.startswith("linux"):
         raise UsageError(f"{path} is too long for a socket; set XDG_RUNTIME_DIR to a shorter folder")
-    return path
+    with Folder.open(path.parent) as folder:
+        yield f"/proc/self/fd/{folder.fd}/{path.name}"
 
 
 def ask(root: Path, verb: str, *, timeout: float | None = None, **arguments: Argument) -> dict[str, Any] | None:
@@ -79,7 +92,8 @@ def ask(root: Path, verb: str, *, timeout: float | None = None, **arguments: Arg
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(CONNECT_SECONDS)
         try:
-            line.connect(os.fspath(path))
+            with address_of(path) as address:
+                line.connect(address)
         except (FileNotFoundError, ConnectionError):
             return None  # the next watcher removes what a killed one left; only it holds the workspace's lock
         if not _is_same_user(line):
@@ -109,7 +123,8 @@ class Channel:
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(os.fspath(self.path))
+        with address_of(self.path) as address:
+            self._listener.bind(address)
         self.path.chmod(0o600)
         self._inode = self.path.stat().st_ino
         self._listener.listen()

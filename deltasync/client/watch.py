@@ -292,11 +292,10 @@ class InotifySource:
         known = parent.inside.get(name) if parent.inside else None
         if known is not None and mask & (self._gone | self._came):
             # Forgotten even when it only moved: it is adopted again where it went, and looked at there as a whole.
-            wds = [(watched.wd, self._id(self._generation)) for watched in known.tree()]
             if any(watched.has_rules for watched in known.tree()):
                 self._hints.rules_changed()
-            self._forget(known)
-            self._fd.remove_callbacks(wds)
+            wds = self._forget(known)
+            self._fd.remove_callbacks([(wd, self._id(self._generation)) for wd in wds])
         if mask & self._came or known is None:
             self._adopt(parent, name)
 
@@ -368,12 +367,17 @@ class InotifySource:
             self._hints.rules_changed()
         return [name for name, is_directory in entries if is_directory]
 
-    def _forget(self, gone: _Watched) -> None:
-        for watched in gone.tree():
-            if self._book.get(watched.wd) is watched:
-                del self._book[watched.wd]
+    def _forget(self, gone: _Watched) -> list[WatchDescriptor]:
+        """Take a folder and everything below it out of the book, and return the watches that nobody needs now.
+
+        A watch follows its folder: one that was met at a new place before its departure was heard belongs there.
+        """
+        wds = [watched.wd for watched in gone.tree() if self._book.get(watched.wd) is watched]
+        for wd in wds:
+            del self._book[wd]
         if gone.parent is not None and gone.parent.inside and gone.parent.inside.get(gone.name) is gone:
             del gone.parent.inside[gone.name]
+        return wds
 
     def _absolute(self, folder: str) -> bytes:
         return self._root + b"/" + os.fsencode(folder) if folder else self._root

@@ -164,15 +164,16 @@ class Watcher:
         self._lookout.look_again(folders)
 
     def _reply(self, call: Call) -> None:
+        answer: dict[str, Any] | None = None
         try:
-            call.reply(self._flush(msgspec.convert(call.request.arguments, FlushArguments)))
+            answer = self._flush(msgspec.convert(call.request.arguments, FlushArguments))
+            self._tell_status()  # before the answer: whoever has it may ask for the status next
         except msgspec.ValidationError as error:
-            call.reply(failure(UsageError(f"flush does not understand this: {error}")))
+            answer = failure(UsageError(f"flush does not understand this: {error}"))
         except DeltasyncError as error:
-            call.reply(failure(error))
-        except BaseException:
-            call.reply(None)
-            raise
+            answer = failure(error)
+        finally:
+            call.reply(answer)
 
     def _flush(self, asked: FlushArguments) -> dict[str, Any]:
         """Bring everything that was written before the question to the server; the answer is the push's report."""

@@ -149,6 +149,22 @@ def test_a_folder_that_replaces_an_empty_one_is_watched(watched: Watched) -> Non
     assert watched.source.coverage().watched_folders == 2
 
 
+def test_a_folder_moved_into_a_new_one_is_watched_there(watched: Watched) -> None:
+    """It is met at its new place, below a folder just made, before its departure from the old one is heard."""
+    write(watched.root / "a/d/e/f")
+    watched.heard()
+    source = watched.source
+    assert isinstance(source, InotifySource)
+    with source._lock:  # the reader stands still until all of it has happened
+        (watched.root / "new").mkdir()
+        os.rename(watched.root / "a/d", watched.root / "new/d")
+    watched.heard()
+    write(watched.root / "new/d/f", "later")
+    write(watched.root / "new/d/e/f", "later")
+    assert watched.heard().folders == {"new/d", "new/d/e"}
+    assert source.coverage() == Coverage("inotify", 5, 0)
+
+
 def test_a_removed_tree_leaves_no_watch(watched: Watched) -> None:
     """Watches are a limited good: a deleted folder gives its own back."""
     write(watched.root / "a/b/c/f")
