@@ -32,8 +32,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="unix sockets")
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="run-") as short:  # peers in these tests connect by the plain path
-        Path(short).chmod(0o755)  # so that only the folder below keeps another user out
-        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        Path(short).chmod(0o755)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(Path(short, "run")))
         (tmp_path / "root").mkdir()
         yield tmp_path / "root"
 
