@@ -154,6 +154,7 @@ def push_options(settings: Settings) -> PushOptions:
         workspace=settings.workspace,
         allow_mass_delete=settings.allow_mass_delete,
         take_over=settings.take_over,
+        no_delete=settings.no_delete,
         dry_run=settings.dry_run,
         outbox_limit=settings.outbox_limit_bytes,
         keep_sent_seconds=settings.keep_sent_seconds,

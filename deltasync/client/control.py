@@ -99,11 +99,13 @@ class Control:
         return asked.answer
 
     def release(self) -> None:
-        """Let everybody go who still waits for an answer."""
+        """Let everybody go who still waits for an answer; the loop has ended."""
         self._is_released = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self.calls.get_nowait().reply(None)
+        self._receiver.close()
+        self._sender.close()
 
 
 class Stopped(BaseException):

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from deltasync.client import watch
 from deltasync.client.channel import Request, ask, failure, open_channel, socket_path
 from deltasync.client.control import Control, Stopped
@@ -19,7 +21,7 @@ from deltasync.client.lookout import OpenSource
 from deltasync.client.state import State
 from deltasync.client.watcher import Watcher, gone
 from deltasync.config import Settings
-from deltasync.core.errors import RootUnavailable, UsageError
+from deltasync.core.errors import AlreadyRunning, RootUnavailable, UsageError
 from deltasync.core.names import RESERVED, shown
 
 __all__ = ["ask", "run"]
@@ -60,20 +62,21 @@ class _Watching:
         state: State | None = self._open_state()
         assert state is not None
         self._root = state.root
-        channel = open_channel(self._root, self._answer)
         barrier = socket_path(self._root).with_suffix(".barrier")
-        try:
+        with contextlib.ExitStack() as whole:
+            whole.callback(state.close)  # once more does no harm
+            channel = open_channel(self._root, self._answer)  # only now: the state's lock says that it is ours
+            if channel is not None:
+                whole.callback(channel.close)
+            whole.callback(_remove_folder, barrier)
             while state is not None:
                 barrier.mkdir(mode=0o700, exist_ok=True)
                 with contextlib.closing(state):
                     self._watch(state, barrier)
+                # Allowed for what the user saw when the watcher began, not for a folder that comes back other.
+                self._settings = structs.replace(self._settings, allow_mass_delete=False, take_over=False)
                 state = None if self.control.is_stopping else self._await_return()
             self.say(What.STOPPED, "stopped; what was not sent is kept and goes on with the next start")
-        finally:
-            if channel is not None:
-                channel.close()
-            with contextlib.suppress(OSError):
-                barrier.rmdir()
 
     def say(self, what: What, sentence: str, /, **facts: Fact) -> None:
         self._listener(Event(at=_now(), event=what, sentence=sentence, facts=facts))
@@ -129,7 +132,7 @@ class _Watching:
             if seen is None or seen != before:
                 before = seen
                 continue
-            with contextlib.suppress(RootUnavailable):
+            with contextlib.suppress(RootUnavailable, AlreadyRunning):
                 state = self._open_state()
                 self.say(What.AVAILABLE, f"{shown(str(self._root))} is there again")
                 return state
@@ -166,6 +169,11 @@ class _Watching:
         watcher, snapshot = self._watcher, self._snapshot
         live = watcher.live() if watcher is not None else {}
         return {"ok": True, "pid": os.getpid(), "root": str(self._root), "since": self._since, **snapshot, **live}
+
+
+def _remove_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def _now() -> str:

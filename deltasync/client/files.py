@@ -117,10 +117,17 @@ class Files:
         for name in [name for name in table if name not in present]:
             if name in listing.folders:
                 frame.is_unsettled = True  # a folder now; it takes the name once it could be listed
-            elif self._options.no_delete:
+            elif self._options.no_delete or self._is_excluded(frame, name):
                 self._keep(frame, name)
             else:
                 self._drop(frame, name)
+
+    def _is_excluded(self, frame: Frame, name: str) -> bool:
+        """Tell whether a file that is gone was ignored, and stays as it would if it were here."""
+        rules = self._options.ignore
+        if self._options.delete_excluded or (frame.level is None and not rules.on_command_line):
+            return False
+        return rules.decide(frame.level, joined(frame.path, name), is_directory=False).ignored
 
     def _exclude(self, frame: Frame, name: str, item: Item | None) -> None:
         """Leave an ignored file out; what was carried before it was ignored stays unless that is wanted too."""

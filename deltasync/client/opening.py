@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from deltasync import db
 from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavailable, UsageError, WorkspaceCopied
-from deltasync.core.hashing import directory_digest
+from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.names import RESERVED, shown
 from deltasync.disk import Lock, require_confinement, space_guard, staged
@@ -307,9 +307,9 @@ def _recognise(state: Opened, asked: Asked) -> None:
             f"{shown(str(state.folder))} holds the state of {shown(str(former))}; "
             "give each workspace its own --state-dir"
         )
-    if _is_same_database(former, state.folder):
+    if _is_same_file(former / RESERVED, state.folder):
         return  # one folder reached by two paths
-    original = _has_inode(former, meta["root_inode"]) and _state_id(former) == meta["state_id"]
+    original = _has_inode(former, meta["root_inode"]) and _state_id(former / RESERVED) == meta["state_id"]
     fresh_name = asked.workspace is not None and asked.workspace != _workspace(state.connection)
     if original and not (fresh_name or asked.take_over):
         raise WorkspaceCopied(
@@ -322,6 +322,39 @@ def _recognise(state: Opened, asked: Asked) -> None:
     _renew(state, here, f"this workspace was {told} from {shown(str(former))}", forget=original and fresh_name)
 
 
+def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool) -> None:
+    """Remember, for this machine and user, which folder is a workspace at a receiver; refuse a second one.
+
+    folder: of the state, which is bound to both. The server tells clients apart, not folders: of two that bear one
+    name, each would replace what the other sent. Raises WorkspaceCopied while the other's state stands where it was.
+    """
+    path = _client_id_path()
+    name = digest_of(f"{receiver}\n{workspace}".encode()).hex()
+    path = path.with_name(f"{path.name}.workspaces") / name
+    mine = os.fsencode(folder)
+    with contextlib.suppress(OSError):  # a machine that cannot keep this must not keep anybody from working
+        before = path.read_bytes() if path.exists() else b""
+        other = Path(os.fsdecode(before))
+        is_free = not before or before == mine or take_over or _is_same_file(other, folder)
+        if not is_free and _bound_to(other) == (workspace, receiver):
+            raise WorkspaceCopied(
+                f"the workspace {shown(workspace)} on {shown(receiver)} is another folder, whose state is "
+                f"{shown(str(other))}; give this one a name of its own with --workspace NAME, "
+                "or let it replace the other with --take-over"
+            )
+        if before != mine:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with staged(path) as out:
+                out.write(mine)
+
+
+def _is_same_file(former: Path, folder: Path) -> bool:
+    try:
+        return (former / DATABASE).samefile(folder / DATABASE)
+    except OSError:
+        return False
+
+
 def _has_inode(path: Path, inode: str) -> bool:
     try:
         return str(path.stat().st_ino) == inode
@@ -329,23 +362,27 @@ def _has_inode(path: Path, inode: str) -> bool:
         return False
 
 
-def _is_same_database(former: Path, folder: Path) -> bool:
-    try:
-        return (former / RESERVED / DATABASE).samefile(folder / DATABASE)
-    except OSError:
-        return False
+def _state_id(folder: Path) -> str | None:
+    row = _first_row(folder, "SELECT value FROM meta WHERE key = 'state_id'")
+    return None if row is None else str(row[0])
 
 
-def _state_id(root: Path) -> str | None:
-    path = root / RESERVED / DATABASE
+def _bound_to(folder: Path) -> tuple[str | None, str | None] | None:
+    """Return the workspace's name and the receiver that a state is bound to; None where no state is."""
+    row = _first_row(folder, "SELECT workspace, url FROM head")
+    return None if row is None else (row[0], row[1])
+
+
+def _first_row(folder: Path, query: str) -> tuple[str | None, ...] | None:
+    path = folder / DATABASE
     if not path.is_file():
         return None
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as other:
-            row = other.execute("SELECT value FROM meta WHERE key = 'state_id'").fetchone()
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as other:
+            row: tuple[str | None, ...] | None = other.execute(query).fetchone()
     except sqlite3.Error:
         return None
-    return None if row is None else str(row[0])
+    return row
 
 
 def _workspace(connection: sqlite3.Connection) -> str | None:

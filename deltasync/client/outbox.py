@@ -82,7 +82,8 @@ def head(state: State) -> HeadRow:
 def bind(state: State, workspace: str, url: str | None) -> HeadRow:
     """Remember the workspace's name and its server; raises UsageError for another one than before.
 
-    url: None when there is no server yet. Names are free until the first bundle is sealed, which carries the name.
+    url: None when there is no server yet. The name is free until the first bundle is sealed, which carries it; the
+    server is free until one has acknowledged a bundle.
     """
     row, url = check_bound(state, workspace, url), url and normal_url(url)
     if (row.workspace, row.url) != (workspace, url or row.url):
@@ -94,9 +95,9 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
 def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
     """Return the head, or raise UsageError when the folder belongs to another name or server."""
     row, url = head(state), url and normal_url(url)
-    if row.workspace not in (None, workspace) and (row.sealed_sequence or row.url):
+    if row.workspace not in (None, workspace) and row.sealed_sequence:
         raise UsageError(f"this folder is the workspace {shown(row.workspace or '')}, not {shown(workspace)}")
-    if url is not None and row.url not in (None, url):
+    if url is not None and row.url not in (None, url) and row.acknowledged_sequence:
         raise UsageError(
             f"this folder is synced to {shown(row.url or '')}; it cannot be synced to {shown(url)} as well"
         )

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from deltasync import db
-from deltasync.client import outbox, pack, resync, seal
+from deltasync.client import opening, outbox, pack, resync, seal
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
 from deltasync.client.report import Counts, PathProblem, Progress, PushReport, Tally
@@ -23,6 +23,7 @@ from deltasync.core.errors import (
     DeltasyncError,
     HostBusy,
     HostUnreachable,
+    LimitExceeded,
     NotOwner,
     Refused,
     RootMismatch,
@@ -98,6 +99,8 @@ class PushOptions:
     """The workspace's name; None is the remembered one, or the folder's."""
     allow_mass_delete: bool = False
     take_over: bool = False
+    no_delete: bool = False
+    """What the sealed tree has stays there, also where an earlier look at the folder recorded that it is gone."""
     dry_run: bool = False
     seal_offline: bool = False
     """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""
@@ -134,6 +137,8 @@ class Pusher:
         self._left_out: dict[str, str] = {}
         self._hints_hold = True
         self._takes_over = False
+        self._has_asked_again = False
+        self._sealed_here: set[bytes] = set()
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
@@ -187,6 +192,8 @@ class Pusher:
                 self._recover(transport, trouble)
             else:
                 self._await_tree(transport)
+                if self._wants_more(transport):
+                    continue
                 if self._tally.report.bundles:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True
@@ -195,6 +202,8 @@ class Pusher:
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
         state, server = self._state, transport.workspace(self._name)
+        bound = outbox.head(state)
+        opening.claim(state.folder, bound.url or transport.url, self._name, take_over=self._options.take_over)
         self._takes_over = resync.check_owner(server, state.client_id, take_over=self._options.take_over)
         meeting = resync.meet(state, server, has_cache=transport.has_cache)
         if meeting is Meeting.AHEAD:
@@ -216,8 +225,8 @@ class Pusher:
     def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
         """Go on from the server's tree, in a new epoch unless its head is a bundle of this one (spec S-14)."""
         base, load = self._learn(transport, server, keep=True)
-        target = self._state.observed_root()
         if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
+            target, load = self._target(base, load)
             operations = diff(base, target, load)
             seal.guard(operations, base, load, is_resync=self._is_strange(meeting, base))
         is_ours = meeting is Meeting.TAKEN_BACK and self._conflicts <= 1
@@ -293,6 +302,7 @@ class Pusher:
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
         outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
+        self._sealed_here.add(cut.metadata.identity)
         chunks = self._packed(cut.metadata, cut.digests)
         return self._parcel(cut.metadata, chunks, cut.content_bytes, is_last=cut.is_last and is_all)
 
@@ -357,6 +367,8 @@ class Pusher:
             self._set_aside(cause)
         elif isinstance(cause, pack.FileLost) or (isinstance(cause, Refused) and self._has_damaged_file(parcel)):
             outbox.discard_from(self._state, parcel.sequence)
+        elif isinstance(cause, LimitExceeded) and parcel.identity not in self._sealed_here:
+            outbox.discard_from(self._state, parcel.sequence)  # it was cut for other limits than this receiver's
         elif isinstance(cause, ContentMissing):
             self._add_content(parcel, cause)
         elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
@@ -413,6 +425,14 @@ class Pusher:
                 transport.back_off(attempt)  # it does not wait: ask less and less often
                 attempt += 1
 
+    def _wants_more(self, transport: Transport) -> bool:
+        """Tell, once, whether the receiver found content lost while it brought its tree forward (spec ST-26)."""
+        has_waited = transport.has_cache and self._options.wait > 0 and self._tally.report.bundles > 0
+        if self._has_asked_again or not has_waited:
+            return False
+        self._has_asked_again = True
+        return bool(transport.workspace(self._name).wanted)
+
     def _note_tree(self, tree_sequence: int | None) -> None:
         self._tally.report.tree_sequence = tree_sequence
         outbox.note_tree(self._state, tree_sequence)
@@ -468,10 +488,10 @@ class Pusher:
         self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False
     ) -> tuple[list[Operation], bytes, Loader]:
         """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
-        target = self._state.observed_root()
+        target, load = self._target(base, load)
         if target == base:
             return [], target, load
-        hints = self._state.renames() if self._hints_hold else {}
+        hints = self._state.renames() if self._hints_hold and not self._options.no_delete else {}
         operations = diff(base, target, load, hints)
         for operation in operations:
             if operation.size > limits.bundle_bytes:
@@ -483,6 +503,14 @@ class Pusher:
         if not self._options.allow_mass_delete:
             seal.guard(operations, base, load, is_resync=is_resync)
         return operations, target, load
+
+    def _target(self, base: bytes, load: Loader) -> tuple[bytes, Loader]:
+        """Return the tree that the receiver is to hold after all, and a loader that knows it."""
+        target = self._state.observed_root()
+        if not self._options.no_delete:
+            return target, load
+        target, objects = seal.united(target, base, load)
+        return target, seal.overlaid(load, objects)
 
     def _healing(self, server: wire.WorkspaceState) -> Iterator[seal.Cut]:
         if server.wanted and not self._left_out:

@@ -77,7 +77,7 @@ def check_owner(server: WorkspaceState, client_id: str, *, take_over: bool) -> b
         return True
     raise NotOwner(
         f"the workspace {shown(server.workspace)} on the server belongs to another client; "
-        "if this folder is to replace it, push with --take-over",
+        "if this folder is to replace it, push with --take-over; a new folder takes another name with --workspace NAME",
         workspace=server.workspace,
     )
 

@@ -320,7 +320,7 @@ class _Scan:
         if missing:
             missing -= {seen[0] for seen in listing.files}  # a file now; it takes the name once it could be read
         for name in missing:
-            self._drop(frame, name)
+            self._drop(frame, name, is_kept=self._is_excluded(frame, name))
 
     def _is_wanted(self, frame: Frame, name: str, known: Row | None) -> bool:
         """Tell whether a folder inside can be carried, and is."""
@@ -333,14 +333,21 @@ class _Scan:
         if reason is not None:
             self._files.trouble(frame, name, reason)
             return False
-        rules = self._options.ignore
-        if frame.level is None and not rules.on_command_line:
-            return True
-        if not rules.decide(frame.level, joined(frame.path, name), is_directory=True).ignored:
+        if not self._is_ignored(frame, name):
             return True
         if known is not None:
             self._drop(frame, name, is_kept=not self._options.delete_excluded)
         return False
+
+    def _is_ignored(self, frame: Frame, name: str) -> bool:
+        rules = self._options.ignore
+        if frame.level is None and not rules.on_command_line:
+            return False
+        return rules.decide(frame.level, joined(frame.path, name), is_directory=True).ignored
+
+    def _is_excluded(self, frame: Frame, name: str) -> bool:
+        """Tell whether a folder that is gone was ignored, and stays as it would if it were here."""
+        return not self._options.delete_excluded and self._is_ignored(frame, name)
 
     def _drop(self, frame: Frame, name: str, *, is_kept: bool = False) -> None:
         """Take a folder inside out of the tree, unless what is gone or ignored stays."""

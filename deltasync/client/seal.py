@@ -10,9 +10,10 @@ from itertools import islice
 
 from deltasync.core.delta import apply, cut
 from deltasync.core.errors import Corrupt, GuardStopped
-from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb, decode_directory
+from deltasync.core.hashing import directory_digest
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, decode_directory, encode_directory
 from deltasync.core.metadata import Metadata, compose
-from deltasync.core.tree import Loader, Tree, walk
+from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.core.wire import Limits
 
 OPERATIONS_MAX = 20_000
@@ -255,6 +256,31 @@ def without(target: bytes, base: bytes, paths: Collection[str], load: Loader) ->
             tree.put(path.rpartition("/")[0], former)
     objects: dict[bytes, bytes] = {}
     return tree.freeze(objects.__setitem__), objects
+
+
+def united(target: bytes, base: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the target tree with what only the base tree has, and its new directory objects.
+
+    Where one has a folder and the other has none, the base's entry stays.
+    """
+    objects: dict[bytes, bytes] = {}
+
+    def unite(mine: bytes, theirs: bytes) -> bytes:
+        if mine == theirs:
+            return mine
+        entries = {entry.name: entry for entry in entries_of(mine, load)}
+        for former in entries_of(theirs, load):
+            now, is_folder = entries.get(former.name), former.kind is Kind.DIRECTORY
+            if now is None or (now.kind is Kind.DIRECTORY) != is_folder:
+                entries[former.name] = former
+            elif is_folder:
+                entries[former.name] = Entry(former.name, Kind.DIRECTORY, digest=unite(now.digest, former.digest))
+        body = encode_directory([entries[name] for name in sorted(entries)])
+        digest = directory_digest(body)
+        objects[digest] = body
+        return digest
+
+    return unite(target, base), objects
 
 
 def overlaid(load: Loader, bodies: Mapping[bytes, bytes]) -> Loader:

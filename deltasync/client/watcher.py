@@ -74,6 +74,7 @@ class Watcher:
             workspace=settings.workspace,
             allow_mass_delete=settings.allow_mass_delete,
             take_over=settings.take_over,
+            no_delete=settings.no_delete,
             outbox_limit=settings.outbox_limit_bytes,
             keep_sent_seconds=settings.keep_sent_seconds,
         )

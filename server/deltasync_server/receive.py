@@ -187,7 +187,9 @@ class Store:
         def is_reached() -> bool:
             with self.state.read() as db:
                 row = workspace_row(db, name)
-            if row is None or row.tree_sequence < sequence:
+            if row is None:
+                return sequence <= 0
+            if row.tree_sequence < sequence:
                 return False
             return row.moving_to is None or row.moving_to > sequence
 

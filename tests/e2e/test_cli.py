@@ -576,7 +576,8 @@ def test_variables_and_files_set_what_flags_set(user: User, server: Served, fold
 
 def test_what_nobody_foresaw_is_one_sentence_and_a_traceback_in_a_file(user: User, folder: Path) -> None:
     """What nobody foresaw is one sentence; its traceback is in a file, or on stderr with -v."""
-    odd = {"DELTASYNC_CLIENT_ID_FILE": "/dev/null/id"}
+    folders.write(user.home, "broken/sqlite_utils.py", "raise RuntimeError('a broken installation')\n")
+    odd = {"PYTHONPATH": str(user.home / "broken")}
     done = user.run("push", folder, **odd)
     assert done.code == 1 and done.err.count("\n") == 1, done.err
     assert "Traceback" in (user.home / "own" / "error.log").read_text()

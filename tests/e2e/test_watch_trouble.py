@@ -464,3 +464,44 @@ def test_the_command_tells_events_and_ends_with_a_signal(base: Path, server: Sit
         assert command.wait(10) == 0
     assert events[0]["event"] == "watching" and rest[-1] == "stopped"
     assert (server.tree(base) / "f").read_text() == "x"
+
+
+def test_bundles_go_to_a_disk_whenever_it_is_plugged_in(base: Path) -> None:
+    """--to file:// writes bundles to a folder; while it is missing they wait, and later they follow in order."""
+    root, disk = base / "media", base / "disk"
+    write(root, "f", "x")
+    disk.mkdir()
+    with inside(root, to=disk.as_uri()) as watcher:
+        watcher.heard("sent")
+        os.rename(disk, base / "unplugged")
+        write(root, "g", "y")
+        watcher.heard("offline")
+        since = len(watcher.events)
+        os.rename(base / "unplugged", disk)
+        watcher.heard("sent", since)
+        watcher.flush()
+        assert len([path for path in disk.rglob("*.tar.zst") if path.is_file()]) == 2
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.getuid() != 0 or not sys.platform.startswith("linux"), reason="mounts a small disk")
+def test_a_full_disk_is_said_and_gone_when_there_is_room(base: Path, server: Site) -> None:
+    """When the state's disk is full nothing is recorded and nothing is lost; with room the watcher goes on."""
+    root, disk = base / "media", base / "disk"
+    folders.life(root)
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "tmpfs", disk], check=False, capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no mounting here")
+    try:
+        with inside(root, to=server.url, workspace=base.name, state_dir=str(disk / "state")) as watcher:
+            assert_in_step(watcher, server.data)
+            room = os.statvfs(disk)
+            write(disk, "ballast", bytes(room.f_bavail * room.f_frsize))
+            for number in range(300):
+                write(root, f"many/f{number}", f"{number}")
+            assert watcher.heard("trouble")["code"] == "NO_SPACE"
+            (disk / "ballast").unlink()
+            watcher.until_same()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=False, capture_output=True)

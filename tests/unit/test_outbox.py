@@ -49,16 +49,25 @@ def test_one_folder_has_one_server(state: State) -> None:
     """A second `--to` is refused, naming both; the same one in another spelling is the same."""
     outbox.bind(state, "proj", None)
     outbox.bind(state, "proj", URL)
+    sealed(state)
+    outbox.acknowledge(state, 1, ROOTS[1], at="now", keep=False)
     outbox.bind(state, "proj", "HTTP://127.0.0.1:8080/")
     with pytest.raises(UsageError, match=r"8080.*9090"):
         outbox.bind(state, "proj", "http://127.0.0.1:9090")
     assert outbox.head(state).url == URL
 
 
+def test_an_address_that_never_answered_can_be_corrected(state: State) -> None:
+    """A mistyped `--to` binds nothing: the server is free until one has acknowledged a bundle, also a sealed one."""
+    outbox.bind(state, "proj", "http://127.0.0.1:1")
+    sealed(state)
+    assert outbox.bind(state, "proj", URL).url == URL
+
+
 def test_a_name_is_free_until_a_bundle_carries_it(state: State) -> None:
     """The workspace may be renamed while nothing was sealed under its name, and never after."""
-    outbox.bind(state, "one", None)
-    assert outbox.bind(state, "two", None).workspace == "two"
+    outbox.bind(state, "one", URL)
+    assert outbox.bind(state, "two", URL).workspace == "two"
     sealed(state)
     with pytest.raises(UsageError, match=r"two.*three"):
         outbox.bind(state, "three", None)
