@@ -17,16 +17,20 @@ SCALE ?= 1
 RUNS ?= 3
 BENCH_ARGS ?=
 
+# How often `crash` kills a server or a client at random.
+KILLS ?= 200
+
 # Worker processes of the tests, and anything else for pytest.
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test check serve watch watch-remote replay bench clean
+.PHONY: help setup demo test crash check serve watch watch-remote replay bench clean
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
 	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
+	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
 	@echo 'make check          ruff, mypy --strict, import layers'
 	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'
 	@echo 'make watch          watch WATCH_ROOT=$(WATCH_ROOT) and seal bundles; needs no server'
@@ -60,6 +64,9 @@ test: setup
 	@$(BIN)/coverage report --include='deltasync/core/*' --fail-under=95
 	@echo 'coverage of everything, lines and branches (at least 90 %):'
 	@$(BIN)/coverage report --fail-under=90
+
+crash: setup
+	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py
 
 check: setup
 	$(BIN)/ruff check .
