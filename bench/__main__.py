@@ -55,7 +55,7 @@ def main() -> int:
             tiny = workloads(options.scale)[-1]
             print(f"watch: {tiny.title}", flush=True)
             results.watching = measure_watching(tiny, work / "watch")
-    except (Failed, TreesDiffer) as error:
+    except (Failed, TreesDiffer, TimeoutError) as error:
         print(f"the benchmark stops: {error}", file=sys.stderr)
         return 1
     finally:

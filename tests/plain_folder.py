@@ -341,9 +341,11 @@ class PlainFolder:
         return True
 
 
-VERBS = sorted(
-    "create grow edit falsify replace touch chmod rename swap copy link renew delete mkdir symlink retarget turn".split()
-)
+def _is_verb(member: object) -> bool:
+    return callable(member) and getattr(member, "__annotations__", {}).get("change") == "Change"
+
+
+VERBS = tuple(sorted(name[1:] for name, verb in vars(PlainFolder).items() if name[0] == "_" and _is_verb(verb)))
 """What `apply` understands."""
 
 

@@ -194,7 +194,7 @@ def _say(call: Call, report: PushReport, settings: Settings) -> None:
     if report.waiting is not None:
         call.out.warn(report.waiting)
     if report.pending and not report.dry_run:
-        call.out.note(f"{count_text(report.pending, 'bundle')} in the outbox wait for a server; name one with --to")
+        call.out.note(f"the outbox holds {count_text(report.pending, 'bundle')} for a server; name one with --to")
     if _exit_code(report, settings) == 4:
         call.out.warn("the server has everything, but its folder is not complete yet; ask again with status")
     shown_max = len(report.problems) if call.out.is_verbose else PROBLEMS_SHOWN

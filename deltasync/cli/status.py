@@ -20,6 +20,7 @@ from deltasync.core.errors import DeltasyncError, UsageError
 
 ASK_SECONDS = 1.0
 """How long a busy watcher may take to answer; without it, `status` tells the same from the state."""
+WAITING_SHOWN = 5
 
 app = new_app()
 
@@ -112,14 +113,26 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
             f"local   sequence {here.sequence}, root {here.root[:16]}, {count_text(here.files, 'file')}, "
             f"{bytes_text(here.bytes)}; {watched}"
         )
-        lines += [f"        {words}" for words in _left(here)]
+        lines += [f"        {words}" for words in (*_left(here), *_told(watcher or {}))]
     if there is not None:
-        tree = "moving" if there.tree_sequence is None else f"at {there.tree_sequence}"
+        tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
+        if there.url.startswith("file:"):
+            tree = ""  # a folder of bundles holds none
         applied = f", applied {there.last_applied_at}" if there.last_applied_at else ""
-        lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}, tree {tree}{applied}")
+        lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}")
         if there.tree_path:
             lines.append(f"        {there.tree_path}")
     return lines
+
+
+def _told(watcher: Mapping[str, Any]) -> list[str]:
+    """Return what a watcher is waiting for, and what it does not hear of."""
+    told = [f"{each['path']}: {bytes_text(each['size'])} so far" for each in watcher.get("waiting", ())[:WAITING_SHOWN]]
+    told += [watcher[key] for key in ("obstacle", "guard", "full", "trouble") if watcher.get(key)]
+    coverage = watcher.get("coverage") or {}
+    if coverage.get("reason"):
+        told.append(f"{coverage['unwatched_folders']} folder(s) are not watched ({coverage['reason']})")
+    return told
 
 
 def _left(here: halves.Local) -> list[str]:

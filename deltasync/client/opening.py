@@ -188,8 +188,12 @@ def _locked(folder: Path, root: Path) -> tuple[Lock, str]:
             f"the state in {shown(str(folder))} cannot be opened ({error.strerror}); it may belong to another user"
         ) from error
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]]).strip()
-    with space_guard(folder):
-        path.write_text(f"process {os.getpid()} ({command})", errors="replace")
+    try:
+        with space_guard(folder):
+            path.write_text(f"process {os.getpid()} ({command})", errors="replace")
+    except BaseException:
+        lock.close()
+        raise
     return lock, before
 
 

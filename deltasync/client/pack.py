@@ -139,13 +139,14 @@ def packed(
 ) -> Iterator[bytes]:
     """Yield a bundle's bytes with the content of those digests, read from a source, which is closed at the end.
 
-    on_content: told the size of each content once it was read.
+    on_content: told the size of each piece of content once the next one is wanted.
     """
 
     def read(operation: Operation) -> Iterator[memoryview]:
-        yield from source.read(operation)
-        if on_content is not None:
-            on_content(operation.size)
+        for view in source.read(operation):
+            yield view
+            if on_content is not None:
+                on_content(len(view))
 
     reader: Read = source.read if on_content is None else read
     try:

@@ -136,9 +136,15 @@ class Pusher:
         self._changes: dict[str, int] = {}
         self._left_out: dict[str, str] = {}
         self._hints_hold = True
-        self._takes_over = False
+        self._takes_over = self._is_claim_due = False
+        self._wanted: frozenset[str] = frozenset()
+        """What the receiver asked for at the beginning of this round."""
+        self._unhealed: set[str] = set()
+        """What of that no bundle of this round carries."""
         self._has_asked_again = False
         self._sealed_here: set[bytes] = set()
+        self._coming: set[str] = set()
+        """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
@@ -205,12 +211,14 @@ class Pusher:
         bound = outbox.head(state)
         opening.claim(state.folder, bound.url or transport.url, self._name, take_over=self._options.take_over)
         self._takes_over = resync.check_owner(server, state.client_id, take_over=self._options.take_over)
+        self._is_claim_due = self._takes_over
         meeting = resync.meet(state, server, has_cache=transport.has_cache)
         if meeting is Meeting.AHEAD:
             self._take_for_receipt(server)
         elif meeting is not Meeting.SAME or self._conflicts > 1:
             self._resync(transport, server, meeting)
         self._note_tree(server.tree_sequence)
+        self._wanted = frozenset(server.wanted)
         return server
 
     def _take_for_receipt(self, server: wire.WorkspaceState) -> None:
@@ -268,13 +276,15 @@ class Pusher:
         rows = outbox.pending(self._state)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
+        self._coming.clear()
+        self._unhealed = set(server.wanted)
         for row in rows:
             yield self._sealed_before(ask, row, is_last=is_all and row is rows[-1])
         cuts = self._cuts(server.limits, ask, exact=not transport.has_cache)
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
         yield from map(self._sealed_now, self._healing(server))
-        if self._takes_over:  # nothing differs: a bundle without operations makes the workspace ours
+        if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(seal.claim(self._span(), self._writer()))
 
     def _asking(self, transport: Transport, limits: wire.Limits) -> seal.Ask:
@@ -282,6 +292,7 @@ class Pusher:
         most = max(1, limits.missing_digests)
 
         def ask(digests: list[str]) -> list[str]:
+            digests = [digest for digest in digests if digest not in self._coming]
             parts = (digests[at : at + most] for at in range(0, len(digests), most))
             return [digest for part in parts for digest in transport.missing(self._name, part)]
 
@@ -291,11 +302,13 @@ class Pusher:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
         also = self._also.get(metadata.identity)
+        named = content_operations(metadata)
         if row.file and also is None:
+            self._coming.update(named)
             chunks = pack.file_chunks(outbox.folder(self._state) / row.file)
             return self._parcel(metadata, chunks, row.content_bytes, is_last=is_last)
-        named = content_operations(metadata)
         missing = set(ask(list(named)))
+        self._coming.update(named)
         digests = {digest for digest in named if digest in missing} | (also or set())
         content_bytes = seal.carried_bytes(metadata.operations, digests)
         return self._parcel(metadata, self._packed(metadata, digests), content_bytes, is_last=is_last)
@@ -309,7 +322,7 @@ class Pusher:
     def _parcel(self, metadata: Metadata, chunks: Iterator[bytes], content_bytes: int, *, is_last: bool) -> Parcel:
         from deltasync.client.courier import Parcel
 
-        takes_over, self._takes_over = self._takes_over, False
+        self._is_claim_due = False
         moved_bytes = self._tally.moved_bytes(metadata.operations)
         return Parcel(
             metadata.manifest,
@@ -318,12 +331,14 @@ class Pusher:
             chunks,
             content_bytes,
             moved_bytes,
-            takes_over,
+            self._takes_over,  # also those after the first: they may arrive before it is applied
             is_last,
         )
 
     def _packed(self, metadata: Metadata, digests: Collection[str]) -> Iterator[bytes]:
-        """Yield a bundle with content from the workspace; runs in a sending thread, without the state."""
+        """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
+        self._unhealed.difference_update(digests)
+        self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
         chunks = pack.packed(metadata, digests, source, level=self._options.level, on_content=on_content)
@@ -426,12 +441,12 @@ class Pusher:
                 attempt += 1
 
     def _wants_more(self, transport: Transport) -> bool:
-        """Tell, once, whether the receiver found content lost while it brought its tree forward (spec ST-26)."""
+        """Tell, once, whether the receiver misses more since it brought its tree forward (spec ST-26)."""
         has_waited = transport.has_cache and self._options.wait > 0 and self._tally.report.bundles > 0
         if self._has_asked_again or not has_waited:
             return False
         self._has_asked_again = True
-        return bool(transport.workspace(self._name).wanted)
+        return not self._wanted.issuperset(transport.workspace(self._name).wanted)
 
     def _note_tree(self, tree_sequence: int | None) -> None:
         self._tally.report.tree_sequence = tree_sequence
@@ -513,8 +528,8 @@ class Pusher:
         return target, seal.overlaid(load, objects)
 
     def _healing(self, server: wire.WorkspaceState) -> Iterator[seal.Cut]:
-        if server.wanted and not self._left_out:
-            yield from seal.healing(server.wanted, self._span(), self._writer(), self._state.load, server.limits)
+        if self._unhealed and not self._left_out:
+            yield from seal.healing(self._unhealed, self._span(), self._writer(), self._state.load, server.limits)
 
     def _span(self) -> seal.Span:
         here = outbox.head(self._state)

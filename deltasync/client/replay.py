@@ -325,9 +325,9 @@ def export(state: State, target: Path, *, full: bool = False, rescan: Rescan | N
     rescan: observes folders again in which a file changed; without it such files are left out.
     """
     try:
-        target.mkdir(parents=True, exist_ok=True)
         if target.resolve().is_relative_to(state.root):
             raise UsageError(f"{shown(str(target))} lies in the workspace itself; export to a folder outside of it")
+        target.mkdir(parents=True, exist_ok=True)
         return _exported(state, target, rescan, full=full)
     except OSError as error:
         raise UsageError(f"{shown(str(target))} cannot be written: {error.strerror}") from error

@@ -151,7 +151,10 @@ def _config_path(flag: str | None) -> Path | None:
 
 @command(*STORE, *ROUTES)
 def serve(call: Call) -> int:
-    """Serve a store over HTTP until SIGTERM or SIGINT; the first line says where, once requests are taken."""
+    """Serve a store over HTTP, until stopped.
+
+    The first line says where, once requests are taken. SIGTERM or SIGINT stops it.
+    """
     from deltasync_server.http.serve import run
 
     def ready(url: str) -> None:
@@ -170,7 +173,10 @@ def replay(
         str | None, typer.Option(metavar="NAME", help="Apply to this workspace, not to the one they name.")
     ] = None,
 ) -> int:
-    """Apply bundle files in order, without a server; what was applied before is skipped, a gap stops with exit 5."""
+    """Apply bundle files in order, offline.
+
+    What was applied before is skipped; a gap stops with exit 5.
+    """
     from deltasync_server.replay import replay as apply
 
     done = apply(call.store, Path(folder), workspace=workspace, say=call.say)
@@ -184,7 +190,10 @@ def check(
     call: Call,
     repair: Annotated[bool, typer.Option("--repair", help="Repair what the journal or the cache can give.")] = False,
 ) -> int:
-    """Verify every blob, row and tree; exit 8 when something is wrong, exit 4 while a server uses the store."""
+    """Verify every blob, row and tree.
+
+    Exit 8 when something is wrong, exit 4 while a server uses the store.
+    """
     from deltasync_server.check import check as verify
     from deltasync_server.opening import explained
 
@@ -202,7 +211,10 @@ def collect(
     call: Call,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> int:
-    """Remove what no head, kept sequence, lease or journal needs; exit 4 while a server uses the store."""
+    """Remove what nothing needs any more.
+
+    That is what no head, kept sequence, lease or journal names. Exit 4 while a server uses the store.
+    """
     from deltasync_server.opening import open_store
 
     with open_store(call.store, create=False) as store:

@@ -160,7 +160,7 @@ def test_without_a_server_bundles_wait_and_are_sent_once_there_is_one(user: User
     """Without a server bundles wait in the outbox, are listed, and are sent in order once there is one."""
     done = user.run("push", folder)
     assert done.code == 0 and "sealed 14 created" in done.out
-    assert "1 bundle in the outbox wait" in done.err
+    assert "the outbox holds 1 bundle" in done.err
     (listed,) = user.run("bundle", "ls", folder, "--json").json["bundles"]
     assert (listed["state"], listed["sequence"]) == ("pending", 1)
     assert Path(listed["file"]).stat().st_size == listed["file_bytes"]
@@ -313,6 +313,7 @@ def test_a_folder_carries_bundles_to_a_host_that_no_network_reaches(user: User, 
         assert (done.code, done.json["bundles"], done.json["pending"]) == (0, 1, 0)
     assert user.run("push", folder).out.startswith(f"{folder.name}: nothing to send, at sequence 2;")
     assert user.run("status", folder, "--json").json["in_sync"] is True
+    assert "tree" not in user.run("status", folder).out
     with serving(user.home / "other") as other:
         assert user.run("bundle", "replay", usb, "--to", other.url, "--json").json["applied"] == 2
         folders.assert_same(folder, other.data / "workspaces" / folder.name / "tree")
@@ -674,6 +675,17 @@ def test_a_push_beside_a_watcher_asks_it(user: User, server: Served, folder: Pat
         watcher.terminate()
         assert watcher.wait(SECONDS) == 0
     assert user.run("push", folder, "--json").json["watcher"] is False
+
+
+def test_status_tells_what_keeps_a_watcher(user: User, server: Served, folder: Path) -> None:
+    """Where a watcher cannot go on, status says why: here, everything is gone and nothing says that it was meant."""
+    with watching(user, folder, "--to", server.url):
+        for path in folder.iterdir():
+            if path.name != ".deltasync":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        assert user.run("push", folder).code == 6
+        status = user.run("status", folder)
+        assert status.code == 0 and "nothing is taken for deleted" in status.out
 
 
 def test_a_watcher_without_a_server_prints_lines_for_people(user: User, folder: Path) -> None:

@@ -24,6 +24,7 @@ _numbers = st.integers(0, 40)
 _changes = st.lists(
     st.builds(Change, st.sampled_from(VERBS), _numbers, _numbers, st.integers(0, 20)), min_size=1, max_size=6
 )
+_some = st.just([]) | _changes
 
 
 def _faults(kinds: list[str], **sizes: int) -> st.SearchStrategy[tuple[Fault, ...]]:
@@ -33,9 +34,9 @@ def _faults(kinds: list[str], **sizes: int) -> st.SearchStrategy[tuple[Fault, ..
 
 _silent = _faults([*SILENT], max_size=4)
 _loud = _faults([*SILENT, *LOUD, *LOUD], min_size=1, max_size=8)
-_deadly = st.tuples(
-    _faults([*SILENT, *LOUD], max_size=4), _faults([*DEADLY], min_size=1, max_size=1)
-).map(lambda both: both[0] + both[1])
+_deadly = st.tuples(_faults([*SILENT, *LOUD], max_size=4), _faults([*DEADLY], min_size=1, max_size=1)).map(
+    lambda both: both[0] + both[1]
+)
 
 
 class Worlds(RuleBasedStateMachine):
@@ -67,8 +68,9 @@ class Worlds(RuleBasedStateMachine):
 
     # Pushing
 
-    @rule(plan=_silent, allow=st.booleans(), waits=st.booleans(), keeps=st.booleans())
-    def push(self, plan: tuple[Fault, ...], allow: bool, waits: bool, keeps: bool) -> None:
+    @rule(changes=_some, plan=_silent, allow=st.booleans(), waits=st.booleans(), keeps=st.booleans())
+    def push(self, changes: list[Change], plan: tuple[Fault, ...], allow: bool, waits: bool, keeps: bool) -> None:
+        self.change(changes)
         self.world.push(self.here, How(plan=plan, allow=allow, waits=waits, keeps=keeps))
 
     @rule(changes=_changes, allow=st.booleans())
@@ -77,100 +79,93 @@ class Worlds(RuleBasedStateMachine):
         if self.world.push(self.here, How(allow=allow)) == "done":
             self.world.push_again(self.here)
 
-    @rule(plan=_loud, allow=st.booleans(), waits=st.booleans(), seals=st.booleans())
-    def push_through_faults(self, plan: tuple[Fault, ...], allow: bool, waits: bool, seals: bool) -> None:
+    @rule(changes=_some, plan=_loud, allow=st.booleans(), waits=st.booleans(), seals=st.booleans())
+    def push_through_faults(
+        self, changes: list[Change], plan: tuple[Fault, ...], allow: bool, waits: bool, seals: bool
+    ) -> None:
+        self.change(changes)
         self.world.push(self.here, How(plan=plan, allow=allow, waits=waits, seals_offline=seals))
 
-    @rule(plan=_deadly, allow=st.booleans())
-    def push_killed_at_a_request(self, plan: tuple[Fault, ...], allow: bool) -> None:
+    @rule(changes=_some, plan=_deadly, allow=st.booleans())
+    def push_killed_at_a_request(self, changes: list[Change], plan: tuple[Fault, ...], allow: bool) -> None:
+        self.change(changes)
         self.world.push(self.here, How(plan=plan, allow=allow))
 
-    @rule(kill_at=st.integers(0, 60), plan=_silent, keeps=st.booleans())
-    def push_killed_at_a_change(self, kill_at: int, plan: tuple[Fault, ...], keeps: bool) -> None:
+    @rule(changes=_some, kill_at=st.integers(0, 60), plan=_silent, keeps=st.booleans())
+    def push_killed_at_a_change(
+        self, changes: list[Change], kill_at: int, plan: tuple[Fault, ...], keeps: bool
+    ) -> None:
+        self.change(changes)
         self.world.push(self.here, How(plan=plan, kill_at=kill_at, keeps=keeps))
 
-    @rule(told=st.integers(0, 5))
-    def push_killed_while_it_reads(self, told: int) -> None:
+    @rule(changes=_changes, told=st.integers(0, 5))
+    def push_killed_while_it_reads(self, changes: list[Change], told: int) -> None:
+        self.change(changes)
         self.world.push(self.here, How(kill_on_progress=told))
 
-    @rule(allow=st.booleans())
-    def seal_offline(self, allow: bool) -> None:
-        self.world.seal(self.here, How(allow=allow))
-
-    @rule(kill_at=st.integers(0, 40))
-    def seal_offline_killed(self, kill_at: int) -> None:
-        self.world.seal(self.here, How(kill_at=kill_at))
+    @rule(changes=_some, kill_at=st.none() | st.integers(0, 40), allow=st.booleans())
+    def seal_offline(self, changes: list[Change], kill_at: int | None, allow: bool) -> None:
+        self.change(changes)
+        self.world.seal(self.here, How(kill_at=kill_at, allow=allow))
 
     # Owners
 
-    @rule(changes=_changes, allow=st.booleans())
-    def take_over(self, changes: list[Change], allow: bool) -> None:
+    @rule(changes=_some, allow=st.booleans(), plan=_silent)
+    def take_over(self, changes: list[Change], allow: bool, plan: tuple[Fault, ...]) -> None:
         one, two = self.world.clients
         self.here = two if self.here is one else one
         self.change(changes)
-        self.world.push(self.here, How(take_over=True, allow=allow))
+        self.world.push(self.here, How(take_over=True, allow=allow, plan=plan))
 
-    @rule()
-    def push_from_the_other_machine(self) -> None:
+    @rule(changes=_some)
+    def push_from_the_other_machine(self, changes: list[Change]) -> None:
         one, two = self.world.clients
-        self.world.push(two if self.here is one else one, How())
+        other = two if self.here is one else one
+        for each in changes:
+            other.folder.apply(each)
+        self.world.push(other, How())
 
     # The network, later
 
     @rule(number=_numbers)
     def an_old_bundle_arrives(self, number: int) -> None:
         if self.world.letters:
-            self.world.host.revive()
-            self.world.settle()
             self.world.deliver_late(self.world.letters[-1 - number % len(self.world.letters)])
-            self.world.settle()
 
     # The server
 
-    @rule(dies=st.booleans())
-    def restart_server(self, dies: bool) -> None:
-        with self.world.host.stopped(dies=dies):
-            pass
-        self.world.settle()
+    @rule(way=st.sampled_from(["stop", "die", "tidy"]))
+    def restart_server(self, way: str) -> None:
+        if way == "tidy":
+            self.world.tidy()
+        else:
+            self.world.restart(dies=way == "die")
 
-    @rule(what=st.sampled_from(["catch_up", "upkeep", "collect"]), after=st.integers(0, 30))
-    def server_dies_at_work(self, what: str, after: int) -> None:
-        self.world.die_at_work(what, after)
+    @rule(what=st.sampled_from(["catch_up", "upkeep", "collect"]), dies_at=st.none() | st.integers(0, 30))
+    def server_works(self, what: str, dies_at: int | None) -> None:
+        self.world.work(what, dies_at=dies_at)
 
-    @rule(what=st.sampled_from(["catch_up", "upkeep"]))
-    def server_works(self, what: str) -> None:
-        self.world.work(what)
+    @rule(number=_numbers)
+    def server_disk_rots(self, number: int) -> None:
+        self.world.rot(number)
 
-    @rule()
-    def collect(self) -> None:
-        self.world.host.revive()
-        self.world.collect()
+    # Backups
 
-    @rule()
-    def tidy(self) -> None:
-        self.world.tidy()
+    @rule(of_server=st.booleans())
+    def back_up(self, of_server: bool) -> None:
+        if of_server:
+            self.world.back_up_server()
+        else:
+            self.here.back_up()
 
-    @rule()
-    def back_up_server(self) -> None:
-        self.world.back_up_server()
-
-    @rule()
-    def restore_server(self) -> None:
-        self.world.restore_server()
-
-    # The client's state
-
-    @rule()
-    def back_up_state(self) -> None:
-        self.here.back_up()
-
-    @rule(is_whole=st.booleans())
-    def restore_state(self, is_whole: bool) -> None:
-        self.world.restore_client(self.here, is_whole=is_whole)
-
-    @rule()
-    def lose_state(self) -> None:
-        self.here.lose_state()
+    @rule(what=st.sampled_from(["server", "state", "whole state", "no state"]))
+    def restore(self, what: str) -> None:
+        if what == "server":
+            self.world.restore_server()
+        elif what == "no state":
+            self.here.lose_state()
+        else:
+            self.world.restore_client(self.here, is_whole=what == "whole state")
 
     def teardown(self) -> None:
         try:

@@ -18,5 +18,3 @@ def test_the_empty_tree_of_a_workspace_that_was_never_written_is_there_at_once(t
         before = store.health().uptime_seconds
         assert store.wait_for_tree(NAME, 0, NEVER_SECONDS).tree_sequence == 0
         assert store.health().uptime_seconds - before < NEVER_SECONDS / 2
-
-
