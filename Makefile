@@ -37,7 +37,7 @@ help:
 	@echo 'make watch-remote   the same, sent to REMOTE_UPLOAD_ENDPOINT=http://host:8080'
 	@echo 'make replay         replay the reference bundles into a fresh server and compare the roots'
 	@echo 'make bench          measure against rsync, SCALE=$(SCALE) RUNS=$(RUNS); writes bench/RESULTS.md'
-	@echo 'make clean          remove what the other targets made'
+	@echo 'make clean          remove what the other targets made, except data'
 
 setup: $(VENV)/.installed
 

@@ -190,7 +190,13 @@ NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", 
 FOLDER = Kind(_folder, "a folder", "DIR")
 
 _ALL = (
-    Setting("to", ADDRESS, "Server to send to; remembered.", in_workspace_file=False, alias="REMOTE_UPLOAD_ENDPOINT"),
+    Setting(
+        "to",
+        ADDRESS,
+        "Server to send to, or file:///FOLDER; remembered.",
+        in_workspace_file=False,
+        alias="REMOTE_UPLOAD_ENDPOINT",
+    ),
     Setting("workspace", NAME, "Name on the server; the folder's own name, then remembered.", in_workspace_file=False),
     Setting("state-dir", FOLDER, "Keep the state here, not in PATH/.deltasync.", in_workspace_file=False),
     Setting("exclude", PATTERNS, "Ignore what matches, as in .gitignore; repeatable."),

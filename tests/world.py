@@ -645,6 +645,13 @@ class Known(NamedTuple):
     """The server's head is a bundle that was discarded."""
 
 
+def _await_couriers() -> None:
+    """Wait until the bytes that a killed client has sent are where they go."""
+    for thread in threading.enumerate():
+        if thread.name == "courier":
+            thread.join()
+
+
 class Client:
     """One machine with a folder and the client's state."""
 
@@ -692,6 +699,7 @@ class Client:
                 with armed("client", fuse):
                     return self._run(state, network, how)
             except Killed:
+                _await_couriers()
                 with as_killed(state.folder):
                     state.db.close()
                 assert state._lock is not None
@@ -915,6 +923,7 @@ class World:
             assert not how.is_quiet
             outcome = "conflict"
         else:
+            self.host.disarm()
             assert not (how.is_quiet and (expected.must_stop or expected.is_foreign))
             outcome = "done" if report.unreachable is None else "sealed"
             if outcome == "done":

@@ -25,7 +25,7 @@ from deltasync.core.errors import DeltasyncError, UsageError, from_problem
 from deltasync.core.names import shown
 
 PROBLEMS_SHOWN = 20
-_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", "bwlimit", *options.OUTBOX)
+_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", *options.WIRE, *options.OUTBOX)
 """What a running watcher was started with; a push beside it cannot change it."""
 
 app = new_app()

@@ -106,7 +106,7 @@ def _ask_watcher(state: State) -> Mapping[str, Any] | None:
 def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str | None) -> list[str]:
     here, there = together.local, together.server
     verdict = {True: "in sync with", False: "differs from", None: "not compared with"}[together.in_sync]
-    lines = [f"{together.workspace}  {verdict} {url or 'any server'}"]
+    lines = [f"{together.workspace}  {verdict if here else 'on'} {url or 'any server'}"]
     if here is not None:
         watched = "a watcher runs" if watcher else "no watcher runs"
         lines.append(

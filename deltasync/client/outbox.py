@@ -99,7 +99,8 @@ def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
         raise UsageError(f"this folder is the workspace {shown(row.workspace or '')}, not {shown(workspace)}")
     if url is not None and row.url not in (None, url) and row.acknowledged_sequence:
         raise UsageError(
-            f"this folder is synced to {shown(row.url or '')}; it cannot be synced to {shown(url)} as well"
+            f"this folder is synced to {shown(row.url or '')}; it cannot be synced to {shown(url)} as well; if that is "
+            f"its new address, or a new server, remove {shown(str(state.folder / 'state.db'))} and push again"
         )
     return row
 
@@ -240,7 +241,7 @@ def adopt(state: State, sequence: int, root: bytes, *, opens_epoch: bool) -> Non
             "UPDATE head SET sealed_sequence = ?, sealed_root = ?, acknowledged_sequence = ?, acknowledged_root = ?",
             (sequence, root, sequence, root),
         )
-        if opens_epoch:
+        if opens_epoch or any(row.file or row.left_machine for row in rows):
             new_epoch(state)
     _remove(state, [row.file for row in rows if row.file])
 

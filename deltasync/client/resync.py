@@ -10,6 +10,7 @@ from deltasync.client import outbox
 from deltasync.core.errors import NotADeltasyncServer, NotOwner, Refused
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, parse_directory
+from deltasync.core.metadata import SEQUENCE_MAX
 from deltasync.core.names import DEPTH_MAX, shown
 from deltasync.core.wire import WorkspaceState
 
@@ -49,7 +50,7 @@ class Directories(Protocol):
 
 def root_of(server: WorkspaceState) -> bytes:
     """Return the root that a server states, or raise when it is none."""
-    if len(server.root) != 64 or not _HEX_DIGITS.issuperset(server.root) or server.sequence < 0:
+    if len(server.root) != 64 or not _HEX_DIGITS.issuperset(server.root) or not 0 <= server.sequence <= SEQUENCE_MAX:
         raise NotADeltasyncServer("the server states a head that is malformed")
     return bytes.fromhex(server.root)
 

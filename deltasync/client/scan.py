@@ -35,6 +35,8 @@ __all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "sca
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _RETRY_SECONDS = 0.1
 _SAMPLES, _SAMPLES_MIN = 256, 8
+_MOUNTS = "mounts"
+"""The meta key that names the folders on which something was mounted: an empty one is unmounted, not emptied."""
 
 
 def scan(
@@ -85,6 +87,7 @@ class _Scan:
         self._began = time.monotonic()
         self._before = state.observed_root()
         self._own = _inside(state)
+        self._mounts = set((state.get_meta(_MOUNTS) or "").split("\n")) - {""}
 
     def run(self, folders: Collection[str] | None) -> ScanReport:
         """Walk, wait for what is still changing, and write the rest."""
@@ -153,6 +156,7 @@ class _Scan:
     def _meta(self, *, is_full: bool) -> dict[str, str | None]:
         status = os.fstat(self._top.fd)
         meta: dict[str, str | None] = {"root_device": str(status.st_dev), "root_inode": str(status.st_ino)}
+        meta[_MOUNTS] = "\n".join(sorted(self._mounts)) or None
         if self._files.trusted:
             meta[REHASH_DUE] = "1"
         elif is_full and self._options.rehash:
@@ -213,7 +217,8 @@ class _Scan:
 
     def _inspected(self, above: Frame, name: str, path: str, descriptor: int) -> tuple[Frame, Listing | None] | None:
         """Find out which folder an open one is; no listing when the walk only passes, None when it is left alone."""
-        inode = signed(os.fstat(descriptor).st_ino)
+        status = os.fstat(descriptor)
+        inode = signed(status.st_ino)
         known = above.children.get(name)
         want = above.want.below.get(name) if above.want else None
         is_deep = above.is_deep or known is None or known.inode != inode
@@ -226,6 +231,12 @@ class _Scan:
         if RESERVED in listing.folders and _holds_state(descriptor):
             self._leave(path, f"holds a nested workspace ({RESERVED}), which is not carried inside another one")
             return None
+        is_mount = status.st_dev != os.fstat(above.descriptor).st_dev
+        is_empty = not (listing.files or listing.folders)
+        if path in self._mounts and is_empty and not is_mount and known is not None and known.digest != EMPTY_ROOT:
+            self._leave(path, "is empty and no longer a mount point; mount what belongs there, or remove the folder")
+            return None
+        (self._mounts.add if is_mount else self._mounts.discard)(path)
         level = self._rules(path, above.level, listing)
         row = self._identified(above, name, inode, listing)
         return Frame(row, path, above.depth + 1, descriptor, above, want, is_deep, level), listing

@@ -320,6 +320,16 @@ def test_collect_and_check_report_what_they_find(tmp_path: Path) -> None:
     assert failed.returncode == 8 and "blob " in failed.stdout
 
 
+def test_a_collection_leaves_nothing_for_a_check_to_find(tmp_path: Path) -> None:
+    """After a kill trees are compared again; a collection, even a rehearsal of one, does that before it ends."""
+    with serving(tmp_path / "data") as server:
+        assert server.send("w", Writer("w").file("a", b"kept\n"), "?wait=20").status == 200
+        server.process.kill()
+        server.process.wait(SECONDS)
+    assert run("collect", "--data", tmp_path / "data", "--dry-run").returncode == 0
+    assert json.loads(run("check", "--data", tmp_path / "data", "--json").stdout)["findings"] == []
+
+
 def test_the_program_never_imports_the_sending_wing() -> None:
     """Every module of the server is loaded without deltasync.cli, deltasync.client and requests."""
     code = """

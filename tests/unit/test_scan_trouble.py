@@ -406,6 +406,25 @@ def test_a_mount_below_the_root_is_carried(state: State) -> None:
         subprocess.run(["umount", state.root / "m"], check=True)
 
 
+@as_root
+def test_an_unmounted_folder_below_the_root_is_no_deletion(state: State) -> None:
+    """A mount point that is empty after its unmount keeps its content and is a problem; a removed one is a deletion."""
+    (state.root / "m").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", state.root / "m"], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        write(state.root, {"m/f": "1", "g": "2"})
+        before = look(state).root
+    finally:
+        subprocess.run(["umount", state.root / "m"], check=True)
+    report = look(state)
+    assert report.root == before
+    assert [(problem.path, "mount" in problem.reason) for problem in report.problems] == [("m", True)]
+    (state.root / "m").rmdir()
+    assert look(state).root != before
+    check(state)
+
+
 def test_a_restored_tree_is_trusted_by_size_and_mtime(state: State, tmp_path: Path) -> None:
     """When all inodes changed nothing is read but what differs; a re-hash is noted as due and pays it off."""
     write(state.root, {f"d{n}/f{m}": f"{n}{m}" for n in range(4) for m in range(5)})
