@@ -37,6 +37,7 @@ from deltasync.core.errors import (
     GuardStopped,
     HostBusy,
     HostUnreachable,
+    LimitExceeded,
     NotFound,
     NotOwner,
     SequenceConflict,
@@ -305,6 +306,8 @@ class Applied:
 
     letter: Letter
     receipt: wire.Receipt | None
+    was_new: bool = False
+    """Someone heard the first receipt; a repeat may overtake it."""
 
 
 class Books:
@@ -338,11 +341,11 @@ class Books:
                 self._repeat(known, receipt)
                 return
             assert known is None, f"{letter.key} was taken although that number is spent"
-            assert receipt is None or not receipt.duplicate, f"{letter.key} is called a duplicate but is none"
             former = self.spent.get(letter.key, letter.identity)
             assert former == letter.identity or self._may_reuse(letter.key, former), f"{letter.key} was reused"
             self.spent[letter.key] = letter.identity
-            self.line[letter.header.sequence] = Applied(letter, receipt)
+            self.line[letter.header.sequence] = Applied(letter, None)
+            self._repeat(self.line[letter.header.sequence], receipt)
 
     def _may_reuse(self, key: tuple[str, int], former: bytes) -> bool:
         """Tell whether neither side can know any more that a number was spent: both came back from a backup."""
@@ -351,10 +354,11 @@ class Books:
     def _repeat(self, known: Applied, receipt: wire.Receipt | None) -> None:
         if receipt is None:
             return
-        first = known.receipt or receipt
-        known.receipt = msgspec.structs.replace(first, duplicate=False, tree_sequence=None)
-        again = msgspec.structs.replace(receipt, duplicate=False, tree_sequence=None)
-        assert receipt.duplicate and again == known.receipt, f"another receipt for {known.letter.key}: {receipt}"
+        told = msgspec.structs.replace(receipt, duplicate=False, tree_sequence=None)
+        known.receipt = known.receipt or told
+        assert told == known.receipt, f"another receipt for {known.letter.key}: {receipt}"
+        assert receipt.duplicate or not known.was_new, f"{known.letter.key} was applied twice"
+        known.was_new |= not receipt.duplicate
 
     def hear(self, sequence: int, epoch: str) -> None:
         """Record that a client has heard of everything up to a head."""
@@ -439,7 +443,8 @@ class Network:
     def missing(self, name: str, digests: Sequence[str]) -> list[str]:
         """Return what must be sent; what is not must never be sent then."""
         missing = self._asked(lambda store: store.missing(WorkspaceName(name), list(digests))).missing
-        self._held |= {bytes.fromhex(digest) for digest in set(digests) - set(missing)}
+        self._held |= {bytes.fromhex(digest) for digest in digests}
+        self._held -= {bytes.fromhex(digest) for digest in missing}
         return missing
 
     def directory(self, name: str, digest: bytes) -> bytes:
@@ -871,6 +876,8 @@ class World:
             receipt = self.deliver(letter)
         except ContentMissing:
             assert verdict is Verdict.APPLY
+        except LimitExceeded:
+            assert letter.identity in {identity for client in self.clients for identity in client.sealed_files}
         except SequenceConflict as error:
             kinds = {
                 Verdict.GAP: SequenceGap,

@@ -186,7 +186,8 @@ class Delivery:
     def _run(self, options: PushOptions, *, is_online: bool) -> PushReport:
         transport = self._transport if is_online else None
         report = Pusher(self._state, transport, options, progress=self._note, rescan=self._rescan).run()
-        self._left_out = {problem.path: problem.reason for problem in report.problems}
+        known = {problem.path for problem in self._state.problems()}  # a later look tells when those have passed
+        self._left_out = {each.path: each.reason for each in report.problems if each.path not in known}
         self.guard = self.trouble = None
         if report.unreachable is not None:
             self._go_offline(report.unreachable)

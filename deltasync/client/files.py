@@ -18,7 +18,7 @@ from deltasync.client.moves import joined
 from deltasync.client.observation import IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.state import KEPT, RACY, Problem
 from deltasync.core.manifest import Entry, Kind
-from deltasync.core.names import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
+from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
 
 RACY_NS = 20_000_000
 """What changed less than this before its hash began may change again without its times showing it."""
@@ -95,6 +95,9 @@ class Files:
         while left:
             name, inode, mode, size, mtime_ns, ctime_ns = left.pop()
             item = table.get(name)
+            if frame.is_far and item is not None and name_trouble(frame, name):
+                self._drop(frame, name)  # it came with a folder that was moved here, and cannot be carried so far
+                item = None
             if has_rules and rules.decide(frame.level, joined(frame.path, name), is_directory=False).ignored:
                 self._exclude(frame, name, item)
                 continue
@@ -278,11 +281,7 @@ def name_trouble(frame: Frame, name: str) -> str | None:
         return str(error)
     if frame.depth >= DEPTH_MAX:
         return f"lies deeper than {DEPTH_MAX} folders"
-    # A character takes four bytes at most, so that most paths need no encoding to be found short enough.
-    if (
-        len(frame.path) + NAME_BYTES_MAX > PATH_BYTES_MAX // 4
-        and len(joined(frame.path, name).encode()) > PATH_BYTES_MAX
-    ):
+    if frame.is_far and len(joined(frame.path, name).encode()) > PATH_BYTES_MAX:
         return f"its path is longer than {PATH_BYTES_MAX} bytes"
     return None
 

@@ -13,6 +13,7 @@ from deltasync.client.moves import Stats
 from deltasync.client.state import Row, State
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import Entry, Kind, encode_directory
+from deltasync.core.names import DEPTH_MAX, NAME_BYTES_MAX, PATH_BYTES_MAX
 
 
 class Item(NamedTuple):
@@ -68,6 +69,12 @@ class Frame:
     is_unsettled: bool = False
     """Something must be looked at again next time even if the listing is the same: no signature is kept."""
     _packed: bytes | None = None
+
+    @property
+    def is_far(self) -> bool:
+        """Names here may lie too deep, or their paths be too long, to be carried (spec P-6, P-7)."""
+        # A character takes four bytes at most, so that most paths need no encoding to be found short enough.
+        return self.depth >= DEPTH_MAX or len(self.path) + NAME_BYTES_MAX > PATH_BYTES_MAX // 4
 
     def load(self, state: State) -> dict[str, Item]:
         """Return the files and links by name, reading them when they are first needed."""

@@ -302,7 +302,7 @@ class _Scan:
         self._bereft.discard(row.id)
         level = frame.level.fingerprint if frame.level else b""
         signature = listing.signature(level + rules.command_fingerprint)
-        is_same = bool(signature) and signature == row.signature and not self._options.rehash
+        is_same = bool(signature) and signature == row.signature and not (self._options.rehash or frame.is_far)
         if not is_same:
             table = frame.load(self._state)
             frame.is_deep = frame.is_deep or _has_new_rules(table, listing, rules.files)
@@ -335,7 +335,9 @@ class _Scan:
 
     def _is_wanted(self, frame: Frame, name: str, known: Row | None) -> bool:
         """Tell whether a folder inside can be carried, and is."""
-        reason = name_trouble(frame, name) if known is None else None
+        reason = name_trouble(frame, name) if known is None or frame.is_far else None
+        if reason is not None and known is not None:
+            self._drop(frame, name)  # it came with a folder that was moved here, and cannot be carried so far
         if reason is None and known is None and frame.table and name in frame.table:
             if self._options.no_delete:
                 reason = "is a folder now; --no-delete keeps the file that it was"

@@ -344,3 +344,16 @@ def test_ten_thousand_folders_are_kept_in_step_by_events_alone(tmp_path: Path) -
         assert "queue" in watcher.heard("rescan", since)["reason"]
         write(root, "a1/new/w0/below/the/burst/file", "behind the overflow")
         assert_in_step(watcher, data)
+
+
+def test_a_young_file_is_waited_for_without_a_word(world: World) -> None:
+    """Files that are moved in while they are young settle and are sent; none is told as a problem, nor as solved."""
+    world.assert_in_step()
+    since = len(world.watcher.events)
+    for number in range(3):
+        write(world.outside, f"young/deep/{number}.txt", "young")
+    write(world.root, "other.txt", "a bundle is sealed meanwhile")
+    shutil.move(world.outside / "young", world.root / "young")
+    world.watcher.until_same()
+    told = {event["event"] for event in world.watcher.events[since:]}
+    assert not told & {"problem", "solved"}, world.watcher.events[since:]

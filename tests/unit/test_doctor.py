@@ -12,6 +12,14 @@ from observed import write
 from deltasync.client.doctor import EXAMPLES, Finding, Level, examine
 from deltasync.core.errors import RootUnavailable
 
+
+@pytest.fixture(autouse=True)
+def _now() -> None:
+    """Take the time when a test begins: a file that it writes must not be from the future."""
+    global NOW
+    NOW = datetime.now(UTC)
+
+
 NOW = datetime.now(UTC)
 
 

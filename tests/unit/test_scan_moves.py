@@ -11,6 +11,8 @@ import pytest
 from observed import check, limbo, look, look_until_quiet, operations, seal, write
 
 from deltasync.client.state import State
+from deltasync.core.names import parse_path
+from deltasync.core.tree import walk
 
 
 @pytest.fixture
@@ -238,3 +240,20 @@ def test_a_link_at_the_old_place_is_not_followed(state: State) -> None:
     assert look(state).hashed_files == 0
     check(state)
     assert state.renames() == {"b": "a", "x": "a/x"}
+
+
+@pytest.mark.parametrize(("name", "levels"), [("d", 120), ("n" * 60, 50)], ids=["too deep", "too long"])
+def test_what_a_move_brings_beyond_the_limits_is_left_out(state: State, name: str, levels: int) -> None:
+    """A directory moved so deep that paths below it pass P-6 or P-7: those are problems, the rest is carried."""
+    chain = "/".join([name] * levels)
+    write(state.root, {f"a/{chain}/f": "1", f"b/{chain}/g": "2"})
+    look(state)
+    descriptor = os.open(state.root / "b" / chain, os.O_RDONLY)
+    os.rename(state.root / "a", "a", dst_dir_fd=descriptor)
+    os.close(descriptor)
+    report = look(state)
+    paths = [path for path, _ in walk(report.root, state.load)]
+    assert f"b/{chain}/g" in paths and f"b/{chain}/a/{name}" in paths
+    assert all(parse_path(path) for path in paths)
+    assert report.problems
+    assert look(state).root == report.root
