@@ -330,7 +330,8 @@ def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool) -> No
     """Remember, for this machine and user, which folder is a workspace at a receiver; refuse a second one.
 
     folder: of the state, which is bound to both. The server tells clients apart, not folders: of two that bear one
-    name, each would replace what the other sent. Raises WorkspaceCopied while the other's state stands where it was.
+    name, each would replace what the other sent (spec S-16).
+    Raises WorkspaceCopied while the other's state stands where it was.
     """
     path = _client_id_path()
     name = digest_of(f"{receiver}\n{workspace}".encode()).hex()

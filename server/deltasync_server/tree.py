@@ -175,6 +175,8 @@ class Trees:
                 "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
                 (row.sequence, row.root, row.name),
             )
+            if healed:  # they came to places that may count as durable already: all is made so again
+                db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
             db.executemany(
                 "DELETE FROM wanted WHERE workspace = ? AND digest = ?", [(row.name, digest) for digest in healed]
             )
@@ -300,7 +302,7 @@ class Trees:
                 continue
             try:
                 with self._state.read() as db:
-                    is_durable = self._make_tree_durable(row, loader(db), should_stop)
+                    is_durable = self._make_tree_durable(row, loader(db), _awaited(db, row.name), should_stop)
             except OSError as error:
                 if error.errno in FULL or error.errno == errno.EIO:
                     raise
@@ -310,14 +312,17 @@ class Trees:
                 if is_durable:
                     self._note_durable(row)
 
-    def _make_tree_durable(self, row: WorkspaceRow, load: Loader, should_stop: ShouldStop) -> bool:
+    def _make_tree_durable(
+        self, row: WorkspaceRow, load: Loader, awaited: Collection[bytes], should_stop: ShouldStop
+    ) -> bool:
         with self._opened(row.name) as (tree, _):
             for path, changed in _changed_folders(row.durable_root, row.tree_root, "", load):
                 if should_stop():
                     return False
                 with tree.walk_to(path) as folder:
+                    there = [entry for entry in changed if entry.digest not in awaited]
                     for action in (start_writeback, os.fsync):  # copies are in no journal, nor are restamped inodes
-                        for entry in changed:
+                        for entry in there:
                             _with_file(folder, entry.name, action)
                     folder.fsync()
         return True
@@ -533,6 +538,11 @@ def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None
 
 def _healed(db: sqlite3.Connection, name: str) -> set[bytes]:
     rows = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND healed", (name,))
+    return {digest for (digest,) in rows}
+
+
+def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
+    rows = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND NOT healed", (name,))
     return {digest for (digest,) in rows}
 
 

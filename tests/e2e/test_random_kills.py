@@ -66,7 +66,7 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self.media, self.data = folder / "media", folder / "data"
-        self.media.mkdir()
+        folders.write(self.media, "first.txt", "something to acknowledge before the first kill")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -89,6 +89,15 @@ class Processes:
         words += ["--settle", "200ms", "--rescan", "5s"]
         with self.lines.open("ab") as out:
             return subprocess.Popen(words, stdout=out, stderr=self.errors)
+
+    def await_first_receipt(self) -> None:
+        for _ in range(600):
+            if self.acknowledged():
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.client.wait(0.1)
+                break
+        pytest.fail(f"nothing was acknowledged: {Path(self.errors.name).read_text()[-3000:]}")
 
     def kill_one(self, pick: random.Random) -> None:
         victim = pick.choice([self.server, self.client])
@@ -144,8 +153,7 @@ def test_no_acknowledged_change_is_lost_when_either_side_is_killed_at_random(pro
     """After KILLS kills of client or server under changing files, both sides are equal and the store is whole."""
     print(f"KILLS={KILLS} SEED={SEED}")
     pick = random.Random(SEED)
-    folders.write(processes.media, "first.txt", "something to acknowledge before the first kill")
-    processes.push()
+    processes.await_first_receipt()
     mutator = Mutator(processes.media, SEED)
     mutator.start()
     for _ in range(KILLS):
