@@ -141,8 +141,9 @@ def test_another_user_gets_no_answer_even_with_permission(root: Path, listening:
         "import os, socket, sys\n"
         "os.setuid(65534)\n"
         "line = socket.socket(socket.AF_UNIX); line.settimeout(5); line.connect(sys.argv[1])\n"
-        'line.sendall(b\'{"verb": "status"}\\n\')\n'
-        "try: print(repr(line.recv(100)))\n"
+        "try:\n"
+        '    line.sendall(b\'{"verb": "status"}\\n\')\n'
+        "    print(repr(line.recv(100)))\n"
         "except ConnectionError: print(repr(b''))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(listening.path)], capture_output=True, check=True)
