@@ -81,6 +81,10 @@ class PlainFolder:
 
     # Changes
 
+    def write(self, path: str, content: bytes) -> None:
+        """Make a file that is long done."""
+        self._make(path, Node(Kind.FILE, content, mtime_ns=DAY))
+
     def apply(self, change: Change) -> bool:
         """Make a change; False where nothing here fits it."""
         verb: Callable[[Change], bool] = getattr(self, f"_{change.verb}")

@@ -7,6 +7,7 @@ bundles went over the wire, and which of them the store has taken. `World.push` 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import shutil
@@ -27,7 +28,7 @@ from deltasync.client import outbox, pack
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
 from deltasync.client.scan import ScanOptions, scan
-from deltasync.client.state import State
+from deltasync.client.state import REHASH_DUE, State
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader
 from deltasync.core.errors import (
@@ -685,7 +686,8 @@ class Client:
         return path.read_text() if path.exists() else ""
 
     @contextmanager
-    def _at_home(self) -> Iterator[None]:
+    def at_home(self) -> Iterator[None]:
+        """Be the user of this machine in this block."""
         before = {name: os.environ.pop(name, None) for name in ("DELTASYNC_HOME", "DELTASYNC_CLIENT_ID_FILE")}
         os.environ["DELTASYNC_HOME"] = str(self.home)
         try:
@@ -697,7 +699,7 @@ class Client:
     def push(self, network: Network | None, how: How) -> PushReport:
         """Observe the folder and push it as the command does; without a network, seal into files."""
         fuse = None if how.kill_at is None else Fuse(how.kill_at)
-        with self._at_home(), acting("client"):
+        with self.at_home(), acting("client"):
             with armed("client", fuse):
                 state = State.open(self.root)
             try:
@@ -719,6 +721,8 @@ class Client:
     def _run(self, state: State, network: Network | None, how: How) -> PushReport:
         options = ScanOptions(IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=how.allow)
         scan(state, options)
+        if state.get_meta(REHASH_DUE):  # every inode had changed, and the user does as the note says
+            scan(state, dataclasses.replace(options, rehash=True))
         self._note_files(state)
 
         def rescan(folders: Any) -> object:
@@ -740,7 +744,7 @@ class Client:
     @contextmanager
     def _peeked(self) -> Iterator[State | None]:
         """Look into the state without holding it; None when it is not there yet, or was killed while it was made."""
-        with self._at_home(), contextlib.ExitStack() as stack:
+        with self.at_home(), contextlib.ExitStack() as stack:
             try:
                 state = stack.enter_context(State.open(self.root, read_only=True))
                 yield state if state.db.execute("SELECT 1 FROM head").fetchone() else None
