@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from plain_folder import VERBS, Change
-from world import DEADLY, LOUD, SILENT, Client, Fault, How, World
+from world import World
+from world_client import Client, How
+from world_network import DEADLY, LOUD, SILENT, Fault
 
 EXAMPLES = int(os.environ.get("WORLD_EXAMPLES", "0"))
 """How many worlds to live through; 0 is the short, repeatable run of every test run."""
