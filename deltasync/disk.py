@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOC
 """To read a file: never through a link, never blocking on a FIFO."""
 _COPY_BYTES = 1 << 20
 _FICLONE = 0x40049409
+_WRITE_NOW = 2
 
 
 def require_confinement() -> None:
@@ -85,6 +87,28 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def start_writeback(descriptor: int) -> None:
+    """Ask the kernel to begin writing a file's bytes, where it can be asked.
+
+    Many files started first and fsynced then cost half of fsyncing each from cold: the journal of the file system is
+    committed once instead of once a file.
+    """
+    start = _writeback()
+    if start is not None:
+        start(descriptor)
+
+
+@functools.cache
+def _writeback() -> Callable[[int], object] | None:
+    import ctypes
+
+    sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if os.name == "posix" else None
+    if sync_file_range is None:
+        return None
+    everything = (ctypes.c_int64(0), ctypes.c_int64(0))
+    return lambda descriptor: sync_file_range(descriptor, *everything, _WRITE_NOW)
 
 
 class Lock:
@@ -160,6 +184,10 @@ class Folder:
             here = there
         return here
 
+    def names(self) -> list[str]:
+        """Return the names in this folder."""
+        return os.listdir(self.fd)
+
     def stat(self, name: str) -> os.stat_result:
         """Stat an entry of this folder without following it."""
         return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
@@ -193,7 +221,7 @@ def remove_tree(parent: Folder, name: str) -> None:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
         with parent.enter(name) as folder:
-            for child in os.listdir(folder.fd):
+            for child in folder.names():
                 remove_tree(folder, child)
         os.rmdir(name, dir_fd=parent.fd)
 

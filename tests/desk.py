@@ -44,12 +44,17 @@ class Desk:
             else:
                 os.environ[name] = before
 
-    def observe(self, state: State, folders: Collection[str] | None = None) -> None:
+    def observe(
+        self,
+        state: State,
+        folders: Collection[str] | None = None,
+        recorded: Callable[[], None] | None = None,
+    ) -> None:
         """Scan the folder, or some folders of it; what the tests make is never still being written."""
         options = ScanOptions(
             ignore=IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=True, **self.scan_options
         )
-        scan(state, options, folders=folders)
+        scan(state, options, folders=folders, recorded=recorded)
 
     def push(
         self,
@@ -67,12 +72,13 @@ class Desk:
         mine = transport or (open_transport(self.url, timeout=20, max_retries=2) if self.url else None)
         try:
             with self.open() as state:
-                if scans:
-                    self.observe(state)
-                if before is not None:
-                    before(state)
                 rescan = (lambda folders: self.observe(state, folders)) if rescans else None
-                return Pusher(state, mine, PushOptions(**options), rescan=rescan).run()
+                with Pusher(state, mine, PushOptions(**options), rescan=rescan) as pusher:
+                    if scans:
+                        self.observe(state, recorded=pusher.send_ahead)
+                    if before is not None:
+                        before(state)
+                    return pusher.run()
         finally:
             if mine is not None and transport is None:
                 mine.close()

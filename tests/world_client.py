@@ -144,10 +144,6 @@ class Client:
 
     def _run(self, state: State, network: Network | None, how: How) -> PushReport:
         options = ScanOptions(IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=how.allow)
-        scan(state, options)
-        if state.get_meta(REHASH_DUE):  # every inode had changed, and the user does as the note says
-            scan(state, dataclasses.replace(options, rehash=True))
-        self._note_files(state)
 
         def rescan(folders: Any) -> object:
             return scan(state, options, folders=folders)
@@ -158,7 +154,12 @@ class Client:
             if how.kill_on_progress is not None and next(told, None) is None:
                 raise Killed
 
-        report = Pusher(state, network, how.options(), progress=progress, rescan=rescan).run()
+        with Pusher(state, network, how.options(), progress=progress, rescan=rescan) as pusher:
+            scan(state, options, recorded=pusher.send_ahead)
+            if state.get_meta(REHASH_DUE):  # every inode had changed, and the user does as the note says
+                scan(state, dataclasses.replace(options, rehash=True))
+            self._note_files(state)
+            report = pusher.run()
         assert report.root == state.sealed_root().hex()
         return report
 

@@ -22,6 +22,9 @@ class Meter:
     def read(self, files: int, size_bytes: int) -> None:
         """Hear how many files and bytes were read so far."""
 
+    def all_is_read(self) -> None:
+        """Hear that everything was read."""
+
     def sent(self, progress: Progress) -> None:
         """Hear how far the sending is; called from the sending threads."""
 
@@ -40,7 +43,7 @@ class _Lines(Meter):
 
 
 class _Bar(Meter):
-    """One bar: first for what is read, then for what is sent."""
+    """A bar for what is read, until all is, and one for what is sent."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -52,10 +55,13 @@ class _Bar(Meter):
             self._reading = self._bars.add_task("reading", total=None)
         self._bars.update(self._reading, completed=size_bytes)
 
+    def all_is_read(self) -> None:
+        if self._reading is not None:
+            self._bars.remove_task(self._reading)
+            self._reading = None
+
     def sent(self, progress: Progress) -> None:
         if self._sending is None:
-            if self._reading is not None:
-                self._bars.remove_task(self._reading)
             self._sending = self._bars.add_task("sending", total=progress.total_bytes)
         self._bars.update(self._sending, completed=progress.content_bytes, total=progress.total_bytes)
 

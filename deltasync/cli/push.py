@@ -14,7 +14,7 @@ import typer
 from deltasync.cli import options
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text, seconds_text
-from deltasync.cli.progress import Meter, meter
+from deltasync.cli.progress import meter
 from deltasync.client import outbox
 from deltasync.client.push import WAIT_SECONDS, Pusher, PushOptions
 from deltasync.client.report import Counts, PushReport
@@ -128,24 +128,25 @@ def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
         def rescan(folders: Collection[str]) -> ScanReport:
             return scan(state, look, folders=folders, progress=progress.read)
 
-        found = scan(state, look, progress=progress.read)
-        call.out.detail(
-            f"{count_text(found.files, 'file')} looked at, {found.hashed_files:,} read "
-            f"({bytes_text(found.hashed_bytes)}), in {seconds_text(found.seconds)}"
-        )
-        if found.remounted:
-            call.out.note(
-                "every file has a new inode here; sizes and times were trusted: push --rehash reads all again"
-            )
-        return _send(state, settings, progress, rescan)
+        url = settings.to or outbox.head(state).url
+        transport = options.transport(settings, url)
+        with (
+            contextlib.closing(transport) if transport is not None else contextlib.nullcontext(),
+            Pusher(state, transport, push_options(settings), progress=progress.sent, rescan=rescan) as pusher,
+        ):
+            found = scan(state, look, progress=progress.read, recorded=pusher.send_ahead)
+            progress.all_is_read()
+            _say_found(call, found)
+            return pusher.run()
 
 
-def _send(state: State, settings: Settings, progress: Meter, rescan: Any) -> PushReport:
-    url = settings.to or outbox.head(state).url
-    transport = options.transport(settings, url)
-    with contextlib.closing(transport) if transport is not None else contextlib.nullcontext():
-        pusher = Pusher(state, transport, push_options(settings), progress=progress.sent, rescan=rescan)
-        return pusher.run()
+def _say_found(call: Call, found: ScanReport) -> None:
+    call.out.detail(
+        f"{count_text(found.files, 'file')} looked at, {found.hashed_files:,} read "
+        f"({bytes_text(found.hashed_bytes)}), in {seconds_text(found.seconds)}"
+    )
+    if found.remounted:
+        call.out.note("every file has a new inode here; sizes and times were trusted: push --rehash reads all again")
 
 
 def push_options(settings: Settings) -> PushOptions:

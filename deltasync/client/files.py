@@ -233,7 +233,7 @@ class Files:
         self._take(frame, Item(entry, inode, ctime_ns, flags))
         self.hashed_files += 1
         self.hashed_bytes += status.st_size
-        self.ledger.count_hashed()
+        self.ledger.count_hashed(status.st_size)
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
 

@@ -9,7 +9,8 @@ from deltasync.client.moves import LIMBO, ROOT_ID, Link, Links, joined
 from deltasync.client.state import Problem, Record, Row, State
 
 _FLUSH_BYTES = 8 << 20
-_FLUSH_FILES = 20_000
+_FLUSH_FILES = 4_000
+_FLUSH_HASHED_BYTES = 64 << 20
 _FLUSH_SECONDS = 5.0
 _LIMBO_MAX = 10_000
 
@@ -29,7 +30,7 @@ class Ledger:
         self._objects: dict[bytes, bytes] = {}
         self._vanished: dict[str, int] = {}
         self._next_id = state.last_id() + 1
-        self._bytes = self._files = 0
+        self._bytes = self._files = self._hashed_bytes = 0
         self._since = time.monotonic()
 
     # Rows
@@ -80,9 +81,10 @@ class Ledger:
         """Record that a file's name is gone or has become another file."""
         self._vanished.setdefault(joined(self.links.origin(folder), name), inode)
 
-    def count_hashed(self) -> None:
+    def count_hashed(self, size_bytes: int) -> None:
         """Count one more file that would have to be hashed again if nothing were written."""
         self._files += 1
+        self._hashed_bytes += size_bytes
 
     def add_problem(self, folder: str, problem: Problem) -> None:
         """Record trouble with one entry of a folder."""
@@ -95,6 +97,7 @@ class Ledger:
         return (
             self._files >= _FLUSH_FILES
             or self._bytes >= _FLUSH_BYTES
+            or self._hashed_bytes >= _FLUSH_HASHED_BYTES
             or (self._files > 0 and time.monotonic() - self._since > _FLUSH_SECONDS)
         )
 
@@ -105,7 +108,7 @@ class Ledger:
             self.state.record(rows, self._objects, self.links.changed, self._vanished)
             self._rows, self._objects, self._vanished = {}, {}, {}
             self.links.recorded()
-        self._bytes = self._files = 0
+        self._bytes = self._files = self._hashed_bytes = 0
         self._since = time.monotonic()
 
     def _record(self, row: Row, stats: bytes) -> Record:

@@ -134,7 +134,6 @@ def packed(
     digests: Collection[str],
     source: Source,
     *,
-    level: int = LEVEL,
     on_content: Callable[[int], None] | None = None,
 ) -> Iterator[bytes]:
     """Yield a bundle's bytes with the content of those digests, read from a source, which is closed at the end.
@@ -150,7 +149,7 @@ def packed(
 
     reader: Read = source.read if on_content is None else read
     try:
-        yield from seal(metadata, digests, reader, level=level, threads=threads_for(sealed_bytes(metadata, digests)))
+        yield from seal(metadata, digests, reader, level=LEVEL, threads=threads_for(sealed_bytes(metadata, digests)))
     finally:
         source.close()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from deltasync import db
 from deltasync.client import opening, outbox, pack, resync, seal
@@ -30,13 +30,15 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import Operation
+from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.core.tree import Loader, find
 
 if TYPE_CHECKING:
-    from deltasync.client.courier import Parcel, Undelivered
+    from types import TracebackType
+
+    from deltasync.client.courier import Courier, Parcel, Undelivered
     from deltasync.client.state import State
 
 WAIT_SECONDS = 300.0
@@ -44,6 +46,8 @@ WAIT_SECONDS = 300.0
 POLL_SECONDS = 30.0
 CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
+AHEAD_FILES, AHEAD_BYTES = 8_000, 32 << 20
+"""What a first scan must have recorded anew before it is worth a bundle of its own."""
 ROUNDS_MAX = 40
 """How often trouble without a receipt in between is met with another attempt."""
 __all__ = [
@@ -106,9 +110,17 @@ class PushOptions:
     """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""
     outbox_limit: int = outbox.LIMIT_BYTES
     keep_sent_seconds: float = 0.0
-    level: int = pack.LEVEL
     wait: float = WAIT_SECONDS
     """How long to wait for the plain tree after the last receipt; 0 returns after the receipt."""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """What is on its way before the scan is at its end."""
+
+    server: wire.WorkspaceState
+    courier: Courier
+    trouble: Exception | None = None
 
 
 Rescan = Callable[[Collection[str]], object]
@@ -133,6 +145,15 @@ class Pusher:
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._also: dict[bytes, set[str]] = {}
+        self._ahead: _Ahead | None = None
+        is_first = state.observed_root() == EMPTY_ROOT
+        self._may_go_ahead = is_first and transport is not None and transport.has_cache and not options.dry_run
+        self._counts_ahead = 0, 0
+        self._sent_before = transport.sent_bytes if transport else 0
+        self._known: set[bytes] = set()
+        """Content that a bundle of this round carries or need not carry."""
+        self._knows_all = False
+        """All content of the sealed tree is in there."""
         self._changes: dict[str, int] = {}
         self._left_out: dict[str, str] = {}
         self._hints_hold = True
@@ -148,11 +169,20 @@ class Pusher:
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what was sent ahead of a scan that failed."""
+        if self._ahead is not None:
+            self._ahead.courier.__exit__(kind, error, trace)
+
     def run(self) -> PushReport:
         """Seal and send everything that differs; returns when the server's plain tree has it, or `wait` is over."""
         started = time.monotonic()
         report = self._tally.report
-        sent_before = self._transport.sent_bytes if self._transport else 0
         try:
             if self._options.dry_run:
                 self._rehearse()
@@ -162,14 +192,15 @@ class Pusher:
         except sqlite3.DatabaseError as error:
             raise db.damaged(self._state.folder / "state.db", error) from error
         if self._transport is not None:
-            report.sent_bytes += self._transport.sent_bytes - sent_before
+            report.sent_bytes += self._transport.sent_bytes - self._sent_before
         report.seconds = time.monotonic() - started
         return report
 
     def _push(self) -> None:
         transport = self._transport
-        outbox.bind(self._state, self._name, transport.url if transport else None)
-        outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
+        if self._ahead is None:  # a file of a bundle that is on its way has no row yet
+            outbox.bind(self._state, self._name, transport.url if transport else None)
+            outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
         try:
             is_done = self._exchange(transport) if transport is not None else self._seal_files()
         except (HostUnreachable, HostBusy) as error:
@@ -187,10 +218,11 @@ class Pusher:
         from deltasync.client.courier import Undelivered
 
         while self._rounds < ROUNDS_MAX:
-            server = self._greet(transport)
+            ahead, self._ahead = self._ahead, None
+            server = ahead.server if ahead else self._greet(transport)
             before = outbox.head(self._state).acknowledged_sequence
             try:
-                self._deliver(transport, server)
+                self._deliver(transport, server, ahead)
             except Undelivered as trouble:
                 self._rounds += 1
                 if outbox.head(self._state).acknowledged_sequence > before:
@@ -204,6 +236,47 @@ class Pusher:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True
         return False
+
+    # Ahead of the end of a first scan
+
+    def send_ahead(self) -> None:
+        """Send what an unfinished first scan has recorded so far, if that is enough for a bundle.
+
+        Only a history that begins now goes ahead: nothing can be moved or deleted in it. Trouble on the way is kept
+        for `run`, which meets it as if it had come later.
+        """
+        transport, (files, size_bytes) = self._transport, self._state.counts()
+        is_enough = files >= self._counts_ahead[0] + AHEAD_FILES or size_bytes >= self._counts_ahead[1] + AHEAD_BYTES
+        if transport is None or not (self._may_go_ahead and is_enough):
+            return
+        from deltasync.client.courier import Undelivered
+
+        self._counts_ahead = files, size_bytes
+        try:
+            ahead = self._ahead = self._ahead or self._begin_ahead(transport)
+            if ahead is None:
+                self._may_go_ahead = False
+                return
+            for parcel in self._parcels(transport, ahead.server, follows=True):
+                ahead.courier.send(parcel)
+                ahead.courier.make_room()
+        except (DeltasyncError, Undelivered) as trouble:
+            self._may_go_ahead = False
+            if self._ahead is not None:  # otherwise `run` greets the receiver itself
+                self._ahead.trouble = trouble
+
+    def _begin_ahead(self, transport: Transport) -> _Ahead | None:
+        """Meet a receiver that has nothing of this workspace; None when it has, and the scan must end first."""
+        from deltasync.client.courier import Courier
+
+        if outbox.bind(self._state, self._name, transport.url).sealed_sequence:
+            return None
+        server = transport.workspace(self._name)
+        if server.sequence or server.client_id or server.wanted:
+            return None
+        opening.claim(self._state.folder, transport.url, self._name, take_over=self._options.take_over)
+        self._knows_all = True
+        return _Ahead(server, Courier(transport, self._name, self._received))
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
@@ -252,16 +325,20 @@ class Pusher:
             self._state.store(fetched)
         return base, seal.overlaid(self._state.load, fetched)
 
-    def _deliver(self, transport: Transport, server: wire.WorkspaceState) -> None:
-        """Send what is sealed, then seal and send what differs; raises Undelivered."""
-        parcels = self._parcels(transport, server)
-        parcel = next(parcels, None)
-        if parcel is None:
+    def _deliver(self, transport: Transport, server: wire.WorkspaceState, ahead: _Ahead | None) -> None:
+        """Send what is sealed, then seal and send what differs, behind what is on its way; raises Undelivered."""
+        parcels = self._parcels(transport, server, follows=ahead is not None)
+        parcel = None if ahead else next(parcels, None)
+        if parcel is None and ahead is None:
             return
         from deltasync.client.courier import Courier
 
-        with Courier(transport, self._name, self._received) as courier:
+        with ahead.courier if ahead else Courier(transport, self._name, self._received) as courier:
             try:
+                if ahead is not None:
+                    if ahead.trouble is not None:
+                        raise ahead.trouble
+                    parcel = next(parcels, None)
                 while parcel is not None:
                     courier.send(parcel, wait_seconds=min(self._options.wait, POLL_SECONDS) if parcel.is_last else 0.0)
                     courier.make_room()  # before the next is prepared: each takes some memory
@@ -271,12 +348,18 @@ class Pusher:
                 raise
             courier.finish()
 
-    def _parcels(self, transport: Transport, server: wire.WorkspaceState) -> Iterator[Parcel]:
-        """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10)."""
-        rows = outbox.pending(self._state)
+    def _parcels(self, transport: Transport, server: wire.WorkspaceState, *, follows: bool) -> Iterator[Parcel]:
+        """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10).
+
+        follows: those that are sealed already are on their way.
+        """
+        rows = [] if follows else outbox.pending(self._state)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
-        self._coming.clear()
+        if not follows:
+            self._coming.clear()
+            self._known.clear()
+            self._knows_all = False
         self._unhealed = set(server.wanted)
         for row in rows:
             yield self._sealed_before(ask, row, is_last=is_all and row is rows[-1])
@@ -341,7 +424,7 @@ class Pusher:
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
-        chunks = pack.packed(metadata, digests, source, level=self._options.level, on_content=on_content)
+        chunks = pack.packed(metadata, digests, source, on_content=on_content)
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
@@ -495,8 +578,10 @@ class Pusher:
             return
         span = seal.Span(span.base, target, span.sequence)
         most = seal.operations_max(operations, limits)
-        contents = seal.Contents(operations, span.base, load, ask, exact=exact)
-        self._tally.expected = lambda: contents.total_bytes
+        held = EMPTY_ROOT if self._knows_all else span.base
+        contents = seal.Contents(operations, held, load, ask, exact=exact, known=self._known)
+        sent_ahead = self._tally.expected() if self._ahead else 0
+        self._tally.expected = lambda: sent_ahead + contents.total_bytes
         yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most)
 
     def _difference(
@@ -559,7 +644,8 @@ class Pusher:
                 is_strange, self._hints_hold = self._is_strange(meeting, base), False
         operations, _, load = self._difference(base, load, limits, is_resync=is_strange)
         most = seal.operations_max(operations, limits)
-        contents = seal.Contents(operations, base, load, ask, exact=transport is None or not transport.has_cache)
+        exact = transport is None or not transport.has_cache
+        contents = seal.Contents(operations, base, load, ask, exact=exact, known=self._known)
         if base == here.sealed_root:
             for row in outbox.pending(state):
                 if row.sequence > done:

@@ -427,7 +427,7 @@ class _Sealing:
         operations = diff(EMPTY_ROOT, target, laid)
         writer = seal.Writer(name, str(state.root), state.client_id, secrets.token_hex(16))
         most = seal.operations_max(operations, wire.Limits())
-        contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True)
+        contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True, known=set())
         span = seal.Span(EMPTY_ROOT, target, 1)
         for cut in seal.Cuts(contents, span, writer, laid, wire.Limits(), max_operations=most):
             known |= cut.objects

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from deltasync.client.files import Clock, Files, name_trouble
 from deltasync.client.frame import Frame, Item, Want, items
@@ -46,18 +46,20 @@ def scan(
     folders: Collection[str] | None = None,
     is_settled: IsSettled | None = None,
     progress: Progress | None = None,
+    recorded: Callable[[], None] | None = None,
 ) -> ScanReport:
     """Observe the whole workspace, or only some folders of it, and record what it is now.
 
     folders: these are listed again, and everything below them that is new or moved; None lists everything.
     is_settled: asked for each file that would be read; while it says no, the file's former entry stands.
     progress: told how many files and bytes were read so far.
+    recorded: called when a part of an unfinished scan was recorded: the observed tree is whole and holds that part.
     Raises RootUnavailable and GuardStopped before anything is taken for deleted.
     """
     with space_guard(state.folder), _open_root(state) as top, contextlib.closing(Clock(state.folder)) as clock:
         try:
             files = Files(Ledger(state), options, clock, is_settled, progress)
-            return _Scan(state, options, top, files).run(folders)
+            return _Scan(state, options, top, files, recorded).run(folders)
         except sqlite3.DatabaseError as error:
             raised = damaged(state.folder, error)
             raise raised from None if raised is error else error
@@ -78,8 +80,11 @@ def _open_root(state: State) -> Folder:
 class _Scan:
     """One scan: the walk over folders; files are left to `Files`, what to write to the ledger."""
 
-    def __init__(self, state: State, options: ScanOptions, top: Folder, files: Files) -> None:
+    def __init__(
+        self, state: State, options: ScanOptions, top: Folder, files: Files, recorded: Callable[[], None] | None
+    ) -> None:
         self._state, self._options, self._top, self._files = state, options, top, files
+        self._recorded = recorded
         self._ledger = files.ledger
         self._stack: list[Frame] = []
         self._bereft: set[int] = set()
@@ -138,6 +143,8 @@ class _Scan:
         for frame in reversed(self._stack):
             frame.write(self._ledger)
         self._ledger.flush()
+        if self._recorded is not None:
+            self._recorded()
 
     def _settle(self) -> None:
         """Look again at files that changed while they were read, until they stay as they are or time is up."""

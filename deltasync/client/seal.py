@@ -62,18 +62,21 @@ class Cut:
 class Contents:
     """Decides which content of a delta must travel; the receiver is asked for one window of operations at a time."""
 
-    def __init__(self, operations: list[Operation], base: bytes, load: Loader, ask: Ask, *, exact: bool) -> None:
+    def __init__(
+        self, operations: list[Operation], base: bytes, load: Loader, ask: Ask, *, exact: bool, known: set[bytes]
+    ) -> None:
         """Ask nothing yet.
 
-        operations: used up while they are handed out, so that their memory is free again. base: the tree that the
-        receiver holds before the first of them. exact: never ask for what that tree has.
+        operations: used up while they are handed out, so that their memory is free again. base: a tree that the
+        receiver holds before the first of them, as far as its content is not `known`. exact: never ask for what that
+        tree has. known: content that was decided on before, as the first half of each digest; grows.
         """
         operations.reverse()
         self._left, self._base, self._load, self._ask = operations, base, load, ask
         self._exact = exact
         self._window: list[Operation] = []
         self._last: Operation | None = None
-        self._known: set[bytes] = set()
+        self._known = known
         self._due: set[str] = set()
         self._counted: set[str] = set()
         self.total_bytes = sum(each.size for each in operations if _brings_content(each))

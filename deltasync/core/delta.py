@@ -434,8 +434,8 @@ def cut(
 ) -> Iterator[list[Operation]]:
     """Cut a delta into runs for one bundle each; every run applies to the tree that the one before it left (spec B-46).
 
-    content_size: bytes of content that an operation adds to its bundle. One operation larger than max_bytes is a
-    run of its own; the directory moves at the head of the list are never parted.
+    content_size: bytes of content that an operation adds to its bundle. Content larger than max_bytes shares its run
+    with no other content; the directory moves at the head of the list are never parted.
     """
     run: list[Operation] = []
     total = 0
@@ -446,7 +446,7 @@ def cut(
         is_bound = operation.operation is Verb.MOVED and operation.kind is Kind.DIRECTORY
         if is_bound:
             moved[operation.source_path or ""] = operation.path
-        elif run and (len(run) >= max_operations or (size and total + size > max_bytes)):
+        elif run and (len(run) >= max_operations or (size and total and total + size > max_bytes)):
             yield run
             run, total, forward = [], 0, _Translation(moved)
         if forward is not None and operation.source_path is not None:

@@ -17,12 +17,13 @@ from typing import Self
 
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Operation
-from deltasync.disk import Folder, fsync_folder, open_regular, remove_tree, write_all
+from deltasync.disk import Folder, fsync_folder, open_regular, remove_tree, start_writeback, write_all
 from deltasync_server.state import BlobRow, split_digests
 
 PLAIN_MODE, EXECUTABLE_MODE = 0o444, 0o555
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _BUFFER_BYTES = 1 << 20
+_WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
 
@@ -41,11 +42,6 @@ def is_unchanged(row: BlobRow, status: os.stat_result) -> bool:
         and is_executable(status) == row.executable
         and not status.st_mode & _WRITABLE
     )
-
-
-def names_in(folder: Folder) -> list[str]:
-    """Return the names in a held folder."""
-    return os.listdir(folder.fd)  # noqa: PTH208  pathlib lists no descriptor
 
 
 def hash_of(descriptor: int) -> bytes:
@@ -106,6 +102,8 @@ class Staging:
         self.folder = parent.enter(self._name)
         self.staged: dict[bytes, Operation] = {}
         self.content_bytes = 0
+        self.is_durable = False
+        """Content is fsynced here, because no journal file stands for it."""
 
     def write(self, operation: Operation, views: Iterable[memoryview]) -> None:
         """Store one content with the mode and time of its operation; nothing is flushed here (spec ST-12)."""
@@ -113,13 +111,27 @@ class Staging:
         mode = EXECUTABLE_MODE if operation.executable else PLAIN_MODE
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=self.folder.fd)
         try:
+            unstarted = 0
             for view in views:
                 write_all(descriptor, view)
+                unstarted += len(view)
+                if self.is_durable and unstarted >= _WRITEBACK_BYTES:
+                    start_writeback(descriptor)
+                    unstarted = 0
             os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
         finally:
             os.close(descriptor)
         self.staged[bytes.fromhex(name)] = operation
         self.content_bytes += operation.size
+
+    def make_durable(self) -> None:
+        """Fsync what was staged (spec ST-16)."""
+        for digest in self.staged:
+            descriptor = open_regular(digest.hex(), at=self.folder.fd)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +157,7 @@ class Cache:
         self.attributes = Attributes(self._staging)
 
     def _make_folders(self) -> None:
-        present = set(names_in(self.folder))
+        present = set(self.folder.names())
         missing = [name for name in (f"{number:02x}" for number in range(256)) if name not in present]
         for name in missing:
             os.mkdir(name, 0o755, dir_fd=self.folder.fd)
@@ -159,7 +171,7 @@ class Cache:
 
     def clear_staging(self) -> None:
         """Remove what an interrupted receipt left; nobody may be receiving."""
-        for name in names_in(self._staging):
+        for name in self._staging.names():
             remove_tree(self._staging, name)
 
     def status(self, digest: bytes) -> os.stat_result | None:
@@ -211,11 +223,19 @@ class Cache:
                     fresh.append(digest)
                 actual = mtime_of(operation.mtime_ns)
                 rows.append(BlobRow(digest, operation.size, actual, operation.executable))
+            if staging.is_durable:
+                self.make_names_durable(row.digest for row in rows)
             yield rows
         except BaseException:
             for digest in fresh:
                 self.remove(digest)
             raise
+
+    def make_names_durable(self, digests: Iterable[bytes]) -> None:
+        """Fsync the folders that these blobs are in."""
+        for name in sorted({place_of(digest)[:2] for digest in digests}):
+            with self.folder.enter(name) as entered:
+                entered.fsync()
 
     def _publish(self, staging: Staging, digest: bytes) -> None:
         place = place_of(digest)
@@ -258,7 +278,7 @@ class Cache:
         names = {digest.hex() for digest in known}
         return [
             f"{folder}/{name}"
-            for folder in sorted(names_in(self.folder))
+            for folder in sorted(self.folder.names())
             for name in self._listed(folder)
             if name not in names or not name.startswith(folder)
         ]
@@ -266,7 +286,7 @@ class Cache:
     def _listed(self, folder: str) -> list[str]:
         try:
             with self.folder.enter(folder) as entered:
-                return sorted(names_in(entered))
+                return sorted(entered.names())
         except NotADirectoryError:
             return [""]
 

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -41,6 +41,9 @@ LEASE_SECONDS = 3600
 ARRIVAL_SECONDS = 7 * 24 * 3600.0
 TURN_SECONDS = 60.0
 """How long a complete bundle waits for one before it that is still arriving."""
+
+LARGE_BYTES = 1 << 20
+"""Bundles whose content is this large on average are not journalled: the content itself is made durable."""
 
 DecideHook = Callable[[Head, Metadata, Verdict], None]
 """Called when the metadata is in, before the verdict is acted on; it may raise an error of its own."""
@@ -170,14 +173,34 @@ class Intake:
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with self.rooms.cache.staging() as staging:
+            if _brings_large_content(metadata):
+                self._do_without_journal(staging)
             self._stage(reader, metadata, staging)
+            if not staging.staged:
+                self._do_without_journal(staging)
             del reader  # with the bytes of the metadata: two large bundles at once must fit into little memory
             metadata = replace(metadata, operations_bytes=b"", hashes_bytes=b"")
-            self.spool.begin_sync(self.rooms.syncs)
-            self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
-            with self.rooms.arrivals.committing(self.arrival.workspace):
-                first = self._judge(metadata, may_wait=False)
-                return Committed(first, 0, 0) if first else self._commit(metadata, staging)
+            with self._being_made_durable(staging) as durable:
+                self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
+                with self.rooms.arrivals.committing(self.arrival.workspace):
+                    first = self._judge(metadata, may_wait=False)
+                    return Committed(first, 0, 0) if first else self._commit(metadata, staging, durable)
+
+    def _do_without_journal(self, staging: Staging) -> None:
+        """Have the content itself made durable, unless the operator wants the bundle's file (spec ST-16)."""
+        if not self.rooms.config.keep_bundles:
+            staging.is_durable = True
+            self.spool.stop_keeping()
+
+    @contextmanager
+    def _being_made_durable(self, staging: Staging) -> Iterator[Future[None]]:
+        """Make the journal file, or the content itself, durable beside a block; nobody uses either behind it."""
+        what = staging if staging.is_durable else self.spool
+        durable = self.rooms.syncs.submit(what.make_durable)
+        try:
+            yield durable
+        finally:
+            durable.exception()
 
     def _judge(self, metadata: Metadata, *, may_wait: bool) -> wire.Receipt | None:
         """Return the first receipt of a duplicate, None when the bundle may go on, or raise the verdict."""
@@ -212,14 +235,14 @@ class Intake:
                 staging.write(operation, views)
         reader.finish()
 
-    def _commit(self, metadata: Metadata, staging: Staging) -> Committed:
+    def _commit(self, metadata: Metadata, staging: Staging, durable: Future[None]) -> Committed:
         """Compute the tree, publish the content, and move the head (spec ST-13, ST-14)."""
         state, name = self.rooms.state, self.arrival.workspace
         with state.read() as db:
             applied = delta.apply(head_of(db, name).root, metadata.operations, loader(db))
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
-        self.spool.finish_sync()  # spec ST-11: durable before any row names it
+        durable.result()  # spec ST-11: durable before any row names it
         with state.hold():
             with state.read() as db:
                 kept = self._present(db, metadata, staging)
@@ -248,7 +271,8 @@ class Intake:
         self.spool.is_kept = True
         try:
             with self.rooms.state.write() as db:
-                return _Commit(db, self.arrival.workspace, metadata, staging).write(applied, published, self.spool.name)
+                commit = _Commit(db, self.arrival.workspace, metadata, staging)
+                return commit.write(applied, published, None if staging.is_durable else self.spool.name)
         except DeltasyncError as error:
             self.spool.is_kept = isinstance(error, Corrupt)
             raise
@@ -272,7 +296,7 @@ class _Commit:
         self._staging = staging
         self._row = workspace_row(db, name)
 
-    def write(self, applied: delta.Applied, published: _Published, journal: str) -> wire.Receipt:
+    def write(self, applied: delta.Applied, published: _Published, journal: str | None) -> wire.Receipt:
         """Write everything that the bundle changes, and return its receipt."""
         db = self._db
         receipt = self._receipt(applied)
@@ -312,8 +336,8 @@ class _Commit:
         if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
             db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
 
-    def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str) -> None:
-        carried = b"".join(sorted(self._staging.staged))
+    def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str | None) -> None:
+        carried = b"".join(sorted(self._staging.staged)) if journal else None
         body = msgspec.json.encode(receipt)
         values = (self._name, receipt.sequence, receipt.epoch, self._metadata.identity, root, body)
         self._db.execute(
@@ -359,6 +383,12 @@ _UPSERT_HEAD = """
         last_bundle_id = excluded.last_bundle_id, last_applied_at = excluded.last_applied_at,
         last_upload_status = excluded.last_upload_status
 """
+
+
+def _brings_large_content(metadata: Metadata) -> bool:
+    """Tell whether one fsync for each content costs less than writing all of it twice (spec ST-16)."""
+    sizes = [operation.size for operation in content_operations(metadata).values()]
+    return sum(sizes) >= max(1, len(sizes)) * LARGE_BYTES
 
 
 def conflict(verdict: Verdict, head: Head, header: Header) -> DeltasyncError:

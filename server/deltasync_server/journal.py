@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -16,13 +14,12 @@ from typing import NamedTuple, Self
 from deltasync.core.bundle import BundleReader, Source
 from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.wire import Limits
-from deltasync.disk import Folder, fsync_folder, open_regular, write_all
-from deltasync_server.blobs import Cache, names_in, place_of
+from deltasync.disk import Folder, fsync_folder, open_regular, start_writeback, write_all
+from deltasync_server.blobs import Cache
 from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, split_digests
 
 SPACE_CHECK_BYTES = 32 * 2**20
 _BATCH = 512
-_WRITE_NOW = 2
 _log = logging.getLogger(__name__)
 
 ShouldStop = Callable[[], bool]
@@ -37,7 +34,7 @@ class Spool:
         self._require_space = require_space
         self._unchecked_bytes = 0
         self.size_bytes = 0
-        self._sync: Future[None] | None = None
+        self._is_keeping = True
         self.name = f"{secrets.token_hex(8)}.spool"
         self.is_kept = False
         """Set just before the commit that names this file: from then on only that commit's failure removes it."""
@@ -46,14 +43,17 @@ class Spool:
         self._descriptor = os.open(self.name, flags, 0o600, dir_fd=folder.fd)
 
     def read(self, size: int, /) -> bytes:
-        """Pass bytes of the source on, once they are in the journal file."""
+        """Pass bytes of the source on, once they are in the journal file while it is kept."""
         chunk = self._take(size)
-        write_all(self._descriptor, chunk)
-        self.size_bytes += len(chunk)
         self._unchecked_bytes += len(chunk)
+        if self._is_keeping:
+            write_all(self._descriptor, chunk)
+            self.size_bytes += len(chunk)
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._unchecked_bytes = 0
             self._require_space()
+            if self._is_keeping:
+                start_writeback(self._descriptor)  # so that the fsync at the end finds little left to do
         return chunk
 
     def _take(self, size: int) -> bytes:
@@ -63,18 +63,15 @@ class Spool:
             self.has_failed_source = True
             raise
 
-    def begin_sync(self, threads: ThreadPoolExecutor) -> None:
-        """Start to make the file and its name durable, while the bundle's tree is computed."""
-        self._sync = threads.submit(self._make_durable)
-
-    def finish_sync(self) -> None:
-        """Wait until the file is durable (spec ST-11)."""
-        if self._sync is not None:
-            self._sync.result()
-
-    def _make_durable(self) -> None:
+    def make_durable(self) -> None:
+        """Make the file and its name durable (spec ST-11)."""
         os.fsync(self._descriptor)
         self._folder.fsync()
+
+    def stop_keeping(self) -> None:
+        """Pass bytes on without writing them from now on: what the bundle brings is made durable by itself."""
+        self._is_keeping = False
+        self.size_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -82,10 +79,8 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._sync is not None:
-            self._sync.exception()  # the descriptor stays open until nobody uses it
         os.close(self._descriptor)
-        if not self.is_kept:
+        if not (self.is_kept and self._is_keeping):
             os.unlink(self.name, dir_fd=self._folder.fd)
 
 
@@ -115,7 +110,7 @@ class Journal:
     def size_bytes(self) -> int:
         """Return how many bytes the journal takes."""
         total = 0
-        for name in names_in(self.folder):
+        for name in self.folder.names():
             with contextlib.suppress(FileNotFoundError):
                 total += self.folder.stat(name).st_size
         return total
@@ -124,7 +119,7 @@ class Journal:
         """Remove files that no receipt names; nobody may be receiving."""
         with self._state.read() as db:
             named = {row.journal for row in journalled(db)}
-        for name in names_in(self.folder):
+        for name in self.folder.names():
             if name not in named:
                 os.unlink(name, dir_fd=self.folder.fd)
 
@@ -193,9 +188,7 @@ class Journal:
             failed |= {digest for digest in rows if not self._with_blob(digest, os.fsync)}
             if failed and not self._replace(receipt, failed):
                 return False
-        for folder in sorted({place_of(digest)[:2] for digest in digests}):
-            with self._cache.folder.enter(folder) as entered:
-                entered.fsync()
+        self._cache.make_names_durable(digests)
         return True
 
     def _unchanged(self, digests: Sequence[bytes]) -> tuple[list[bytes], set[bytes]]:
@@ -273,16 +266,3 @@ class _File:
 
     def close(self) -> None:
         os.close(self._descriptor)
-
-
-def start_writeback(descriptor: int) -> None:
-    """Ask the kernel to begin writing a file's bytes, where it can be asked.
-
-    Many files started first and fsynced then cost half of fsyncing each from cold: the journal of the file system is
-    committed once instead of once a file.
-    """
-    if _sync_file_range is not None:
-        _sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _WRITE_NOW)
-
-
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if os.name == "posix" else None

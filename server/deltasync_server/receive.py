@@ -312,7 +312,7 @@ class Store:
 
         expected_identity: what the sender announced, or None where the route has no place for it.
         """
-        self._upkeep.note()
+        self._upkeep.note_arrival()
         try:
             self._require_space()
             with self._arrivals.arriving(name) as arrival, self._spool(source) as spool:
@@ -324,7 +324,7 @@ class Store:
             self._count(bundles_duplicate_total=1)
         else:
             self._count(bundles_applied_total=1, content_bytes_total=done.receipt.content_bytes)
-            self._upkeep.note(journal_bytes=done.journal_bytes, object_bytes=done.object_bytes)
+            self._upkeep.note_commit(journal_bytes=done.journal_bytes, object_bytes=done.object_bytes)
         self.trees.wake(name)
         self.trees.wake_healed()
         return done.receipt

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
 from deltasync.core.tree import Loader, entries_of, walk
-from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard
-from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged, names_in
+from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
+from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged
 from deltasync_server.config import LinkMode
-from deltasync_server.journal import start_writeback
 from deltasync_server.place import Placer
 from deltasync_server.state import (
     BlobRow,
@@ -341,7 +340,7 @@ class Trees:
         for name in names:
             with self._opened(name) as (_, aside):
                 with self._lock:
-                    left = names_in(aside)  # outside of a move everything here is waste
+                    left = aside.names()  # outside of a move everything here is waste
                 for waste in left:
                     if should_stop():
                         return
@@ -447,7 +446,7 @@ class _Comparison:
         entries = entries_of(digest, load)
         wrong = {entry.name for entry in self.wrong_files(folder, entries, {})}
         wrong |= {entry.name for entry in entries if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry)}
-        wrong |= set(names_in(folder)) - {entry.name for entry in entries}
+        wrong |= set(folder.names()) - {entry.name for entry in entries}
         for entry in entries:
             if entry.kind is Kind.DIRECTORY:
                 try:
@@ -478,7 +477,7 @@ class _Repair:
             raise _Stopped
         entries = entries_of(digest, self._load)
         before = {entry.name: entry for entry in entries_of(durable, self._load)}
-        for name in set(names_in(folder)) - {entry.name for entry in entries}:
+        for name in set(folder.names()) - {entry.name for entry in entries}:
             self._placer.displace(folder, name)
         wrong = self._comparison.wrong_files(folder, entries, before)
         self._placer.place(folder, path, [(entry, None) for entry in wrong])

@@ -57,16 +57,20 @@ class Upkeep:
             self._thread.join()
             self._thread = None
 
-    def note(self, *, journal_bytes: int = 0, object_bytes: int = 0) -> None:
-        """Say that a bundle begins to arrive, or was committed with this much new."""
+    def note_arrival(self) -> None:
+        """Say that a bundle begins to arrive."""
+        with self._changed:
+            self._active_at = time.monotonic()
+
+    def note_commit(self, *, journal_bytes: int, object_bytes: int) -> None:
+        """Say that a bundle was committed with this much new."""
         with self._changed:
             self._active_at = time.monotonic()
             self._journal_bytes += journal_bytes
             self._object_bytes += object_bytes
-            if journal_bytes:
-                self._pending_since = self._pending_since if self._has_work else self._active_at
-                self._has_work = True
-                self._changed.notify_all()
+            self._pending_since = self._pending_since if self._has_work else self._active_at
+            self._has_work = True
+            self._changed.notify_all()
 
     def work(self) -> None:
         """Do everything that is due; gives way when a bundle arrives, but for a checkpoint that is overdue."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -12,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sender import NAME, Sender, assert_tree, give
 
 from deltasync.core.errors import Corrupt
+from deltasync_server import intake
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
@@ -19,8 +19,12 @@ from deltasync_server.receive import Store
 SHIM = ctypes.CDLL(None)
 
 
-def run(data: Path, number: int) -> str:
-    """Fail one fsync of receive, tree or checkpoint; say how it went. Whatever it was, nothing acknowledged is lost."""
+def run(data: Path, number: int, *, is_journalled: bool) -> str:
+    """Fail one fsync of receive, tree or checkpoint; say how it went. Whatever it was, nothing acknowledged is lost.
+
+    is_journalled: the bundle is journalled; otherwise its content is made durable by itself (spec ST-16).
+    """
+    intake.LARGE_BYTES = 1 << 20 if is_journalled else 1
     sender = Sender()
     sender.move_on({})
     sender.sequence = 0
@@ -53,12 +57,13 @@ def run(data: Path, number: int) -> str:
 
 def main() -> None:
     """Sweep the points."""
-    outcomes: Counter[str] = Counter()
-    number = 0
-    while not outcomes["none failed"]:
-        number += 1
-        outcomes[run(Path(sys.argv[1]) / str(number), number)] += 1
-    print(dict(outcomes))
+    for is_journalled in (True, False):
+        outcomes: list[str] = []
+        while "none failed" not in outcomes:
+            number = len(outcomes) + 1
+            data = Path(sys.argv[1]) / f"{number}{is_journalled}"
+            outcomes.append(run(data, number, is_journalled=is_journalled))
+        print(" ".join(outcomes))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -14,6 +15,9 @@ from plain_folder import VERBS, Change
 from world import World
 from world_client import Client, How
 from world_network import DEADLY, LOUD, SILENT, Fault
+
+from deltasync.client import ledger, push
+from deltasync_server import intake
 
 EXAMPLES = int(os.environ.get("WORLD_EXAMPLES", "0"))
 """How many worlds to live through; 0 is the short, repeatable run of every test run."""
@@ -47,6 +51,7 @@ class Worlds(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.base = Path(tempfile.mkdtemp(prefix="world-", dir=_BASE))
+        self.patch = pytest.MonkeyPatch()
         self.world: World
         self.here: Client
 
@@ -54,9 +59,18 @@ class Worlds(RuleBasedStateMachine):
         is_threaded=st.sampled_from([False, False, False, True]),
         is_tiny=st.booleans(),
         link=st.sampled_from(["auto", "auto", "copy"]),
+        goes_ahead=st.booleans(),
+        is_journalled=st.booleans(),
         changes=_changes,
     )
-    def begin(self, is_threaded: bool, is_tiny: bool, link: str, changes: list[Change]) -> None:
+    def begin(
+        self, is_threaded: bool, is_tiny: bool, link: str, goes_ahead: bool, is_journalled: bool, changes: list[Change]
+    ) -> None:
+        if goes_ahead:  # of a first scan: otherwise nothing here is large enough for it
+            self.patch.setattr(push, "AHEAD_FILES", 2)
+            self.patch.setattr(ledger, "_FLUSH_FILES", 1)
+        if not is_journalled:
+            self.patch.setattr(intake, "LARGE_BYTES", 1)
         self.world = World(self.base, is_threaded=is_threaded, is_tiny=is_tiny, link=link)
         self.here = self.world.clients[0]
         self.change([Change("grow"), *changes])
@@ -174,6 +188,7 @@ class Worlds(RuleBasedStateMachine):
             if hasattr(self, "world"):
                 self.end()
         finally:
+            self.patch.undo()
             shutil.rmtree(self.base)
 
     def end(self) -> None:

@@ -120,6 +120,38 @@ def test_kept_bundles_are_the_bundles_that_came(tmp_path: Path) -> None:
     assert not list((tmp_path / "journal").iterdir())
 
 
+def test_large_content_is_not_journalled(tmp_path: Path) -> None:
+    """Content of a MiB and more is written once: it is durable when it is acknowledged."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(a=b"a" * (1 << 20), sub__b=b"b" * (3 << 20)))
+        assert_tree(store, sender)
+        assert not list((tmp_path / "journal").iterdir())
+        small = sender.tree(a=b"a" * (1 << 20), sub__b=b"b" * (3 << 20), c=b"c")
+        sender.send(store, small)
+        assert len(list((tmp_path / "journal").iterdir())) == 1
+        del small["a"]
+        sender.send(store, small)
+        assert len(list((tmp_path / "journal").iterdir())) == 1
+        assert_tree(store, sender)
+        store.upkeep()
+        with store.state.read() as db:
+            assert db.execute("SELECT count(*) FROM workspaces WHERE durable_root = root").fetchone() == (1,)
+    with opened(tmp_path) as store:
+        assert store.workspace(NAME).tree_sequence == 3
+        assert_tree(store, sender)
+
+
+def test_a_bundle_is_kept_whatever_it_brings(tmp_path: Path) -> None:
+    """With keep_bundles every bundle is journalled, also one of large content or of none."""
+    sender = Sender()
+    with opened(tmp_path, keep_bundles=True) as store:
+        sender.send(store, sender.tree(a=b"a" * (2 << 20)))
+        sender.send(store, {})
+        store.upkeep()
+    assert len(list((tmp_path / "bundles" / NAME).iterdir())) == 2
+
+
 def test_what_a_receipt_left_behind_is_removed(tmp_path: Path) -> None:
     """Staging folders and journal files without a receipt go at the next start."""
     sender = Sender()
