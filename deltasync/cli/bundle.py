@@ -13,7 +13,7 @@ from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.client import replay as bundles
 from deltasync.client.state import State
-from deltasync.core.errors import NotFound, UsageError
+from deltasync.core.errors import UsageError
 from deltasync.core.names import shown
 
 OPERATIONS_SHOWN = 50
@@ -52,11 +52,17 @@ def list_bundles(
 @command(app)
 def show(call: Call, file: Annotated[str, typer.Argument(metavar="FILE", help="A bundle file.")]) -> int:
     """Show a bundle file: its manifest and operations."""
+    _require_file(file)
     manifest = bundles.bundle_show(Path(file))
     call.out.answer(manifest)
     for line in _manifest_lines(manifest, limit=None if call.out.is_verbose else OPERATIONS_SHOWN):
         call.out.say(line)
     return 0
+
+
+def _require_file(file: str) -> None:
+    if not Path(file).is_file():
+        raise UsageError(f"{shown(file)} cannot be read: there is no such file")
 
 
 @command(app)
@@ -66,8 +72,7 @@ def verify(call: Call, files: Annotated[list[str], typer.Argument(metavar="FILE"
     Each is read to its end, strictly; exit 8 when one is not sound.
     """
     for file in files:
-        if not Path(file).is_file():
-            raise NotFound(f"there is no file {shown(file)}")
+        _require_file(file)
     found = bundles.bundle_verify(map(Path, files))
     call.out.answer({"files": found, "sound": not any(each.reason for each in found)})
     for each in found:

@@ -32,7 +32,11 @@ def doctor(
     root = Path(path)
     settings = call.settings(root)
     state_dir = Path(settings.state_dir) if settings.state_dir else None
-    findings = [*examine(root, now=datetime.now(UTC), state_dir=state_dir), *_server(root, settings)]
+    server_findings, server_date = _server(root, settings)
+    findings = [
+        *examine(root, now=datetime.now(UTC), state_dir=state_dir, server_date=server_date),
+        *server_findings,
+    ]
     has_problem = any(each.level is Level.PROBLEM for each in findings)
     call.out.answer({"findings": findings, "healthy": not has_problem})
     for each in findings:
@@ -40,10 +44,11 @@ def doctor(
     return 3 if has_problem else 0
 
 
-def _server(root: Path, settings: Settings) -> list[Finding]:
+def _server(root: Path, settings: Settings) -> tuple[list[Finding], datetime | None]:
+    """Return what the server has to tell, and what its clock says."""
     url = settings.to or _remembered(root, settings)
     if url is None or url.startswith("file:"):
-        return []
+        return [], None
     from deltasync.client.transport import HttpTransport
 
     try:
@@ -52,10 +57,10 @@ def _server(root: Path, settings: Settings) -> list[Finding]:
         ) as transport:
             health = transport.health()
     except DeltasyncError as error:
-        return [Finding(Level.PROBLEM, "server", error.sentence)]
+        return [Finding(Level.PROBLEM, "server", error.sentence)], None
     free = f"{bytes_text(health.disk_free_bytes)} of {bytes_text(health.disk_total_bytes)} are free there"
     sentence = f"{url} answers: {shown(health.status)}, release {shown(health.version)}; {free}"
-    return [Finding(Level.OK if health.status == "ok" else Level.WARNING, "server", sentence)]
+    return [Finding(Level.OK if health.status == "ok" else Level.WARNING, "server", sentence)], transport.server_date
 
 
 def _remembered(root: Path, settings: Settings) -> str | None:

@@ -43,6 +43,7 @@ def status(
         return _show(call, settings, None)
     state_dir = Path(settings.state_dir) if settings.state_dir else None
     with State.open(root, state_dir=state_dir, read_only=True) as state:
+        state.require_original()
         return _show(call, settings, state)
 
 
@@ -137,6 +138,8 @@ def _told(watcher: Mapping[str, Any]) -> list[str]:
 
 def _left(here: halves.Local) -> list[str]:
     left = []
+    if here.no_delete:
+        left.append("--no-delete: what is gone here stays on the server, and only what was sent is compared")
     if here.changed:
         left.append("changes wait to be sealed")
     if here.pending:

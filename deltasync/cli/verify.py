@@ -32,6 +32,7 @@ def verify_folder(call: Call, path: Annotated[str, typer.Argument(metavar="PATH"
     settings = call.settings(root)
     state_dir = Path(settings.state_dir) if settings.state_dir else None
     with State.open(root, state_dir=state_dir, read_only=True) as state:
+        state.require_original()
         head = outbox.head(state)
         workspace, url = settings.workspace or head.workspace or state.root.name, settings.to or head.url
         outbox.check_bound(state, workspace, settings.to)

@@ -69,6 +69,7 @@ class Delivery:
         address = settings.to or outbox.head(state).url
         self._transport = self._connect(address) if address else None
         self.url = self._transport.url if self._transport else None
+        outbox.check_bound(state, settings.workspace or outbox.head(state).workspace or state.root.name, self.url)
         self._probe: _Probe | None = None
         self._attempt = self._stalls = 0
         self._was_reached = outbox.head(state).acknowledged_sequence > 0

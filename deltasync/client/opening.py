@@ -7,19 +7,20 @@ import os
 import secrets
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from deltasync import db
+from deltasync.client.address import normal_url
 from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavailable, UsageError, WorkspaceCopied
 from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_ROOT
-from deltasync.core.names import RESERVED, shown
+from deltasync.core.names import RESERVED, parse_workspace, shown
 from deltasync.disk import Lock, require_confinement, space_guard, staged
 
-DATABASE, LOCK, SUSPECT = "state.db", "lock", "suspect"
+DATABASE, LOCK, SUSPECT, REMOTE = "state.db", "lock", "suspect", "remote"
 DATABASE_PATH_BYTES_MAX = 500
 """SQLite opens no file beyond about this, whatever the system allows."""
 _FIRST_HEAD = ("INSERT INTO head VALUES (1, NULL, NULL, '', 0, ?, 0, ?, NULL, NULL)", (EMPTY_ROOT, EMPTY_ROOT))
@@ -275,11 +276,28 @@ def _begin(state: Opened, *, known: bool) -> None:
     with db.transaction(connection):
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         connection.execute(*_FIRST_HEAD)
-        connection.execute("UPDATE head SET epoch = ?", (new_epoch(),))
+        connection.execute(
+            "UPDATE head SET epoch = ?, workspace = ?, url = ?", (new_epoch(), *remembered(state.folder))
+        )
         inode = signed(state.root.stat().st_ino)
         connection.execute(
             "INSERT OR IGNORE INTO directories VALUES (1, 0, '', ?, ?, NULL, 0, 0, x'', x'')", (inode, EMPTY_ROOT)
         )
+
+
+def remember(folder: Path, workspace: str, url: str | None) -> None:
+    """Keep a workspace's name and server beside the database, so that a lost database does not lose them."""
+    with contextlib.suppress(OSError), staged(folder / REMOTE) as out:  # without it the user gives --to again
+        out.write(f"{workspace}\n{url or ''}\n".encode())
+
+
+def remembered(folder: Path) -> tuple[str | None, str | None]:
+    """Return the workspace's name and server as they were before the database was lost, as far as they are known."""
+    try:
+        workspace, url = (folder / REMOTE).read_text().splitlines()
+        return str(parse_workspace(workspace)), normal_url(url) if url else None
+    except (OSError, ValueError, UsageError):
+        return None, None
 
 
 def new_epoch() -> str:
@@ -297,6 +315,23 @@ def _place(root: Path) -> dict[str, str]:
     return {"root": root.as_uri(), "root_inode": str(status.st_ino), "root_device": str(status.st_dev)}
 
 
+def require_original(root: Path, folder: Path, connection: sqlite3.Connection) -> None:
+    """Raise WorkspaceCopied when the workspace at `root` is a copy of one that is still there."""
+    meta = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+    former = _stated_root(meta)
+    if former == root or _is_same_file(former / RESERVED, folder):
+        return  # one folder, perhaps reached by two paths
+    if _has_inode(former, meta["root_inode"]) and _state_id(former / RESERVED) == meta["state_id"]:
+        raise WorkspaceCopied(
+            f"{shown(str(root))} is a copy of the workspace {shown(str(former))}; "
+            "give it a name of its own with --workspace NAME, or let it replace the original with --take-over"
+        )
+
+
+def _stated_root(meta: Mapping[str, str]) -> Path:
+    return Path(os.fsdecode(unquote_to_bytes(meta["root"].removeprefix("file://"))))
+
+
 def _recognise(state: Opened, asked: Asked) -> None:
     """Compare where the state says it is with where it was found: at its place, moved, or copied."""
     meta = dict(state.connection.execute("SELECT key, value FROM meta").fetchall())
@@ -305,7 +340,7 @@ def _recognise(state: Opened, asked: Asked) -> None:
         _renew(state, {"client_id": client_id()}, "this state was written by another machine or user")
     if meta["root"] == here["root"]:
         return
-    former = Path(os.fsdecode(unquote_to_bytes(meta["root"].removeprefix("file://"))))
+    former = _stated_root(meta)
     if asked.state_dir and _has_inode(former, meta["root_inode"]) and not former.samefile(state.root):
         raise UsageError(
             f"{shown(str(state.folder))} holds the state of {shown(str(former))}; "
@@ -313,17 +348,17 @@ def _recognise(state: Opened, asked: Asked) -> None:
         )
     if _is_same_file(former / RESERVED, state.folder):
         return  # one folder reached by two paths
-    original = _has_inode(former, meta["root_inode"]) and _state_id(former / RESERVED) == meta["state_id"]
     fresh_name = asked.workspace is not None and asked.workspace != _workspace(state.connection)
-    if original and not (fresh_name or asked.take_over):
-        raise WorkspaceCopied(
-            f"{shown(str(state.root))} is a copy of the workspace {shown(str(former))}; "
-            "give it a name of its own with --workspace NAME, or let it replace the original with --take-over"
-        )
-    if original:
+    is_copy = False
+    try:
+        require_original(state.root, state.folder, state.connection)
+    except WorkspaceCopied:
+        if not (fresh_name or asked.take_over):
+            raise
+        is_copy = True
         here["state_id"] = secrets.token_hex(16)
-    told = "copied" if original else "moved"
-    _renew(state, here, f"this workspace was {told} from {shown(str(former))}", forget=original and fresh_name)
+    told = "copied" if is_copy else "moved"
+    _renew(state, here, f"this workspace was {told} from {shown(str(former))}", forget=is_copy and fresh_name)
 
 
 def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool) -> None:

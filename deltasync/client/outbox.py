@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deltasync.client.address import normal_url
+from deltasync.client.opening import remember
 from deltasync.core.errors import UsageError
 from deltasync.core.metadata import Metadata, parse_metadata
 from deltasync.core.names import shown
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "outbox"
 LIMIT_BYTES = 2 * 2**30
 PENDING, KEPT = "pending", "kept"
+_NO_DELETE = "no_delete"
 _DISCARDED = "discarded"
 _DISCARDED_MAX = 16
 _COLUMNS = "sequence, epoch, identity, parent_root, root, file, left_machine, state, content_bytes, sealed_at"
@@ -87,6 +89,7 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
     """
     row, url = check_bound(state, workspace, url), url and normal_url(url)
     if (row.workspace, row.url) != (workspace, url or row.url):
+        remember(state.folder, workspace, url or row.url)
         with state.writing():
             state.db.execute("UPDATE head SET workspace = ?, url = coalesce(?, url)", (workspace, url))
     return head(state)
@@ -103,6 +106,18 @@ def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
             f"its new address, or a new server, remove {shown(str(state.folder / 'state.db'))} and push again"
         )
     return row
+
+
+def note_no_delete(state: State, is_so: bool) -> None:
+    """Remember whether the last push left on the server what is gone here (`--no-delete`)."""
+    if has_no_delete(state) != is_so:
+        with state.writing():
+            state.set_meta(_NO_DELETE, "1" if is_so else None)
+
+
+def has_no_delete(state: State) -> bool:
+    """Tell whether the last push left on the server what is gone here: trees are compared over what was sent."""
+    return state.get_meta(_NO_DELETE) is not None
 
 
 def folder(state: State) -> Path:

@@ -201,6 +201,7 @@ class Pusher:
         if self._ahead is None:  # a file of a bundle that is on its way has no row yet
             outbox.bind(self._state, self._name, transport.url if transport else None)
             outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
+            outbox.note_no_delete(self._state, self._options.no_delete)
         try:
             is_done = self._exchange(transport) if transport is not None else self._seal_files()
         except (HostUnreachable, HostBusy) as error:

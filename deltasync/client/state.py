@@ -135,6 +135,10 @@ class State:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def require_original(self) -> None:
+        """Raise WorkspaceCopied when this is a copy of a workspace that is still there; what is known is that one's."""
+        opening.require_original(self.root, self.folder, self.db)
+
     # Small values
 
     def get_meta(self, key: str) -> str | None:

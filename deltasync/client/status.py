@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from deltasync.client import outbox
+from deltasync.client.seal import united
 from deltasync.client.state import State
 from deltasync.core import wire
 
@@ -36,6 +37,10 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the bundle files that wait for the server."""
     kept: int
     """Bundle files that are kept although they were sent."""
+    no_delete: bool
+    """Whether the last push left on the server what is gone here."""
+    compared_root: str
+    """The tree that the server should hold: with no_delete, what was sent and is gone here is a part of it."""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +83,8 @@ def local(state: State) -> Local:
     """Return the client's half; its cost does not grow with the workspace."""
     head, pending = outbox.head(state), outbox.pending(state)
     observed = state.observed_root()
+    has_no_delete = outbox.has_no_delete(state)
+    wanted = united(observed, head.sealed_root, state.load)[0] if has_no_delete else observed
     files, size = state.counts()
     problems, waiting = state.db.execute(
         "SELECT count(*) - total(waiting != 0), total(waiting != 0) FROM problems"
@@ -87,7 +94,7 @@ def local(state: State) -> Local:
         root=observed.hex(),
         pending=len(pending),
         waiting=int(waiting),
-        changed=observed != head.sealed_root,
+        changed=wanted != head.sealed_root,
         problems=int(problems),
         files=files,
         bytes=size,
@@ -96,6 +103,8 @@ def local(state: State) -> Local:
         acknowledged_at=head.acknowledged_at,
         outbox_bytes=_file_bytes(state.folder / outbox.FOLDER, [row.file for row in pending]),
         kept=len(outbox.kept(state)),
+        no_delete=has_no_delete,
+        compared_root=wanted.hex(),
     )
 
 
@@ -121,7 +130,7 @@ def together(workspace: str, here: Local | None, there: Server | None) -> Status
     """Return both halves and whether they are equal."""
     in_sync = None
     if here is not None and there is not None:
-        in_sync = here.root == there.root and not here.waiting and not there.wanted
+        in_sync = here.compared_root == there.root and not here.waiting and not there.wanted
     return Status(workspace=workspace, local=here, server=there, in_sync=in_sync)
 
 

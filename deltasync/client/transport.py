@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import BadStatusLine, RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,6 +170,8 @@ class HttpTransport:
         self.sent_bytes = 0
         self.requests = 0
         self.max_retries = max_retries
+        self.server_date: datetime | None = None
+        """What the server's clock said with its last answer."""
         self._timeout = timeout
         self._proxies = proxies
         self._pause = pause
@@ -353,6 +357,7 @@ class HttpTransport:
             raise NotADeltasyncServer(f"{self.url} speaks version {shown(version)} of the API, not {API_VERSION}")
         if len(content) > limit_bytes:
             raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
+        self.server_date = _date(response.headers.get("Date", ""))
         if status == 200:
             return content
         raise self._problem(status, content, response.headers.get("Retry-After", ""))
@@ -372,6 +377,13 @@ class HttpTransport:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise NotADeltasyncServer(f"{self.url} gives an answer that is malformed: {error}") from error
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=UTC)  # HTTP knows no other zone
+    except ValueError:
+        return None
 
 
 def _workspace(name: str) -> str:

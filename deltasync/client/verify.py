@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 from deltasync.client import outbox, resync
 from deltasync.client.opening import Opened
 from deltasync.client.scan import Progress, ScanOptions, scan
+from deltasync.client.seal import overlaid, united
 from deltasync.client.state import Problem, State
 from deltasync.core import wire
 from deltasync.core.delta import diff
-from deltasync.core.manifest import Kind, Operation, Verb, decode_directory
+from deltasync.core.manifest import Kind, Operation, Verb
 from deltasync.core.names import shown
 from deltasync.core.tree import Tree
 
@@ -64,11 +65,9 @@ class Verification:
     differing: int
     problems: list[Problem]
     seconds: float
-
-    @property
-    def in_sync(self) -> bool | None:
-        """Whether both trees are equal; None without a server."""
-        return None if self.server is None else self.server.root == self.root
+    in_sync: bool | None
+    """Whether both trees are equal, over what was sent after --no-delete; None without a server."""
+    no_delete: bool
 
 
 def verify(
@@ -80,8 +79,9 @@ def verify(
         found = scan(copy, replace(options, rehash=True), progress=progress)
         server = receiver.workspace(workspace) if receiver is not None else None
         operations: list[Operation] = []
+        has_no_delete = outbox.has_no_delete(state)
         if receiver is not None and server is not None and server.root != found.root.hex():
-            operations = _server_delta(copy, receiver, server, found.root)
+            operations = _server_delta(copy, receiver, server, found.root, no_delete=has_no_delete)
         return Verification(
             root=found.root.hex(),
             files=found.files,
@@ -93,6 +93,8 @@ def verify(
             differing=len(operations),
             problems=found.problems,
             seconds=found.seconds,
+            in_sync=None if server is None else not operations,
+            no_delete=has_no_delete,
         )
 
 
@@ -125,12 +127,14 @@ def _breaks_promise(state: State, server: wire.WorkspaceState) -> bool:
     return is_same and server.root != head.acknowledged_root.hex()
 
 
-def _server_delta(state: State, receiver: Asked, server: wire.WorkspaceState, root: bytes) -> list[Operation]:
-    """Return the operations from the server's tree to what is on disk; fetches the directories that differ."""
+def _server_delta(
+    state: State, receiver: Asked, server: wire.WorkspaceState, root: bytes, *, no_delete: bool
+) -> list[Operation]:
+    """Return the operations from the server's tree to what it should hold; fetches the directories that differ."""
     base = resync.root_of(server)
     fetched = resync.fetch_tree(receiver, server.workspace, base, partial(resync.known_body, state))
-
-    def load(digest: bytes) -> list:  # type: ignore[type-arg]
-        return decode_directory(fetched[digest]) if digest in fetched else state.load(digest)
-
+    load = overlaid(state.load, fetched)
+    if no_delete:
+        root, objects = united(root, base, load)
+        load = overlaid(load, objects)
     return diff(base, root, load)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
+from deltasync.core.hashing import directory_digest
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
 from deltasync.core.tree import Loader, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
 from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged
@@ -139,17 +140,22 @@ class Trees:
                 row, healed = workspace_row(db, name), _healed(db, name)
                 if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
                     return
+                durable, objects = _shared(row.durable_root, row.tree_root, loader(db))
+                row = row._replace(durable_root=durable)
+                db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
-                db.execute("UPDATE workspaces SET moving_to = ? WHERE name = ?", (row.sequence, name))
+                update = "UPDATE workspaces SET moving_to = ?, durable_root = ? WHERE name = ?"
+                db.execute(update, (row.sequence, durable, name))
             self._suspect.add(name)  # until this has succeeded
             with space_guard(self._folder), self._placer(name) as placer:
-                self._move(placer, row, healed, is_suspect=is_suspect)
-                self._settle(row, healed, placer.lost)
+                is_as_durable = self._move(placer, row, healed, is_suspect=is_suspect)
+                self._settle(row, healed, placer.lost, is_as_durable=is_as_durable and not healed)
             self._suspect.discard(name)
         with self._changed:
             self._changed.notify_all()
 
-    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> None:
+    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> bool:
+        """Bring a tree from its root to the head; False when something that counted as durable was replaced."""
         with self._state.read() as db:
             load = loader(db)
             change = _Change(placer, load, lambda: self._is_stopping)
@@ -158,23 +164,27 @@ class Trees:
                     change.move(row.tree_root, row.root)
                     change.restore(row.root, healed)
                     placer.finish()
-                    return
+                    return True
                 except OSError as error:
                     if error.errno in FULL:
                         raise
                     _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
                     placer.forget()
             comparison = _Comparison(self._cache, self._state, may_link=placer.may_link)
-            _Repair(placer, comparison, load, lambda: self._is_stopping).run(row.root, row.durable_root)
+            repair = _Repair(placer, comparison, load, lambda: self._is_stopping)
+            repair.run(row.root, row.durable_root)
             placer.finish()
+            return not repair.has_replaced_durable
 
-    def _settle(self, row: WorkspaceRow, healed: Collection[bytes], lost: Collection[bytes]) -> None:
+    def _settle(
+        self, row: WorkspaceRow, healed: Collection[bytes], lost: Collection[bytes], *, is_as_durable: bool
+    ) -> None:
         with self._state.write() as db:
             db.execute(
                 "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
                 (row.sequence, row.root, row.name),
             )
-            if healed:  # they came to places that may count as durable already: all is made so again
+            if not is_as_durable:  # what was replaced came to places that count as durable: all is made so again
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
             db.executemany(
                 "DELETE FROM wanted WHERE workspace = ? AND digest = ?", [(row.name, digest) for digest in healed]
@@ -467,6 +477,7 @@ class _Repair:
         self._comparison = comparison
         self._load = load
         self._should_stop = should_stop
+        self.has_replaced_durable = False
 
     def run(self, root: bytes, durable_root: bytes) -> None:
         """Repair the whole tree. durable_root: where it agrees, copies are believed by size, time and mode."""
@@ -480,6 +491,7 @@ class _Repair:
         for name in set(folder.names()) - {entry.name for entry in entries}:
             self._placer.displace(folder, name)
         wrong = self._comparison.wrong_files(folder, entries, before)
+        self.has_replaced_durable |= any(before.get(entry.name) == entry for entry in wrong)
         self._placer.place(folder, path, [(entry, None) for entry in wrong])
         for entry in entries:
             if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry):
@@ -548,6 +560,29 @@ def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
 def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader) -> set[tuple[str, bytes]]:
     wanted = frozenset(digests)
     return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
+
+
+def _shared(one: bytes, other: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the tree of all that two trees have at the same places, and its new directory objects."""
+    if one in (other, EMPTY_ROOT):
+        return one, {}
+    objects: dict[bytes, bytes] = {}
+
+    def share(mine: bytes, theirs: bytes) -> bytes:
+        others = {entry.name: entry for entry in entries_of(theirs, load)}
+        kept: list[Entry] = []
+        for entry in entries_of(mine, load):
+            there = others.get(entry.name)
+            if entry == there:
+                kept.append(entry)
+            elif there is not None and entry.kind is there.kind is Kind.DIRECTORY:
+                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=share(entry.digest, there.digest)))
+        body = encode_directory(kept)
+        digest = directory_digest(body)
+        objects[digest] = body
+        return digest
+
+    return share(one, other), objects
 
 
 def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:

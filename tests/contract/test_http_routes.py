@@ -309,11 +309,12 @@ def test_health_metrics_description_and_page_are_there(server: Served) -> None:
 
 
 def test_every_answer_says_who_answers_and_no_more(server: Served) -> None:
-    """The API's version is in every answer; no date, no name of a library."""
+    """The API's version and the time are in every answer; no name of a library."""
     for path in ("/health", "/nowhere", "/docs", "/metrics", "/openapi.json", "/api/v1/workspaces"):
         headers = server.get(path).headers
         assert headers["deltasync-server"] == "1"
-        assert not {"server", "date"} & headers.keys()
+        assert "server" not in headers
+        assert headers["date"].endswith(" GMT")
 
 
 @pytest.fixture(scope="module", name="life")

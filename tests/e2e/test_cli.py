@@ -233,6 +233,50 @@ def test_status_tells_both_halves(user: User, server: Served, folder: Path) -> N
     assert user.run("status", folder, "--json").json["local"]["sequence"] == 2
 
 
+def test_no_delete_is_told_and_what_is_gone_here_is_no_difference(user: User, server: Served, folder: Path) -> None:
+    """After --no-delete the trees are compared over what was sent: status says so, verify agrees; a push ends it."""
+    folders.write(folder, "old", "x")
+    user.run("push", folder, "--to", server.url)
+    (folder / "old").unlink()
+    (folder / "new").write_text("new")
+    assert user.run("push", folder, "--no-delete").code == 0
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["no_delete"]) == (True, True)
+    assert "--no-delete" in user.run("status", folder).out
+    assert user.run("verify", folder, "--json").json["in_sync"] is True
+    (folder / "new").write_text("changed")
+    verified = user.run("verify", folder, "--json")
+    assert (verified.code, [each["path"] for each in verified.json["differences"]]) == (5, ["new"])
+    assert user.run("push", folder).code == 0
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["no_delete"]) == (True, False)
+    folders.assert_same(folder, tree(server, folder))
+
+
+def test_a_lost_database_loses_neither_name_nor_server(user: User, server: Served, folder: Path) -> None:
+    """With its database removed, a workspace goes on under its name and with its server, without being told them."""
+    assert user.run("push", folder, "--to", server.url, "--workspace", f"{folder.name}-x").code == 0
+    (folder / ".deltasync/state.db").unlink()
+    done = user.run("push", folder, "--json")
+    assert (done.code, done.json["workspace"], done.json["pending"]) == (0, f"{folder.name}-x", 0)
+    assert user.run("status", folder, "--json").json["in_sync"] is True
+    (folder / ".deltasync/state.db").unlink()
+    (folder / ".deltasync/remote").write_bytes(b"../x\nno address\n\xff")
+    assert user.run("push", folder, "--json").json["pending"] == 1
+
+
+def test_of_a_copied_workspace_nothing_is_told_that_is_the_originals(user: User, server: Served, folder: Path) -> None:
+    """Status and verify of a copy say that it is one, as push does, instead of telling the original's state."""
+    user.run("push", folder, "--to", server.url)
+    copy = folder.with_name(f"{folder.name}-copy")
+    shutil.copytree(folder, copy, symlinks=True)
+    for command in ("status", "verify", "push"):
+        done = user.run(command, copy, "--json")
+        assert (done.code, done.json["error"]["code"]) == (2, "WORKSPACE_COPIED"), command
+    shutil.rmtree(folder)
+    assert user.run("status", copy, "--json").json["in_sync"] is True  # it was moved, as far as one can see
+
+
 def test_status_tells_the_local_half_when_the_server_is_away(user: User, tmp_path: Path, folder: Path) -> None:
     """Status tells the local half when the server is away, says so, and exits 4."""
     with serving(tmp_path / "data") as gone:
@@ -401,6 +445,7 @@ def test_doctor_lists_what_may_go_wrong(user: User, server: Served, folder: Path
     folders.write(folder, "con", "x")
     done = user.run("doctor", folder)
     assert done.code == 0 and "is a device name on Windows" in done.out and f"{server.url} answers: ok" in done.out
+    assert "and the server agrees" in done.out
     folders.write(folder, "new\nline", "x")
     assert user.run("doctor", folder).code == 3
 
@@ -457,7 +502,7 @@ BAD: list[tuple[list[str], int, str, str]] = [
     (["push", "w", "w2", "--workspace", "x"], 2, "USAGE", "push each folder by itself"),
     (["bundle", "show", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "show", "file.txt"], 8, "BUNDLE_REFUSED", "B-"),
-    (["bundle", "verify", "none.tar.zst"], 1, "NOT_FOUND", "there is no file none.tar.zst"),
+    (["bundle", "verify", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "replay", "w"], 2, "USAGE", "name the server with --to URL"),
     (["bundle", "replay", "w", "--to", "http://127.0.0.1:1"], 1, "NOT_FOUND", "holds no bundle"),
     (["completion", "tcsh"], 2, "USAGE", "the shells are bash, zsh, fish, powershell"),

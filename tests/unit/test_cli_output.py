@@ -47,7 +47,7 @@ def test_json_escapes_only_what_is_not_utf_8() -> None:
     """JSON carries every name as it is, and escapes one that is not UTF-8 as it is shown to people."""
     assert json.loads(output.as_json({"path": "é☃[/red]"})) == {"path": "é☃[/red]"}
     odd = {"problems": [{"path": "a\udcff", "reason": None, "size": 3}]}
-    assert json.loads(output.as_json(odd)) == {"problems": [{"path": "a\\udcff", "reason": None, "size": 3}]}
+    assert json.loads(output.as_json(odd)) == {"problems": [{"path": "a\\xff", "reason": None, "size": 3}]}
 
 
 def test_an_error_as_json_has_its_code_its_sentence_and_its_facts() -> None:

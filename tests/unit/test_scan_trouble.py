@@ -48,8 +48,8 @@ def test_unsafe_names_are_reported_and_shown_escaped(state: State) -> None:
     assert reasons(state) == {
         "new\\nline": "the name has a control character",
         "esc\\x1b[31m": "the name has a control character",
-        "bytes\\udcff\\udcfe": "the name is not UTF-8",
-        "dir\\udcff": "the name is not UTF-8",
+        "bytes\\xff\\xfe": "the name is not UTF-8",
+        "dir\\xff": "the name is not UTF-8",
     }
     assert [entry.name for entry in state.load(report.root)] == ["[red]", "ok"]
     assert all(problem.path.isprintable() and not problem.waiting for problem in report.problems)

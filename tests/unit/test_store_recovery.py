@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of, zero
 
-from deltasync.core.manifest import Entry
+from deltasync.core.manifest import EMPTY_ROOT, Entry
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.state import workspace_row
 
 
 def opened(data: Path, **settings: object) -> Store:
@@ -140,6 +141,37 @@ def test_large_content_is_not_journalled(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert store.workspace(NAME).tree_sequence == 3
         assert_tree(store, sender)
+
+
+def test_a_file_that_changed_and_changed_back_is_not_believed(tmp_path: Path) -> None:
+    """What was durable once is believed after a restart only if the tree never left it."""
+    sender = Sender()
+    former, other = sender.tree(f=b"same", sub__g=b"same size"), sender.tree(f=b"came", sub__g=b"other way")
+    with opened(tmp_path) as store:
+        sender.send(store, former)
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, other)
+        assert_tree(store, sender)
+        sender.send(store, former)
+    with opened(tmp_path) as store:
+        assert_tree(store, sender)
+
+
+def test_what_a_repair_replaced_is_not_durable_yet(tmp_path: Path) -> None:
+    """A file that was durable, went bad and was replaced is fsynced again before it counts as durable."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(f=b"content", g=b"other"))
+        assert_tree(store, sender)
+        store.upkeep()
+    (tree_of(store) / "f").unlink()
+    with opened(tmp_path) as store:
+        store.trees.distrust([NAME])
+        assert_tree(store, sender)
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.durable_root == EMPTY_ROOT
 
 
 def test_a_bundle_is_kept_whatever_it_brings(tmp_path: Path) -> None:
