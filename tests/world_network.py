@@ -225,7 +225,7 @@ class Network:
                 receipt = self._world.given(store, letter)
                 if wait:
                     state = self._world.wait_for_tree(store, receipt.sequence)
-                    receipt = msgspec.structs.replace(receipt, tree_sequence=state.tree_sequence)
+                    receipt = msgspec.structs.replace(receipt, tree_sequence=state.tree_sequence, wanted=state.wanted)
                 return receipt
         except ContentMissing as error:
             self._held -= {bytes.fromhex(digest) for digest in error.missing}

@@ -163,6 +163,8 @@ class Pusher:
         self._unhealed: set[str] = set()
         """What of that no bundle of this round carries."""
         self._has_asked_again = False
+        self._asked_for: list[str] | None = None
+        """What the receiver asks for since its tree holds what was sent, as far as it has said so."""
         self._sealed_here: set[bytes] = set()
         self._coming: set[str] = set()
         """Content that pending bundles name: wherever one after them is applied, it is there."""
@@ -446,6 +448,7 @@ class Pusher:
         self._record_kept(parcel.sequence, parcel.file_name)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
+        self._asked_for = receipt.wanted
         self._tally.add(manifest, parcel.content_bytes, parcel.moved_bytes)
 
     def _record_kept(self, sequence: int, name: str) -> None:
@@ -518,6 +521,7 @@ class Pusher:
             wait = min(deadline - asked, POLL_SECONDS)
             server = transport.workspace(self._name, tree_sequence=wanted, wait=wait)
             self._note_tree(server.tree_sequence)
+            self._asked_for = server.wanted
             if server.sequence < wanted:
                 return  # it lost what it acknowledged: the next push sees to that
             if time.monotonic() - asked < wait / 2:
@@ -530,7 +534,8 @@ class Pusher:
         if self._has_asked_again or not has_waited:
             return False
         self._has_asked_again = True
-        return not self._wanted.issuperset(transport.workspace(self._name).wanted)
+        asked_for = transport.workspace(self._name).wanted if self._asked_for is None else self._asked_for
+        return not self._wanted.issuperset(asked_for)
 
     def _note_tree(self, tree_sequence: int | None) -> None:
         self._tally.report.tree_sequence = tree_sequence

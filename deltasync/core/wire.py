@@ -46,6 +46,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tree_sequence: int | None
     """Which sequence the plain tree holds now; None while it moves."""
     duplicate: bool = False
+    wanted: list[str] | None = None
+    """Digests whose content the server asks for again; None unless the answer waited until the tree held the bundle."""
 
 
 class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):

@@ -128,7 +128,7 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
         lambda pump: here.store.receive(name, pump, expected_identity=identity, take_over=take_over),
     )
     if wait and (found := await _settled(here, request, name, receipt.sequence, wait)):
-        receipt = msgspec.structs.replace(receipt, tree_sequence=found.tree_sequence)
+        receipt = msgspec.structs.replace(receipt, tree_sequence=found.tree_sequence, wanted=found.wanted)
     return answer(receipt)
 
 
