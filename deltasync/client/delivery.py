@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -27,6 +28,7 @@ from deltasync.core.errors import (
     NoSpace,
     NotADeltasyncServer,
 )
+from deltasync.core.manifest import EMPTY_ROOT
 
 if TYPE_CHECKING:
     from deltasync.client.push import Transport
@@ -77,6 +79,7 @@ class Delivery:
         self._held_root: bytes | None = None
         self._retry_at = -math.inf
         self._left_out: dict[str, str] = {}
+        self._prepared: Pusher | None = None
         self.progress: Progress | None = None
         """How far the current run is; None between runs."""
         self.offline: Offline | None = None
@@ -92,13 +95,28 @@ class Delivery:
             return math.inf
         return self._retry_at if self._state.observed_root() == self._held_root else -math.inf
 
+    def prepare(self) -> None:
+        """Be ready to send a part of what is looked at first, before all of it was looked at."""
+        if self._is_online() and self._state.observed_root() == EMPTY_ROOT:
+            self._prepared = self._pusher(self._unattended(), self._transport)
+
+    def send_ahead(self) -> None:
+        """Send what a first look has recorded so far, if that is enough for a bundle."""
+        if self._prepared is not None:
+            self._prepared.send_ahead()
+
+    def drop_ahead(self) -> None:
+        """Stop what was sent ahead of a look that failed; what was delivered since is not concerned."""
+        pusher, self._prepared = self._prepared, None
+        if pusher is not None:
+            pusher.__exit__(*sys.exc_info())
+
     def deliver(self) -> None:
         """Seal and send what differs; what may pass by itself is said, remembered and tried again."""
         if self._is_answered():
             self._stop_probe()
-        online = self._transport is not None and self._probe is None
         try:
-            self._run(replace(self._options, seal_offline=True, wait=0.0), is_online=online)
+            self._run(self._unattended(), is_online=self._is_online())
         except GuardStopped as error:
             self.guard = self._told(self.guard, What.GUARD, error)
         except (HostUnreachable, HostBusy) as error:
@@ -171,6 +189,15 @@ class Delivery:
         is_acknowledged = here.sealed_sequence == here.acknowledged_sequence and observed == here.acknowledged_root
         return not (is_acknowledged and self._is_greeted)
 
+    def _is_online(self) -> bool:
+        return self._transport is not None and self._probe is None
+
+    def _unattended(self) -> PushOptions:
+        return replace(self._options, seal_offline=True, wait=0.0)
+
+    def _pusher(self, options: PushOptions, transport: Transport | None) -> Pusher:
+        return Pusher(self._state, transport, options, progress=self._note, rescan=self._rescan)
+
     def _is_answered(self) -> bool:
         return self._probe is not None and self._probe.is_answered.is_set()
 
@@ -185,8 +212,11 @@ class Delivery:
         self._stalls += 1
 
     def _run(self, options: PushOptions, *, is_online: bool) -> PushReport:
-        transport = self._transport if is_online else None
-        report = Pusher(self._state, transport, options, progress=self._note, rescan=self._rescan).run()
+        pusher = self._prepared if is_online else None
+        if pusher is None or not pusher.is_ahead:
+            pusher = self._pusher(options, self._transport if is_online else None)
+        with pusher:
+            report = pusher.run()
         known = {problem.path for problem in self._state.problems()}  # a later look tells when those have passed
         self._left_out = {each.path: each.reason for each in report.problems if each.path not in known}
         self.guard = self.trouble = None

@@ -76,12 +76,18 @@ class Lookout:
         return max(min(self._full_at, heard_at, self._rereading.due_at()), self._retry_at)
 
     def look(
-        self, *, everything: bool = False, is_asked: bool = False, allow_emptied: bool = False
+        self,
+        *,
+        everything: bool = False,
+        is_asked: bool = False,
+        allow_emptied: bool = False,
+        recorded: Callable[[], None] | None = None,
     ) -> ScanReport | None:
         """Look at what is dirty, and at everything when it is time; None when nothing was dirty.
 
         is_asked: somebody waits for the answer, so files do not have to settle, only to hold still while they are read.
         allow_emptied: take an empty workspace for one whose files were deleted.
+        recorded: called when a part of what is looked at was recorded.
         """
         began = self._clock()
         if everything or began >= self._full_at:
@@ -90,7 +96,7 @@ class Lookout:
         if dirt.folders is not None and not dirt.folders:
             return None if is_asked else self._reread(began)
         options = replace(self._options, allow_emptied=allow_emptied or self._options.allow_emptied)
-        report = self._scan(options, dirt.folders, None if is_asked else self.hints.is_settled)
+        report = self._scan(options, dirt.folders, None if is_asked else self.hints.is_settled, recorded)
         self.hints.looked(dirt, at=began)
         if dirt.folders is None:
             self.looked_at, self.look_seconds = began, self._clock() - began
@@ -129,9 +135,22 @@ class Lookout:
         self._rereading.done(folders)
         return report
 
-    def _scan(self, options: ScanOptions, folders: Collection[str] | None, is_settled: IsSettled | None) -> ScanReport:
+    def _scan(
+        self,
+        options: ScanOptions,
+        folders: Collection[str] | None,
+        is_settled: IsSettled | None,
+        recorded: Callable[[], None] | None = None,
+    ) -> ScanReport:
         try:
-            report = scan(self._state, options, folders=folders, is_settled=is_settled, progress=self._note)
+            report = scan(
+                self._state,
+                options,
+                folders=folders,
+                is_settled=is_settled,
+                progress=self._note,
+                recorded=recorded,
+            )
         except BaseException:
             self.hints.everything()  # what was taken was not looked at
             self._retry_at = self._clock() + RETRY_SECONDS

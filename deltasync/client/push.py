@@ -203,7 +203,7 @@ class Pusher:
         if self._ahead is None:  # a file of a bundle that is on its way has no row yet
             outbox.bind(self._state, self._name, transport.url if transport else None)
             outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
-            outbox.note_no_delete(self._state, self._options.no_delete)
+        outbox.note_no_delete(self._state, self._options.no_delete)
         try:
             is_done = self._exchange(transport) if transport is not None else self._seal_files()
         except (HostUnreachable, HostBusy) as error:
@@ -241,6 +241,11 @@ class Pusher:
         return False
 
     # Ahead of the end of a first scan
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether something is on its way already."""
+        return self._ahead is not None
 
     def send_ahead(self) -> None:
         """Send what an unfinished first scan has recorded so far, if that is enough for a bundle.

@@ -134,8 +134,9 @@ class Watcher:
         try:
             if time.monotonic() >= self._lookout.due_at():
                 self._publish(doing="looking")
+                self._delivery.prepare()
                 with self._control.interruptible():
-                    self._lookout.look()
+                    self._lookout.look(recorded=self._delivery.send_ahead)
                 self._clear()
                 self._tell_files()
             if self._obstacle is None and time.monotonic() >= self._delivery.due_at():
@@ -149,6 +150,8 @@ class Watcher:
             self._meet(What.GUARD, error)
         except NoSpace as error:
             self._meet(What.TROUBLE, error)
+        finally:
+            self._delivery.drop_ahead()
 
     def _meet(self, what: What, error: DeltasyncError) -> None:
         """Say once what keeps us from looking; it is tried again until it passes."""

@@ -12,7 +12,7 @@ import pytest
 from folders import write
 from watching import Site, at_home, inside, site
 
-from deltasync.client import daemon
+from deltasync.client import daemon, ledger, push
 from deltasync.client.hints import Hints
 from deltasync.client.watch import Coverage, InotifySource, NoSource, Place, Source
 
@@ -63,6 +63,19 @@ def test_a_source_that_says_nothing_is_made_good_by_rescans(base: Path, server: 
     ):
         watcher.until_same()
         folders.later(watcher.root)
+        watcher.until_same()
+
+
+def test_a_first_look_sends_before_it_has_seen_everything(
+    base: Path, server: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first look has read is on its way while it reads on, in bundles of their own."""
+    monkeypatch.setattr(push, "AHEAD_FILES", 4)
+    monkeypatch.setattr(ledger, "_FLUSH_FILES", 2)
+    for number in range(40):
+        write(base / "media", f"many/{number:02}", f"{number}")
+    with inside(base / "media", Scripted, to=server.url, workspace=base.name, settle_seconds=0.0) as watcher:
+        assert watcher.heard("sent")["bundles"] > 3
         watcher.until_same()
 
 
