@@ -55,14 +55,14 @@ def main() -> int:
             tiny = workloads(options.scale)[-1]
             print(f"watch: {tiny.title}", flush=True)
             results.watching = measure_watching(tiny, work / "watch")
+        write(results, options.results)
+        print(f"wrote {options.results}; removing what was measured", flush=True)
     except (Failed, TreesDiffer, TimeoutError) as error:
         print(f"the benchmark stops: {error}", file=sys.stderr)
         return 1
     finally:
         # Only now: files made right after thousands were deleted cost ten times more on ext4.
         shutil.rmtree(work, ignore_errors=True)
-    write(results, options.results)
-    print(f"wrote {options.results}")
     return 0
 
 
