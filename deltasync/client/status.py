@@ -9,7 +9,6 @@ from typing import Protocol
 import msgspec
 
 from deltasync.client import outbox
-from deltasync.client.seal import united
 from deltasync.client.state import State
 from deltasync.core import wire
 
@@ -83,8 +82,11 @@ def local(state: State) -> Local:
     """Return the client's half; its cost does not grow with the workspace."""
     head, pending = outbox.head(state), outbox.pending(state)
     observed = state.observed_root()
-    has_no_delete = outbox.has_no_delete(state)
-    wanted = united(observed, head.sealed_root, state.load)[0] if has_no_delete else observed
+    has_no_delete, wanted = outbox.has_no_delete(state), observed
+    if has_no_delete:
+        from deltasync.client.seal import united
+
+        wanted, _ = united(observed, head.sealed_root, state.load)
     files, size = state.counts()
     problems, waiting = state.db.execute(
         "SELECT count(*) - total(waiting != 0), total(waiting != 0) FROM problems"
