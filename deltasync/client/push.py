@@ -593,7 +593,9 @@ class Pusher:
         contents = seal.Contents(operations, held, load, ask, exact=exact, known=self._known)
         sent_ahead = self._tally.expected() if self._ahead else 0
         self._tally.expected = lambda: sent_ahead + contents.total_bytes
-        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most)
+        # A server computes the tree again before it commits; what becomes a file is proven here.
+        has_target = target == self._state.observed_root() and not exact
+        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most, has_target=has_target)
 
     def _difference(
         self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False

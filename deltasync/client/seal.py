@@ -140,10 +140,23 @@ class Cuts:
     """The bundles of a delta, in order; of one that was handed out nothing stays in memory here."""
 
     def __init__(
-        self, contents: Contents, span: Span, writer: Writer, load: Loader, limits: Limits, *, max_operations: int
+        self,
+        contents: Contents,
+        span: Span,
+        writer: Writer,
+        load: Loader,
+        limits: Limits,
+        *,
+        max_operations: int,
+        has_target: bool = False,
     ) -> None:
-        """Cut nothing yet. load: must know the directory objects of each bundle before the next is asked for."""
+        """Cut nothing yet.
+
+        load: must know the directory objects of each bundle before the next is asked for. has_target: those of the
+        target are stored already, so that the tree after the last bundle need not be computed.
+        """
         self._contents, self._span, self._writer, self._load = contents, span, writer, load
+        self._has_target = has_target
         self._runs = runs(contents, limits, max_operations=max_operations)
         self._parent, self._sequence = span.base, span.sequence
 
@@ -156,13 +169,18 @@ class Cuts:
             if self._parent != self._span.target:
                 raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
             raise StopIteration
-        applied = apply(self._parent, run, self._load)
-        metadata = composed(run, self._writer, sequence=self._sequence, parent_root=self._parent, root=applied.root)
-        self._parent, self._sequence = applied.root, self._sequence + 1
-        digests, is_last = self._contents.take(run), self._contents.ends_with(run[-1])
+        is_last = self._contents.ends_with(run[-1])
+        if is_last and self._has_target:
+            root, objects = self._span.target, {}
+        else:
+            applied = apply(self._parent, run, self._load)
+            root, objects = applied.root, applied.objects
+        metadata = composed(run, self._writer, sequence=self._sequence, parent_root=self._parent, root=root)
+        self._parent, self._sequence = root, self._sequence + 1
+        digests = self._contents.take(run)
         content_bytes = carried_bytes(run, digests)
         run.clear()  # the generator behind it holds the list until it goes on
-        return Cut(metadata, applied.objects, digests, content_bytes, is_last)
+        return Cut(metadata, objects, digests, content_bytes, is_last)
 
 
 def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator[list[Operation]]:
