@@ -97,6 +97,7 @@ def _preface(results: Results) -> Iterator[str]:
     yield "# Benchmark results"
     yield ""
     yield f"Written by `make bench SCALE={results.scale:g} RUNS={results.runs}`; do not edit."
+    yield "[NOTES.md](NOTES.md) says why goals are missed, and what the figures do not say."
     yield _machine()
     yield ""
     yield _PREFACE
