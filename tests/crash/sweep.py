@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
 
+from deltasync_server import intake
+
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
 SHIM = ctypes.CDLL(None)
 LIMIT_SECONDS = 120
@@ -178,6 +180,14 @@ class ServerReplay(Scenario):
         assert not leftovers, leftovers
 
 
+class ServerReplayDirect(ServerReplay):
+    """A server does the same with content that is made durable by itself instead of through the journal."""
+
+    def act(self) -> int:
+        intake.LARGE_BYTES = 1
+        return super().act()
+
+
 class ServerCollect(ServerReplay):
     """Collection is killed; nothing that a head needs is gone."""
 
@@ -209,6 +219,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "client-push": ClientPush,
     "client-seal": ClientSeal,
     "server-replay": ServerReplay,
+    "server-replay-direct": ServerReplayDirect,
     "server-collect": ServerCollect,
 }
 
