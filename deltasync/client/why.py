@@ -70,6 +70,8 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     inside: list[Reason] = []
     """What would be sent of a folder, and why: the first INSIDE_MAX paths."""
     more_inside: int = 0
+    problems_inside: int = 0
+    """How many paths in a folder cannot be carried, or not yet."""
 
 
 def why(state: State, path: str, options: ScanOptions, *, is_watched: Callable[[], bool] = lambda: False) -> Why:
@@ -91,6 +93,7 @@ class _Question:
         self._waited = {each.path for each in state.problems() if each.waiting}
         self._status: os.stat_result | None = None
         """What is on disk; None where nothing is that could be carried under this path."""
+        self._problems_inside = 0
 
     def answer(self) -> Why:
         """Ask the rules, then the path itself, and look at everything only where that tells more."""
@@ -98,6 +101,8 @@ class _Question:
         if early is not None:
             return early
         report = self._look()
+        top = shown(self._path)
+        self._problems_inside = sum(1 for each in report.problems if each.path != top and _is_within(each.path, top))
         now = _entry(self._state, report.root, self._path)
         trouble = self._trouble(report, now)
         if trouble is not None:
@@ -114,7 +119,10 @@ class _Question:
         return self._folder(now, operations) if now.kind is Kind.DIRECTORY else self._fresh(now, operations)
 
     def _say(self, verdict: Verdict, reason: str, **members: Any) -> Why:
-        return Why(path=shown(self._path), verdict=verdict, reason=reason, **members)
+        count = self._problems_inside
+        if count:
+            reason += f"; {count} in it cannot be carried now"
+        return Why(path=shown(self._path), verdict=verdict, reason=reason, problems_inside=count, **members)
 
     # Before anything is read
 

@@ -264,7 +264,8 @@ def adopt(
 
     The first push of a machine that has the same files then sends none of their content. Nothing in DIR changes;
     links are not followed. Content is shared by reflink where the file system can, else copied. It runs while no
-    server does: stop the server, adopt, start it. A run that was broken off is simply repeated.
+    server does: stop the server, adopt, start it. A run that was broken off is simply repeated. Every user of this
+    host can read what lies in the cache, and whoever reaches the server can ask for it by its digest: adopt no secrets.
 
     With --trust each blob is a hard link of its file. The file then becomes read-only (0444, or 0555 if executable),
     also under its own name, and loses other mode bits; its owner and time stay, and trees link to it as well. Whoever

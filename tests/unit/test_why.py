@@ -190,6 +190,16 @@ def test_what_is_not_carried_says_what_it_is(state: State, root: Path) -> None:
     assert odd.verdict is Verdict.PROBLEM and "\n" not in odd.path + odd.reason
 
 
+def test_a_folder_counts_what_cannot_be_carried_in_it(state: State, root: Path) -> None:
+    """Everything else in it is in step, and that is not the whole truth."""
+    os.mkfifo(root / "a/deep/pipe")
+    for path in ("a", "a/deep", ""):
+        found = ask(state, path)
+        assert (found.verdict, found.problems_inside) == (Verdict.IN_STEP, 1)
+        assert found.reason.endswith("; 1 in it cannot be carried now")
+    assert ask(state, "a/x").problems_inside == ask(state, "b").problems_inside == 0
+
+
 def test_trouble_with_a_folder_is_told_of_what_is_in_it(state: State, root: Path) -> None:
     """A nested workspace, and a folder whose rules cannot be read, explain their files."""
     write(root, {"nested/.deltasync/state.db": "", "nested/f": "1"})
