@@ -587,7 +587,9 @@ def test_the_state_may_lie_elsewhere(user: User, server: Served, folder: Path) -
     assert user.run("bundle", "ls", folder, *place).out == "no bundle waits or is kept\n"
     assert user.run("ignore", folder / "readme.txt", *place).out == "readme.txt is carried: no rule matches\n"
     itself = user.run("ignore", folder, *place)
-    assert itself.code == 1 and "lies in no workspace" in itself.err
+    assert itself.code == 2 and "is a workspace itself" in itself.err
+    assert user.run("why", folder / "readme.txt", *place).out.startswith("readme.txt: in step: ")
+    assert user.run("why", folder, *place).code == 0
 
 
 @pytest.mark.parametrize(
