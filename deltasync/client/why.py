@@ -262,6 +262,8 @@ class _Question:
         head = outbox.head(self._state)
         if self._status is None:
             return self._say(Verdict.GONE, "is gone here and stays on the server (--no-delete)")
+        if not head.sealed_sequence:
+            return self._say(Verdict.IN_STEP, "nothing is here, and nothing was sealed")
         if _entry(self._state, head.acknowledged_root, self._path) == now:
             sequence = head.acknowledged_sequence
             return self._say(
