@@ -14,6 +14,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from deltasync import config
 from deltasync.cli.output import Output
+from deltasync.core.errors import NotFound
+from deltasync.core.names import RESERVED, shown
 
 if TYPE_CHECKING:
     from deltasync.client.observation import ScanOptions
@@ -127,6 +129,29 @@ def _parameter(name: str, setting: config.Setting) -> inspect.Parameter:
         kind, default, metavar = (list[str] if setting.kind.is_list else str), None, setting.kind.metavar
     option = typer.Option(*names, help=text, metavar=metavar, show_default=False)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def place_of(path: Path, call: Call) -> tuple[Path, str]:
+    """Return the workspace's folder that holds a path, and the path inside of it, '' for the folder itself.
+
+    A workspace inside another one belongs to that one first. No link is followed at the path's end.
+    """
+    absolute = Path(os.path.normpath(path.absolute()))
+    state_dir = call.settings().state_dir
+    for root in (*absolute.parents, absolute):
+        if (root / RESERVED / "state.db").is_file() or (state_dir and _is_root_of(root, Path(state_dir))):
+            inside = absolute.relative_to(root).as_posix()
+            return root, "" if inside == "." else inside
+    if (absolute / RESERVED).is_dir():
+        return absolute, ""
+    raise NotFound(f"{shown(str(path))} lies in no workspace; run `deltasync push` or `deltasync watch` on one first")
+
+
+def _is_root_of(root: Path, state_dir: Path) -> bool:
+    from deltasync.client.state import State
+
+    with State.open(root, state_dir=state_dir, read_only=True) as state:
+        return state.get_meta("root") == root.resolve().as_uri()
 
 
 def scan_options(state: State, settings: config.Settings) -> ScanOptions:

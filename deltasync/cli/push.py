@@ -84,7 +84,10 @@ def _push(call: Call, root: Path, settings: Settings) -> tuple[dict[str, Any], i
         extra = {"watcher": False, "scan_age_seconds": 0.0}
     report.seconds = time.monotonic() - began  # with the look at the folder
     _say(call, report, settings)
-    return {**msgspec.to_builtins(report), **extra}, _exit_code(report, settings)
+    answer = msgspec.to_builtins(report)
+    if report.reasons is None:  # they are there for who asks with -v
+        del answer["reasons"], answer["more_reasons"]
+    return {**answer, **extra}, _exit_code(report, settings)
 
 
 # Beside a watcher
@@ -103,6 +106,7 @@ def _ask_watcher(call: Call, root: Path, settings: Settings) -> tuple[PushReport
         allow_mass_delete=settings.allow_mass_delete,
         take_over=settings.take_over,
         wait=0.0 if settings.no_wait else WAIT_SECONDS,
+        explain=settings.verbose,
     )
     if answer is None:
         return None
@@ -160,6 +164,7 @@ def push_options(settings: Settings) -> PushOptions:
         outbox_limit=settings.outbox_limit_bytes,
         keep_sent_seconds=settings.keep_sent_seconds,
         wait=0.0 if settings.no_wait else WAIT_SECONDS,
+        explain=settings.verbose,
     )
 
 
@@ -191,6 +196,10 @@ def _exit_code(report: PushReport, settings: Settings) -> int:
 
 
 def _say(call: Call, report: PushReport, settings: Settings) -> None:
+    for each in report.reasons or ():
+        call.out.detail(f"  {each.path}: {each.reason}")
+    if report.more_reasons:
+        call.out.detail(f"  and {report.more_reasons:,} more")
     call.out.say(f"{report.workspace}: {_summary(report)} in {seconds_text(report.seconds)}")
     if report.waiting is not None:
         call.out.warn(report.waiting)
@@ -209,11 +218,19 @@ def _summary(report: PushReport) -> str:
     verbs = _counted(report.operations)
     if not verbs:
         return f"nothing to send, at sequence {report.sequence};"
-    told = "would send" if report.dry_run else "sealed" if report.pending else "sent"
-    size = report.content_bytes if report.dry_run else report.sent_bytes
-    avoided = f", {bytes_text(report.avoided_bytes)} avoided" if report.avoided_bytes else ""
-    at = "" if report.dry_run else f", now at sequence {report.sequence},"
-    return f"{told} {verbs}; {bytes_text(size)}{avoided}{at}"
+    told, size_bytes, done = "sent", report.sent_bytes, "sent"
+    if report.dry_run:
+        told, size_bytes, done = "would send", report.content_bytes, "of content"
+    elif report.pending:
+        told, done = "sealed", "written"
+    at = "" if report.dry_run else f" now at sequence {report.sequence},"
+    return f"{told} {verbs}; {bytes_text(size_bytes)} {done};{_avoided(report)}{at}"
+
+
+def _avoided(report: PushReport) -> str:
+    ways = {"in the cache": report.avoided_by_cache_bytes, "by moves": report.avoided_by_move_bytes}
+    told = ", ".join(f"{bytes_text(count)} {way}" for way, count in ways.items() if count)
+    return f" avoided {told};" if told else ""
 
 
 def _counted(counts: Counts) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from deltasync.client.report import Moved
 from deltasync.core import wire
 from deltasync.core.metadata import Manifest
 
@@ -34,8 +35,7 @@ class Parcel:
     file_name: str
     chunks: Iterator[bytes]
     content_bytes: int
-    moved_bytes: int
-    """Content below the directories that it moves."""
+    moved: Moved
     takes_over: bool = False
     is_last: bool = False
     """Nothing follows: its answer may wait for the plain tree."""

@@ -130,13 +130,18 @@ class Delivery:
         finally:
             self._hold()
 
-    def flush(self, *, allow_mass_delete: bool, take_over: bool, wait: float) -> PushReport:
+    def flush(self, *, allow_mass_delete: bool, take_over: bool, wait: float, explain: bool) -> PushReport:
         """Seal and send everything now, for somebody who waits for it; raises what keeps it from being done.
 
-        wait: how many seconds to wait for the server's plain tree.
+        wait: how many seconds to wait for the server's plain tree. explain: say of each operation why it went out.
         """
         options = replace(
-            self._options, allow_mass_delete=allow_mass_delete, take_over=take_over, wait=wait, seal_offline=False
+            self._options,
+            allow_mass_delete=allow_mass_delete,
+            take_over=take_over,
+            wait=wait,
+            seal_offline=False,
+            explain=explain,
         )
         try:
             return self._run(options, is_online=self._transport is not None)

@@ -154,7 +154,7 @@ class IgnoreRules:
 
     def _decide_along(self, path: str, *, is_directory: bool) -> Decision:
         """Decide about each folder above a path, from the top, then about the path."""
-        level = self._level_of("", None)
+        level = self.level_of("", None)
         parts = path.split("/")
         for depth, name in enumerate(parts, start=1):
             is_last = depth == len(parts)
@@ -164,11 +164,14 @@ class IgnoreRules:
             decision = self.decide(level, here, is_directory=is_directory or not is_last)
             if decision.ignored or is_last:
                 return decision
-            level = self._level_of(here, level)
+            level = self.level_of(here, level)
         return Decision(False)
 
-    def _level_of(self, folder: str, above: Level | None) -> Level | None:
-        """Return the level of a folder as it was last read; an ignore file that cannot be read says nothing."""
+    def level_of(self, folder: str, above: Level | None) -> Level | None:
+        """Return the level of a folder as it was last read, given the one above it.
+
+        An ignore file that cannot be read says nothing.
+        """
         if folder in self._levels:
             return self._levels[folder][1] or above
         stamps: list[Stamp] = []

@@ -14,6 +14,7 @@ from deltasync import db
 from deltasync.client import opening, outbox, pack, resync, seal
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
+from deltasync.client.reasons import Reasons
 from deltasync.client.report import Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import wire
@@ -112,6 +113,8 @@ class PushOptions:
     keep_sent_seconds: float = 0.0
     wait: float = WAIT_SECONDS
     """How long to wait for the plain tree after the last receipt; 0 returns after the receipt."""
+    explain: bool = False
+    """Say of each operation why it went out."""
 
 
 @dataclass(slots=True)
@@ -144,6 +147,7 @@ class Pusher:
         self._rescan = rescan
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
+        self._reasons = Reasons(state.load) if options.explain else None
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
         is_first = state.observed_root() == EMPTY_ROOT
@@ -191,6 +195,8 @@ class Pusher:
             else:
                 self._push()
             self._tally.close(self._left_out)
+            if self._reasons is not None:
+                report.reasons, report.more_reasons = self._reasons.given, self._reasons.more
         except sqlite3.DatabaseError as error:
             raise db.damaged(self._state.folder / "state.db", error) from error
         if self._transport is not None:
@@ -414,14 +420,15 @@ class Pusher:
         from deltasync.client.courier import Parcel
 
         self._is_claim_due = False
-        moved_bytes = self._tally.moved_bytes(metadata.operations)
+        if self._reasons is not None:
+            self._reasons.note(metadata)
         return Parcel(
             metadata.manifest,
             metadata.identity,
             file_name(metadata),
             chunks,
             content_bytes,
-            moved_bytes,
+            self._tally.moved(metadata.operations),
             self._takes_over,  # also those after the first: they may arrive before it is applied
             is_last,
         )
@@ -454,14 +461,19 @@ class Pusher:
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._asked_for = receipt.wanted
-        self._tally.add(manifest, parcel.content_bytes, parcel.moved_bytes)
+        self._tally.add(manifest, parcel.content_bytes, parcel.moved)
+        if self._reasons is not None:
+            self._reasons.count(parcel.identity)
 
     def _record_kept(self, sequence: int, name: str) -> None:
         if self._options.keep_sent_seconds and (outbox.folder(self._state) / name).is_file():
             outbox.attach_file(self._state, sequence, name)
 
     def _count(self, metadata: Metadata, content_bytes: int) -> None:
-        self._tally.add(metadata.manifest, content_bytes, self._tally.moved_bytes(metadata.operations))
+        self._tally.add(metadata.manifest, content_bytes, self._tally.moved(metadata.operations))
+        if self._reasons is not None:
+            self._reasons.note(metadata)
+            self._reasons.count(metadata.identity)
 
     def _acknowledge(self, sequence: int, root: bytes, at: str | None) -> None:
         outbox.acknowledge(self._state, sequence, root, at=at, keep=self._options.keep_sent_seconds > 0)
@@ -665,6 +677,8 @@ class Pusher:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             self._tally.add_operations(run, seal.carried_bytes(run, contents.take(run)))
+            if self._reasons is not None:
+                self._reasons.add(run, base, load)
 
 
 def _workspace_name(state: State, options: PushOptions) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltasync.client import outbox
+from deltasync.client.reasons import Reason
 from deltasync.core.manifest import Kind, Operation, Verb
 from deltasync.core.metadata import Counts as ManifestCounts
 from deltasync.core.metadata import Manifest
@@ -63,7 +64,11 @@ class PushReport:
     sent_bytes: int = 0
     """Request bodies, or bundle files, as sent."""
     avoided_bytes: int = 0
-    """Content that the delta names and that did not have to travel."""
+    """Content that the delta names and that did not have to travel: the sum of the next two."""
+    avoided_by_cache_bytes: int = 0
+    """Content that the server had: of copies, of touched files, of other workspaces."""
+    avoided_by_move_bytes: int = 0
+    """Content of what was moved, alone or with its folder."""
     problems: list[PathProblem] = field(default_factory=list)
     seconds: float = 0.0
     tree_sequence: int | None = None
@@ -75,6 +80,19 @@ class PushReport:
     unreachable: str | None = None
     """Why the server could not be reached, where that is no failure (`watch`)."""
     dry_run: bool = False
+    reasons: list[Reason] | None = None
+    """Why the first operations went out; None when nobody asked."""
+    more_reasons: int = 0
+    """How many operations went out beside those."""
+
+
+class Moved(NamedTuple):
+    """How much content operations move."""
+
+    in_folders: int
+    """Below the directories that are moved: no operation names it."""
+    alone: int
+    """Of files that are moved by an operation of their own."""
 
 
 class Tally:
@@ -93,23 +111,24 @@ class Tally:
         self._read_bytes += size_bytes
         self._tell()
 
-    def add(self, manifest: Manifest, content_bytes: int, moved_bytes: int) -> None:
+    def add(self, manifest: Manifest, content_bytes: int, moved: Moved) -> None:
         """Count a bundle that is acknowledged, or sealed into a file."""
-        self._add(manifest.operations, manifest.total_size_bytes + moved_bytes, content_bytes)
+        self._add(manifest.operations, manifest.total_size_bytes, content_bytes, moved)
         self._tell()
 
     def add_operations(self, operations: Sequence[Operation], content_bytes: int) -> None:
         """Count a bundle that is not sealed."""
         verbs = Counter(operation.operation.value for operation in operations)
-        named_bytes = sum(operation.size for operation in operations) + self.moved_bytes(operations)
-        self._add(Counts(**verbs), named_bytes, content_bytes)
+        named_bytes = sum(operation.size for operation in operations)
+        self._add(Counts(**verbs), named_bytes, content_bytes, self.moved(operations))
 
-    def moved_bytes(self, operations: Sequence[Operation]) -> int:
-        """Return how much content lies below the directories that are moved."""
-        moved = [each.path for each in operations if each.operation is Verb.MOVED and each.kind is Kind.DIRECTORY]
-        return sum(_bytes_below(self._state, path) for path in moved)
+    def moved(self, operations: Sequence[Operation]) -> Moved:
+        """Return how much content the operations move."""
+        moves = [each for each in operations if each.operation is Verb.MOVED]
+        folders = [each.path for each in moves if each.kind is Kind.DIRECTORY]
+        return Moved(sum(_bytes_below(self._state, path) for path in folders), sum(each.size for each in moves))
 
-    def _add(self, counts: Counts | ManifestCounts, named_bytes: int, content_bytes: int) -> None:
+    def _add(self, counts: Counts | ManifestCounts, named_bytes: int, content_bytes: int, moved: Moved) -> None:
         report, total = self.report, self.report.operations
         total.created += counts.created
         total.updated += counts.updated
@@ -117,7 +136,11 @@ class Tally:
         total.deleted += counts.deleted
         report.bundles += 1
         report.content_bytes += content_bytes
-        report.avoided_bytes += max(0, named_bytes - content_bytes)
+        avoided_bytes = max(0, named_bytes + moved.in_folders - content_bytes)
+        by_move_bytes = min(avoided_bytes, sum(moved))  # what was moved may have had to travel all the same
+        report.avoided_bytes += avoided_bytes
+        report.avoided_by_move_bytes += by_move_bytes
+        report.avoided_by_cache_bytes += avoided_bytes - by_move_bytes
 
     def close(self, left_out: Mapping[str, str]) -> None:
         """Complete the report."""

@@ -277,6 +277,7 @@ class _Scan:
                 return False
         frame.children, frame.signature = children, frame.row.signature
         frame.todo = sorted(want.below, reverse=True)
+        frame.level = self._options.ignore.level_of(frame.path, frame.above.level if frame.above else None)
         return True
 
     def _listed(self, path: str, descriptor: int) -> Listing:

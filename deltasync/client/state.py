@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -138,6 +139,13 @@ class State:
     def require_original(self) -> None:
         """Raise WorkspaceCopied when this is a copy of a workspace that is still there; what is known is that one's."""
         opening.require_original(self.root, self.folder, self.db)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[State]:
+        """Give a copy of the state that is thrown away, for a look that must leave no trace."""
+        with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as connection:
+            self.db.backup(connection)
+            yield State(opening.Opened(self.root, self.folder, connection, None))
 
     # Small values
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from deltasync.client import outbox, resync
-from deltasync.client.opening import Opened
 from deltasync.client.scan import Progress, ScanOptions, scan
 from deltasync.client.seal import overlaid, united
 from deltasync.client.state import Problem, State
@@ -74,7 +70,7 @@ def verify(
     state: State, receiver: Asked | None, workspace: str, options: ScanOptions, progress: Progress | None = None
 ) -> Verification:
     """Read every file of a workspace and compare; neither the state nor the server is changed."""
-    with _scratch(state) as copy:
+    with state.scratch() as copy:  # a file that went bad must not pass for an edit
         known = scan(copy, replace(options, rehash=False)).root
         found = scan(copy, replace(options, rehash=True), progress=progress)
         server = receiver.workspace(workspace) if receiver is not None else None
@@ -96,14 +92,6 @@ def verify(
             in_sync=None if server is None else not operations,
             no_delete=has_no_delete,
         )
-
-
-@contextlib.contextmanager
-def _scratch(state: State) -> Iterator[State]:
-    """Give a copy of the state that is thrown away: a file that went bad must not pass for an edit."""
-    with contextlib.closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as connection:
-        state.db.backup(connection)
-        yield State(Opened(state.root, state.folder, connection, None))
 
 
 def _silent(before: bytes, after: bytes, load: Loader) -> list[str]:

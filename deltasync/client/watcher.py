@@ -45,6 +45,8 @@ class FlushArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     take_over: bool = False
     wait: float = 300.0
     """How many seconds to wait for the server's plain tree."""
+    explain: bool = False
+    """Say of each operation why it went out."""
 
 
 class Publish(Protocol):
@@ -189,7 +191,10 @@ class Watcher:
             self._lookout.look(everything=asked.scan, is_asked=True, allow_emptied=asked.allow_mass_delete)
             self._clear()
             report = self._delivery.flush(
-                allow_mass_delete=asked.allow_mass_delete, take_over=asked.take_over, wait=asked.wait
+                allow_mass_delete=asked.allow_mass_delete,
+                take_over=asked.take_over,
+                wait=asked.wait,
+                explain=asked.explain,
             )
         self._tell_files()
         looked_at = self._lookout.looked_at

@@ -107,9 +107,7 @@ class Staging:
 
     def write(self, operation: Operation, views: Iterable[memoryview]) -> None:
         """Store one content with the mode and time of its operation; nothing is flushed here (spec ST-12)."""
-        name = operation.digest or ""
-        mode = EXECUTABLE_MODE if operation.executable else PLAIN_MODE
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=self.folder.fd)
+        descriptor = self.create(operation)
         try:
             unstarted = 0
             for view in views:
@@ -121,8 +119,22 @@ class Staging:
             os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
         finally:
             os.close(descriptor)
-        self.staged[bytes.fromhex(name)] = operation
+        self.take(operation)
+
+    def create(self, operation: Operation) -> int:
+        """Make an empty file for one content and return its descriptor; nothing is staged before `take`."""
+        mode = EXECUTABLE_MODE if operation.executable else PLAIN_MODE
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(operation.digest or "", flags, mode, dir_fd=self.folder.fd)
+
+    def take(self, operation: Operation) -> None:
+        """Count a content that lies in the folder, complete, under its digest."""
+        self.staged[bytes.fromhex(operation.digest or "")] = operation
         self.content_bytes += operation.size
+
+    def drop(self, operation: Operation) -> None:
+        """Remove the file of a content that was not taken."""
+        os.unlink(operation.digest or "", dir_fd=self.folder.fd)
 
     def make_durable(self) -> None:
         """Fsync what was staged (spec ST-16)."""

@@ -1,26 +1,32 @@
-"""The `deltasync-server` program (spec H-50 to H-57): serve, replay, check, collect; the only place that exits."""
+"""The `deltasync-server` program (spec H-50 to H-58): its commands and options; the only place that exits."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import logging
+import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from deltasync import __version__
-from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace
+from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace, UsageError
 from deltasync.core.names import shown
 from deltasync_server import config
 
+if TYPE_CHECKING:
+    from deltasync_server.adopt import Adopted
+
 PROGRAM = "deltasync-server"
+LEFT_OUT_CODE = 3
 UMASK = 0o022
 """Blobs and trees are for every program on the host to read; only this one writes them."""
 
@@ -62,7 +68,8 @@ def describe(
     """Take sealed bundles, keep each workspace as a plain folder, and prove it equal to its source.
 
     A setting is a flag, else the variable DELTASYNC_SERVER_ and its name, else a key of server.toml. Exit codes:
-    0 done, 1 error, 2 usage, 4 busy, 5 sequence or root mismatch, 6 guard or disk full, 8 integrity, 130 stopped.
+    0 done, 1 error, 2 usage, 3 done but something was left out, 4 busy, 5 sequence or root mismatch, 6 guard or disk
+    full, 8 integrity, 130 stopped.
     """
 
 
@@ -210,25 +217,118 @@ def check(
 def collect(
     call: Call,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    release_adopted: Annotated[
+        bool, typer.Option("--release-adopted", help="Do not wait until the time of adopted content is over.")
+    ] = False,
 ) -> int:
     """Remove what nothing needs any more.
 
-    That is what no head, kept sequence, lease or journal names. Exit 4 while a server uses the store.
+    That is what no head, kept sequence, lease or journal names, and what was adopted longer ago than its --keep.
+    Exit 4 while a server uses the store.
     """
     from deltasync_server.opening import open_store
 
     with open_store(call.store, create=False) as store:
         store.catch_up()  # opening distrusts trees that are not durable yet: a check would find fault with them
-        found = store.collect(dry_run=dry_run)
+        found = store.collect(dry_run=dry_run, now=math.inf if release_adopted else None)
     would = "would remove" if dry_run else "removed"
+    adopted = f", {found.kept_adopted} of them only because they were adopted" if found.kept_adopted else ""
     call.answer(
         found,
         [
             f"{would} {found.blobs} blobs ({found.blob_bytes} bytes), {found.objects} directory objects, "
-            f"{found.strays} stray files; {found.kept_blobs} blobs stay"
+            f"{found.strays} stray files; {found.kept_blobs} blobs stay{adopted}"
         ],
     )
     return 0
+
+
+@command(*STORE)
+def adopt(
+    call: Call,
+    folders: Annotated[list[str], typer.Argument(metavar="DIR", help="Folders on this host.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Share the files instead of copying them; read above what that means.")
+    ] = False,
+    no_copy: Annotated[
+        bool, typer.Option("--no-copy", help="With --trust: leave out what cannot be shared, instead of copying it.")
+    ] = False,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep", metavar="TIME", help="How long collect spares what nothing names yet. (30d)", show_default=False
+        ),
+    ] = "30d",
+) -> int:
+    """Take files that are on this host already into the cache.
+
+    The first push of a machine that has the same files then sends none of their content. Nothing in DIR changes;
+    links are not followed. Content is shared by reflink where the file system can, else copied. It runs while no
+    server does: stop the server, adopt, start it. A run that was broken off is simply repeated. Every user of this
+    host can read what lies in the cache, and whoever reaches the server can ask for it by its digest: adopt no secrets.
+
+    With --trust each blob is a hard link of its file. The file then becomes read-only (0444, or 0555 if executable),
+    also under its own name, and loses other mode bits; its owner and time stay, and trees link to it as well. Whoever
+    writes into any of these names changes them all: the server notices another size or time before it uses the blob,
+    and a change that keeps both is found by `check` alone. Use it for files that nobody edits in place, such as
+    downloaded models.
+
+    Exit 3 when something had to be left out, exit 4 while a server uses the store.
+    """
+    from deltasync_server.adopt import Adoption, AdoptOptions
+    from deltasync_server.opening import open_store
+
+    if no_copy and not trust:
+        raise UsageError("--no-copy goes with --trust: without it every file is copied")
+    options = AdoptOptions(trust=trust, may_copy=not no_copy, keep_seconds=_seconds("--keep", keep))
+    with open_store(call.store) as store:
+        store.catch_up()
+        with _stop_asked() as is_stopping:
+            found = Adoption(store, options, say=call.say, should_stop=is_stopping).run(
+                [Path(each) for each in folders]
+            )
+        store.catch_up()  # trees that lacked some of the content get it now
+    _say_adopted(call, found)
+    return LEFT_OUT_CODE if found.left_out_count else 0
+
+
+def _say_adopted(call: Call, found: Adopted) -> None:
+    for each in found.left_out:
+        complain(f"{each.path}: {each.reason}")
+    if found.left_out_count > len(found.left_out):
+        complain(f"and {found.left_out_count - len(found.left_out)} more were left out")
+    linked = f", {found.linked} of them linked" if found.linked else ""
+    call.answer(
+        found,
+        [
+            f"{found.files} files ({found.bytes} bytes) read in {found.seconds:.1f} s: {found.stored} contents "
+            f"({found.stored_bytes} bytes) stored{linked}, {found.present} were there, {found.left_out_count} left out"
+        ],
+    )
+
+
+def _seconds(name: str, text: str) -> float:
+    from deltasync.config import parse_seconds
+
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise UsageError(f"{name} takes a time such as 12h or 30d, not {shown(text)}") from error
+
+
+@contextlib.contextmanager
+def _stop_asked() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM ask for an end instead of breaking in between two steps that belong together."""
+    asked: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
@@ -288,8 +388,6 @@ def as_json(content: object) -> str:
 
 
 def _usage(error: Exception) -> DeltasyncError:
-    from deltasync.core.errors import UsageError
-
     message = " ".join(getattr(error, "format_message", error.__str__)().split()).rstrip(".")
     where = getattr(getattr(error, "ctx", None), "command_path", PROGRAM)
     return UsageError(f"{message[:1].lower()}{message[1:]} (see {where} --help)")

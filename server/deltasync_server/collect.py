@@ -1,4 +1,4 @@
-"""Collection: removes directory objects and blobs that no head, kept sequence, lease or journal needs."""
+"""Collection: removes objects and blobs that no head, kept sequence, lease, adoption or journal needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.tree import Loader
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.journal import Journal
-from deltasync_server.state import BATCH, State, batched, compared_roots, keep_no_more_than, kept_roots, loader
+from deltasync_server.state import (
+    BATCH,
+    State,
+    adopted_digests,
+    batched,
+    compared_roots,
+    keep_no_more_than,
+    kept_roots,
+    loader,
+)
 
 ShouldStop = Callable[[], bool]
 
@@ -25,6 +34,10 @@ class Collected:
     """Files in the cache that no row names."""
     kept_blobs: int = 0
     kept_objects: int = 0
+    kept_adopted: int = 0
+    """How many of the kept blobs nothing names but their adoption."""
+    released: int = 0
+    """Adoptions whose time is over."""
     is_dry_run: bool = False
 
 
@@ -60,13 +73,18 @@ class Collection:
         self._keep_sequences = keep_sequences
         self._marks = Marks()
         self._compared = Marks()
+        self._adopted: set[bytes] = set()
         self.result = Collected(is_dry_run=is_dry_run)
 
-    def run(self, journal: Journal, should_stop: ShouldStop = lambda: False) -> Collected:
-        """Remove objects, blobs and stray files; journals that name a blob are checkpointed first (spec ST-60)."""
+    def run(self, journal: Journal, should_stop: ShouldStop = lambda: False, *, now: float) -> Collected:
+        """Remove objects, blobs and stray files; journals that name a blob are checkpointed first (spec ST-60).
+
+        now: seconds since 1970.
+        """
         if not self.result.is_dry_run:
             journal.checkpoint(should_stop)
         self.prune_objects(should_stop)
+        self._release_adopted(now)
         self._sweep_blobs(should_stop)
         if not should_stop():
             self._sweep_strays()
@@ -93,11 +111,23 @@ class Collection:
                     with self._state.write() as db:
                         db.executemany("DELETE FROM objects WHERE digest = ?", [(digest,) for digest in gone])
 
+    def _release_adopted(self, now: float) -> None:
+        """Let go of adopted content whose time is over (spec ST-73); its blobs are like any others from then on."""
+        with self._state.read() as db:
+            self._adopted = adopted_digests(db, now)
+            (known,) = db.execute("SELECT count(*) FROM adopted").fetchone()
+        self.result.released = known - len(self._adopted)
+        if self.result.released and not self.result.is_dry_run:
+            with self._state.write() as db:
+                db.execute("DELETE FROM adopted WHERE until <= ?", (now,))
+
     def _sweep_blobs(self, should_stop: ShouldStop) -> None:
         self._mark()
         with self._state.read() as db:
             digests = [digest for (digest,) in db.execute("SELECT digest FROM blobs")]
-        dead = [digest for digest in digests if digest not in self._marks.blobs]
+        unnamed = [digest for digest in digests if digest not in self._marks.blobs]
+        dead = [digest for digest in unnamed if digest not in self._adopted]
+        self.result.kept_adopted = len(unnamed) - len(dead)
         for batch in batched(dead, BATCH):
             if should_stop():
                 return

@@ -35,7 +35,7 @@ from deltasync.disk import space_guard
 from deltasync_server.blobs import Cache, Leases, Staging
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Spool
-from deltasync_server.state import BlobRow, State, blob_rows, head_of, loader, receipt_row, workspace_row
+from deltasync_server.state import BlobRow, State, blob_rows, head_of, loader, receipt_row, workspace_row, write_blobs
 
 LEASE_SECONDS = 3600
 ARRIVAL_SECONDS = 7 * 24 * 3600.0
@@ -301,7 +301,7 @@ class _Commit:
         db = self._db
         receipt = self._receipt(applied)
         db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", applied.objects.items())
-        self._write_blobs(published)
+        write_blobs(db, published.rows, published.kept)
         self._write_receipt(receipt, applied.root, journal)
         self._write_epoch(receipt)
         self._write_head(applied, receipt)
@@ -326,15 +326,6 @@ class _Commit:
             applied_at=now(),
             tree_sequence=None if is_moving else (row.tree_sequence if row else 0),
         )
-
-    def _write_blobs(self, published: _Published) -> None:
-        """Write blob rows in the order of their keys; trees that lack one, or hold a damaged one, get it back."""
-        db, rows = self._db, sorted(published.rows)
-        db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
-        replaced = [(row.digest,) for row in rows if row.digest in published.kept]
-        db.executemany("INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", replaced)
-        if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
-            db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
 
     def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str | None) -> None:
         carried = b"".join(sorted(self._staging.staged)) if journal else None

@@ -135,10 +135,14 @@ class Store:
         """Do the idle work now, in the calling thread."""
         self._upkeep.work()
 
-    def collect(self, *, dry_run: bool = False) -> Collected:
-        """Remove what no head, kept sequence, lease or journal needs."""
+    def collect(self, *, dry_run: bool = False, now: float | None = None) -> Collected:
+        """Remove what no head, kept sequence, lease or journal needs.
+
+        now: seconds since 1970, by which adopted content is kept or let go.
+        """
         keep = self.config.keep_sequences
-        return Collection(self.state, self.cache, self.leases, keep, is_dry_run=dry_run).run(self.journal)
+        collection = Collection(self.state, self.cache, self.leases, keep, is_dry_run=dry_run)
+        return collection.run(self.journal, now=time.time() if now is None else now)
 
     def __enter__(self) -> Self:
         return self
@@ -314,7 +318,7 @@ class Store:
         """
         self._upkeep.note_arrival()
         try:
-            self._require_space()
+            self.require_space()
             with self._arrivals.arriving(name) as arrival, self._spool(source) as spool:
                 done = Intake(self._rooms, arrival, spool, take_over=take_over, hook=decide_hook).run(expected_identity)
         except DeltasyncError:
@@ -331,16 +335,17 @@ class Store:
 
     def _spool(self, source: Source) -> Spool:
         with space_guard(self.config.data):
-            return self.journal.spool(source, self._require_space)
+            return self.journal.spool(source, self.require_space)
 
-    def _require_space(self) -> None:
-        if self._lacks_space():
+    def require_space(self, size_bytes: int = 0) -> None:
+        """Raise NoSpace when less than the reserve would be free after so many bytes were written."""
+        if self._lacks_space(size_bytes):
             raise NoSpace(f"less than the reserve is free at {self.config.data}; free some space and try again")
 
-    def _lacks_space(self) -> bool:
+    def _lacks_space(self, size_bytes: int = 0) -> bool:
         disk = os.statvfs(self.config.data)
         reserve = min(self.config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
-        return disk.f_bavail * disk.f_frsize < reserve
+        return disk.f_bavail * disk.f_frsize - size_bytes < reserve
 
 
 def _is_unsettled(row: WorkspaceRow) -> bool:

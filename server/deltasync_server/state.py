@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -89,6 +89,12 @@ MIGRATIONS = (
         event TEXT NOT NULL,
         detail TEXT NOT NULL
     )
+    """,
+    """
+    CREATE TABLE adopted (
+        digest BLOB PRIMARY KEY,
+        until INTEGER NOT NULL
+    ) WITHOUT ROWID
     """,
 )
 
@@ -299,6 +305,30 @@ def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, B
         for row in db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest IN ({marks})", batch):
             found[row[0]] = BlobRow._make(row)
     return found
+
+
+def write_blobs(db: sqlite3.Connection, rows: Iterable[BlobRow], kept: Mapping[bytes, BlobRow]) -> None:
+    """Write the rows of published blobs, in the order of their keys; trees that lack one of them get it back.
+
+    kept: rows that were there before: the file of such a one was damaged, and trees may be linked to it.
+    """
+    rows = sorted(rows)
+    db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
+    replaced = [(row.digest,) for row in rows if row.digest in kept]
+    db.executemany("INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", replaced)
+    if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
+        db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
+
+
+def lease_adopted(db: sqlite3.Connection, digests: Iterable[bytes], until: int) -> None:
+    """Keep adopted content from collections until a time in seconds since 1970; never shorter than before."""
+    lease = "INSERT INTO adopted VALUES (?, ?) ON CONFLICT (digest) DO UPDATE SET until = max(until, excluded.until)"
+    db.executemany(lease, [(digest, until) for digest in sorted(digests)])
+
+
+def adopted_digests(db: sqlite3.Connection, now: float) -> set[bytes]:
+    """Return the digests whose adoption still keeps them at a time in seconds since 1970 (spec ST-73)."""
+    return {digest for (digest,) in db.execute("SELECT digest FROM adopted WHERE until > ?", (now,))}
 
 
 def settle_stamps(db: sqlite3.Connection, rows: Iterable[BlobRow]) -> None:

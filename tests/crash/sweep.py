@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
 
+from deltasync.core.hashing import digest_of
 from deltasync_server import intake
 
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
@@ -199,6 +200,40 @@ class ServerCollect(ServerReplay):
         return server("collect", "--data", self.data, "--json")
 
 
+class ServerAdopt(ServerCollect):
+    """An adoption is killed; the second one ends with every content in the cache, and nothing else there."""
+
+    words: tuple[str, ...] = ()
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.media = self.folder / "media"
+        self.media.mkdir()
+        folders.life(self.media)
+        folders.write(self.media, "new/large", bytes(range(256)) * 10_000)
+        folders.write(self.media, "new/small", "small\n")
+
+    def act(self) -> int:
+        return server("adopt", self.media, "--data", self.data, *self.words, "--json")
+
+    def verify(self) -> None:
+        super().verify()
+        found = [path for path in self.media.rglob("*") if path.is_file() and not path.is_symlink()]
+        blobs = {path.name for path in (self.data / "cache").rglob("*") if path.is_file()}
+        assert {digest_of(path.read_bytes()).hex() for path in found} <= blobs
+
+
+class ServerAdoptTrust(ServerAdopt):
+    """The same with hard links; the originals have their bytes whenever it is killed."""
+
+    words = ("--trust",)
+
+    def verify(self) -> None:
+        super().verify()
+        assert (self.media / "new/small").read_text() == "small\n"
+        assert (self.media / "new/small").stat().st_nlink == 2
+
+
 def _copy_links(root: Path) -> Callable[[str, str], str]:
     """Return a copy function that keeps hard links among the copies, as `cp -a` does."""
     seen: dict[tuple[int, int], str] = {}
@@ -221,6 +256,8 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
     "server-collect": ServerCollect,
+    "server-adopt": ServerAdopt,
+    "server-adopt-trust": ServerAdoptTrust,
 }
 
 

@@ -23,6 +23,8 @@ SAMPLES = {
     "server-replay": 71,
     "server-replay-direct": 67,
     "server-collect": 29,
+    "server-adopt": 13,
+    "server-adopt-trust": 17,
 }
 """The stride of a sample, by scenario: primes, so that the samples of several runs differ."""
 

@@ -517,6 +517,16 @@ def test_a_changed_ignore_file_reaches_below_also_in_a_partial_scan(state: State
     check(state)
 
 
+def test_a_partial_scan_obeys_the_rules_of_the_folders_above(state: State) -> None:
+    """The folders on the way are not listed, and their rules hold all the same, also for a scanner that begins now."""
+    root = state.root
+    write(root, {".deltasyncignore": "*.tmp\n", "a/.deltasyncignore": "!keep.tmp\n*.log\n", "a/b/c/f": "1"})
+    look_until_quiet(state)
+    write(root, {"a/b/c/x.tmp": "2", "a/b/c/keep.tmp": "3", "a/b/c/y.log": "4", "a/b/c/z": "5"})
+    look(state, {"a/b/c"})
+    check(state, without={"a/b/c/x.tmp", "a/b/c/y.log"})
+
+
 def test_an_ignore_file_that_is_a_link_is_refused(state: State) -> None:
     """Its rules do not count, it is not read, and that is a problem (F45)."""
     write(state.root, {"rules": "*\n", "f": "1"})
