@@ -733,7 +733,7 @@ def test_status_tells_what_keeps_a_watcher(user: User, server: Served, folder: P
         (folder / "everything").rename(everything)  # in one step: the watcher may look at any moment
         assert user.run("push", folder).code == 6
         status = user.run("status", folder)
-        assert status.code == 0 and "nothing is taken for deleted" in status.out
+        assert status.code == 0 and "--allow-mass-delete" in status.out
 
 
 def test_a_watcher_without_a_server_prints_lines_for_people(user: User, folder: Path) -> None:
