@@ -730,6 +730,7 @@ def test_status_tells_what_keeps_a_watcher(user: User, server: Served, folder: P
     folder.mkdir()
     everything.rename(folder / "everything")
     with watching(user, folder, "--to", server.url):
+        assert user.run("push", folder).code == 0
         (folder / "everything").rename(everything)  # in one step: the watcher may look at any moment
         assert user.run("push", folder).code == 6
         status = user.run("status", folder)
