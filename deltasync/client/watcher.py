@@ -173,12 +173,13 @@ class Watcher:
         answer: dict[str, Any] | None = None
         try:
             answer = self._flush(msgspec.convert(call.request.arguments, FlushArguments))
-            self._tell_status()  # before the answer: whoever has it may ask for the status next
         except msgspec.ValidationError as error:
             answer = failure(UsageError(f"flush does not understand this: {error}"))
         except DeltasyncError as error:
             answer = failure(error)
         finally:
+            if answer is not None:
+                self._tell_status()  # before the answer: whoever has it may ask for the status next
             call.reply(answer)
 
     def _flush(self, asked: FlushArguments) -> dict[str, Any]:
@@ -188,7 +189,11 @@ class Watcher:
             raise UsageError(f"the watcher of this folder sends to {watched}, not to {shown(asked.url)}; stop it first")
         with self._control.interruptible():
             self._lookout.catch_up()
-            self._lookout.look(everything=asked.scan, is_asked=True, allow_emptied=asked.allow_mass_delete)
+            try:
+                self._lookout.look(everything=asked.scan, is_asked=True, allow_emptied=asked.allow_mass_delete)
+            except (RootUnavailable, GuardStopped) as error:
+                self._meet(What.GUARD if isinstance(error, GuardStopped) else What.UNAVAILABLE, error)
+                raise
             self._clear()
             report = self._delivery.flush(
                 allow_mass_delete=asked.allow_mass_delete,
