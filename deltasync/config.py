@@ -28,7 +28,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything that a user can set; the names in files, flags and the environment are those of `SETTINGS`."""
 
     to: str | None = None
+    source: str | None = msgspec.field(default=None, name="from")
     workspace: str | None = None
+    at: int | None = None
+    """A sequence; None is the last."""
+    jobs: int = 4
+    delete: bool = False
     state_dir: str | None = None
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -167,6 +172,13 @@ def _count(raw: Raw) -> int:
     return int(text)
 
 
+def _several(raw: Raw) -> int:
+    count = _count(raw)
+    if not 1 <= count <= 64:
+        raise ValueError("none, or too many")
+    return count
+
+
 def _days(raw: Raw) -> float:
     return parse_seconds(f"{_text(raw)}d") / _SECONDS["d"]
 
@@ -184,6 +196,7 @@ SIZE = Kind(parse_size, "a size such as 500k, 10M or 2GiB", "SIZE")
 SECONDS = Kind(parse_seconds, "a time such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 POSITIVE = Kind(_positive_seconds, "a time above zero such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 COUNT = Kind(_count, "a whole number from 0", "N")
+SEVERAL = Kind(_several, "a whole number from 1 to 64", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
 ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
@@ -197,6 +210,10 @@ _ALL = (
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
+    Setting("from", ADDRESS, "Server to fetch from.", in_workspace_file=False),
+    Setting("at", COUNT, "Fetch this sequence, one of those that the server keeps; the last.", in_file=False),
+    Setting("jobs", SEVERAL, "Requests at a time [4].", short="j"),
+    Setting("delete", SWITCH, "Delete what DEST has beyond the workspace.", in_file=False),
     Setting("workspace", NAME, "Name on the server; the folder's own name, then remembered.", in_workspace_file=False),
     Setting("state-dir", FOLDER, "Keep the state here, not in PATH/.deltasync.", in_workspace_file=False),
     Setting("exclude", PATTERNS, "Ignore what matches, as in .gitignore; repeatable."),
@@ -204,7 +221,7 @@ _ALL = (
     Setting("gitignore", SWITCH, "Obey .gitignore files too."),
     Setting("delete-excluded", SWITCH, "Delete on the server what is newly ignored."),
     Setting("no-delete", SWITCH, "Never delete on the server."),
-    Setting("allow-mass-delete", SWITCH, "Let a delta pass that deletes most entries, or all.", in_file=False),
+    Setting("allow-mass-delete", SWITCH, "Let a change pass that deletes most entries, or all.", in_file=False),
     Setting("take-over", SWITCH, "Become the workspace's owner, in place of its client.", in_file=False),
     Setting("rehash", SWITCH, "Read every file again instead of trusting its times.", in_file=False),
     Setting("scan", SWITCH, "Look at every folder although a watcher runs.", in_file=False),
@@ -212,14 +229,14 @@ _ALL = (
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),
-    Setting("bwlimit", SIZE, "Send at most this much a second, 0 for no limit [0]."),
+    Setting("bwlimit", SIZE, "Send, or fetch, at most this much a second, 0 for no limit [0]."),
     Setting("timeout", POSITIVE, "How long to wait for the server [30s].", alias="REMOTE_UPLOAD_TIMEOUT"),
     Setting("max-retries", COUNT, "Tries again when a request fails [3].", alias="REMOTE_UPLOAD_MAX_RETRIES"),
     Setting("keep-sent", SECONDS, "Keep bundle files this long after they were sent [0]."),
     Setting("outbox-limit", SIZE, "Most bytes of bundle files that wait to be sent [2GiB]."),
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
-    Setting("dry-run", SWITCH, "Show what would be sent; send nothing.", short="n", in_file=False),
+    Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),
     Setting("json", SWITCH, "Print JSON and nothing else.", in_file=False),
     Setting("quiet", SWITCH, "Print only errors.", short="q", in_file=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Generator
@@ -176,4 +177,5 @@ class _PiecesResponse(Response):
             _log.warning("a reader of %s took nothing for %g s", scope["path"], self._here.config.body_seconds)
         finally:
             leaving.cancel()
-            await self._here.workers.quick(self._pieces.close)
+            with contextlib.suppress(ValueError):  # cut off while a thread makes a piece: it ends with that
+                self._pieces.close()
