@@ -57,6 +57,7 @@ class Destination:
                 path.mkdir(parents=True, exist_ok=True)
                 self.folder = Folder.open(path)
                 self.arrivals = self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True)
+                os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
         except OSError as error:
             raise RootUnavailable(
                 f"{shown(str(path))} cannot be written ({error.strerror}); name another folder"

@@ -260,7 +260,7 @@ class _Fetch:
         total_bytes = sum(need.size for need in needs)
 
         def tell(size_bytes: int) -> None:
-            self._watcher.fetched(size_bytes, total_bytes)
+            self._watcher.fetched(size_bytes, total_bytes - download.resumed_bytes)
 
         download = Download(self._origin, self._options.workspace, dest, needs, tell)
         download.run(self._options.jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -172,6 +173,18 @@ def test_a_fetch_that_is_killed_among_small_files_goes_on(user: User, desk: Desk
     report = json.loads(user.fetch(dest, "--json").stdout)
     assert report["verified"] and report["fetched_bytes"] <= report["bytes"] - 50 * 50_000
     folders.assert_same(desk.root, dest)
+
+
+def test_a_full_disk_ends_a_fetch_that_goes_on_later(user: User, desk: Desk, tmp_path: Path) -> None:
+    """No space (here: a limit on the size of files) is exit 6 with one sentence, and nothing half is in place."""
+    folders.write(desk.root, "large.bin", noise("full", RANGE_BYTES + 5))
+    desk.push()
+    words = shlex.join(map(str, user.words(tmp_path / "dest")))
+    done = user.run("bash", "-c", f"ulimit -f 1024; exec {words}")
+    assert (done.returncode, done.stderr.count("\n")) == (6, 1) and "no space left" in done.stderr
+    assert not (tmp_path / "dest/large.bin").exists()
+    assert user.fetch(tmp_path / "dest").returncode == 0
+    folders.assert_same(desk.root, tmp_path / "dest")
 
 
 def test_a_stopped_fetch_says_so(user: User, desk: Desk, tmp_path: Path) -> None:
