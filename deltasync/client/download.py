@@ -77,6 +77,9 @@ class Download:
 
     def run(self, jobs: int) -> None:
         """Fetch everything with so many requests at a time; raises the first error that is not one path's."""
+        if not self._needs:
+            return
+        self._lease()
         self._units.extend(self._planned())
         threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(jobs)]
         try:

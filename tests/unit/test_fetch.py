@@ -495,7 +495,7 @@ def test_the_content_is_leased_before_it_is_fetched_and_while(
     assert leased == [8]
     monkeypatch.setattr(download, "LEASE_SECONDS", 0.0)
     fetched(between, desk, tmp_path / "again", jobs=1)
-    assert leased == [8] * 6
+    assert leased == [8] * 7, "once before, and with each of four ranges and one batch"
 
 
 # Wrong bytes, and hostile trees
