@@ -16,6 +16,7 @@ from deltasync.core.names import NameRefused, parse_workspace, shown
 
 PREFIX = "DELTASYNC_"
 HOME = "DELTASYNC_HOME"
+JOBS_MAX = 64
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
 Raw = str | int | float | bool | Sequence[str]
@@ -28,7 +29,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything that a user can set; the names in files, flags and the environment are those of `SETTINGS`."""
 
     to: str | None = None
+    source: str | None = msgspec.field(default=None, name="from")
     workspace: str | None = None
+    at: int | None = None
+    """A sequence; None is the last."""
+    delete: bool = False
     state_dir: str | None = None
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -43,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     debounce_seconds: float = msgspec.field(default=0.25, name="debounce")
     rescan_seconds: float = msgspec.field(default=60.0, name="rescan")
     rehash_days: float = 0.0
+    jobs: int = 4
+    """Requests, or pieces of a large bundle, at a time."""
     bandwidth_bytes: int = msgspec.field(default=0, name="bwlimit")
     """Bytes per second; 0 is no limit."""
     timeout_seconds: float = msgspec.field(default=30.0, name="timeout")
@@ -167,6 +174,13 @@ def _count(raw: Raw) -> int:
     return int(text)
 
 
+def _jobs(raw: Raw) -> int:
+    count = _count(raw)
+    if not 1 <= count <= JOBS_MAX:
+        raise ValueError("no number of jobs")
+    return count
+
+
 def _days(raw: Raw) -> float:
     return parse_seconds(f"{_text(raw)}d") / _SECONDS["d"]
 
@@ -184,6 +198,7 @@ SIZE = Kind(parse_size, "a size such as 500k, 10M or 2GiB", "SIZE")
 SECONDS = Kind(parse_seconds, "a time such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 POSITIVE = Kind(_positive_seconds, "a time above zero such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 COUNT = Kind(_count, "a whole number from 0", "N")
+JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
 ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
@@ -197,6 +212,9 @@ _ALL = (
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
+    Setting("from", ADDRESS, "Server to fetch from.", in_workspace_file=False),
+    Setting("at", COUNT, "Fetch this sequence, one of those that the server keeps; the last.", in_file=False),
+    Setting("delete", SWITCH, "Delete what DEST has beyond the workspace.", in_file=False),
     Setting("workspace", NAME, "Name on the server; the folder's own name, then remembered.", in_workspace_file=False),
     Setting("state-dir", FOLDER, "Keep the state here, not in PATH/.deltasync.", in_workspace_file=False),
     Setting("exclude", PATTERNS, "Ignore what matches, as in .gitignore; repeatable."),
@@ -204,7 +222,7 @@ _ALL = (
     Setting("gitignore", SWITCH, "Obey .gitignore files too."),
     Setting("delete-excluded", SWITCH, "Delete on the server what is newly ignored."),
     Setting("no-delete", SWITCH, "Never delete on the server."),
-    Setting("allow-mass-delete", SWITCH, "Let a delta pass that deletes most entries, or all.", in_file=False),
+    Setting("allow-mass-delete", SWITCH, "Let a change pass that deletes most entries, or all.", in_file=False),
     Setting("take-over", SWITCH, "Become the workspace's owner, in place of its client.", in_file=False),
     Setting("rehash", SWITCH, "Read every file again instead of trusting its times.", in_file=False),
     Setting("scan", SWITCH, "Look at every folder although a watcher runs.", in_file=False),
@@ -212,14 +230,15 @@ _ALL = (
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),
-    Setting("bwlimit", SIZE, "Send at most this much a second, 0 for no limit [0]."),
+    Setting("jobs", JOBS, "Requests at a time [4].", short="j"),
+    Setting("bwlimit", SIZE, "Send, or fetch, at most this much a second, 0 for no limit [0]."),
     Setting("timeout", POSITIVE, "How long to wait for the server [30s].", alias="REMOTE_UPLOAD_TIMEOUT"),
     Setting("max-retries", COUNT, "Tries again when a request fails [3].", alias="REMOTE_UPLOAD_MAX_RETRIES"),
     Setting("keep-sent", SECONDS, "Keep bundle files this long after they were sent [0]."),
     Setting("outbox-limit", SIZE, "Most bytes of bundle files that wait to be sent [2GiB]."),
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
-    Setting("dry-run", SWITCH, "Show what would be sent; send nothing.", short="n", in_file=False),
+    Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),
     Setting("json", SWITCH, "Print JSON and nothing else.", in_file=False),
     Setting("quiet", SWITCH, "Print only errors.", short="q", in_file=False),

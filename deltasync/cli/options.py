@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def command(app: typer.Typer, *keys: str, name: str | None = None) -> Callable[[
     """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`."""
 
     def decorate(function: Command) -> Command:
-        fields = {key.replace("-", "_"): config.SETTINGS[key] for key in (*keys, *COMMON)}
+        fields = {_field(key): config.SETTINGS[key] for key in (*keys, *COMMON)}
 
         def run(**values: object) -> int:
             flags = {setting.key: _given(values.pop(field)) for field, setting in fields.items()}
@@ -112,6 +113,12 @@ def command(app: typer.Typer, *keys: str, name: str | None = None) -> Callable[[
         return function
 
     return decorate
+
+
+def _field(key: str) -> str:
+    """Return the name of the parameter that a setting becomes."""
+    name = key.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _given(value: object) -> config.Raw | None:

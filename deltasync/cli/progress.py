@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from deltasync.client.report import Progress
 
 
+LINE_BYTES = 64 << 20
+"""How much is fetched for each line."""
+
+
 class Meter:
     """Hears how far the reading and the sending are, and shows nothing."""
 
@@ -28,18 +32,26 @@ class Meter:
     def sent(self, progress: Progress) -> None:
         """Hear how far the sending is; called from the sending threads."""
 
+    def fetched(self, size_bytes: int, total_bytes: int) -> None:
+        """Hear how far the fetching is; called from the fetching threads."""
+
 
 class _Lines(Meter):
-    """A line for each bundle, for logs."""
+    """A line for each bundle, or for as much as a bundle has, for logs."""
 
     def __init__(self, out: Output) -> None:
-        self._out, self._bundles = out, 0
+        self._out, self._bundles, self._fetched_bytes = out, 0, 0
 
     def sent(self, progress: Progress) -> None:
         if progress.bundles > self._bundles:
             self._bundles = progress.bundles
             done = f"{bytes_text(progress.content_bytes)} of {bytes_text(progress.total_bytes)}"
             self._out.say(f"{count_text(progress.bundles, 'bundle')} sent, {done}")
+
+    def fetched(self, size_bytes: int, total_bytes: int) -> None:
+        if size_bytes - self._fetched_bytes >= LINE_BYTES:
+            self._fetched_bytes = size_bytes
+            self._out.say(f"{bytes_text(size_bytes)} of {bytes_text(total_bytes)} fetched")
 
 
 class _Bar(Meter):
@@ -49,6 +61,7 @@ class _Bar(Meter):
         self._bars = bars
         self._reading: TaskID | None = None
         self._sending: TaskID | None = None
+        self._fetching: TaskID | None = None
 
     def read(self, files: int, size_bytes: int) -> None:
         if self._reading is None:
@@ -64,6 +77,11 @@ class _Bar(Meter):
         if self._sending is None:
             self._sending = self._bars.add_task("sending", total=progress.total_bytes)
         self._bars.update(self._sending, completed=progress.content_bytes, total=progress.total_bytes)
+
+    def fetched(self, size_bytes: int, total_bytes: int) -> None:
+        if self._fetching is None:
+            self._fetching = self._bars.add_task("fetching", total=total_bytes)
+        self._bars.update(self._fetching, completed=size_bytes, total=max(size_bytes, total_bytes))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from http import HTTPStatus
 from http.client import BadStatusLine, RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -27,6 +29,7 @@ from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_folder, normal_url
 from deltasync.client.folder import FolderTransport
+from deltasync.client.incoming import Incoming
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
@@ -56,6 +59,7 @@ PIECE_BYTES = 32 * 1024
 
 _RETRY_AFTER = "retry_after_seconds"
 _GATEWAY_STATUS = (502, 503, 504)
+_BELOW_HTTP = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _T = TypeVar("_T")
 _local = threading.local()
 
@@ -150,6 +154,13 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
 
+class _Streamed(NamedTuple):
+    """A good answer whose body is still to be read."""
+
+    response: requests.Response
+    content: Incoming
+
+
 class HttpTransport:
     """A deltasync server over HTTP (spec/3-http.md); several threads may use it."""
 
@@ -204,6 +215,35 @@ class HttpTransport:
         content = self._patiently(lambda: self._once("GET", _workspace(name) + "/sequences"))
         return self._parsed(content, wire.KeptSequences).sequences
 
+    def sequence(self, name: str, number: int) -> wire.KeptSequence:
+        """Ask for one of the kept sequences; raises SequenceGone for any other."""
+        content = self._patiently(lambda: self._once("GET", f"{_workspace(name)}/sequences/{number}"))
+        return self._parsed(content, wire.KeptSequence)
+
+    def blobs(self, name: str, digests: Sequence[bytes]) -> AbstractContextManager[Incoming]:
+        """Fetch many blobs once, as one stream of frames; the caller checks each, and begins again where it broke."""
+        return self._frames(f"{_workspace(name)}/blobs", digests)
+
+    def directories(self, name: str, digests: Sequence[bytes]) -> AbstractContextManager[Incoming]:
+        """Fetch many directory objects once, as one stream of frames; the caller checks each."""
+        return self._frames(f"{_workspace(name)}/trees", digests)
+
+    @contextmanager
+    def _frames(self, path: str, digests: Sequence[bytes]) -> Iterator[Incoming]:
+        body = msgspec.json.encode(wire.ContentRequest(digests=[digest.hex() for digest in digests]))
+        with self._stream("POST", path, good=HTTPStatus.OK, body=body, media_type="application/json") as streamed:
+            yield streamed.content
+
+    @contextmanager
+    def blob_range(self, digest: bytes, start: int, end: int, size: int) -> Iterator[Incoming]:
+        """Fetch a range of a blob of a known size once; the caller checks the whole."""
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        path, good = f"/blobs/{digest.hex()}", HTTPStatus.PARTIAL_CONTENT
+        with self._stream("GET", path, good=good, headers=headers) as streamed:
+            if streamed.response.headers.get("Content-Range") != f"bytes {start}-{end - 1}/{size}":
+                raise NotADeltasyncServer(f"{self.url} answers with another range than it was asked for")
+            yield streamed.content
+
     def health(self) -> wire.Health:
         """Ask whether the server is alive."""
         return self._parsed(self._patiently(lambda: self._once("GET", "/health")), wire.Health)
@@ -254,8 +294,29 @@ class HttpTransport:
                 self.back_off(attempt, error)
             attempt += 1
 
-    def _once(
+    def _once(self, method: str, path: str, *, limit_bytes: int = ANSWER_BYTES_MAX, **options: Any) -> bytes:
+        """Make one request and return the body of its good answer; every other outcome is an error of ours."""
+        with self._session() as session, self._answer(session, method, path, **options) as response:
+            content = self._read(response, limit_bytes + 1)
+        self._check(response)
+        if len(content) > limit_bytes:
+            raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
+        if response.status_code == HTTPStatus.OK:
+            return content
+        raise self._problem(response, content)
+
+    @contextmanager
+    def _stream(self, method: str, path: str, *, good: HTTPStatus, **options: Any) -> Iterator[_Streamed]:
+        """Make one request and lend its good answer while the body is read; what the block raises is left alone."""
+        with self._session() as session, self._answer(session, method, path, **options) as response:
+            self._check(response)
+            if response.status_code != good:
+                raise self._problem(response, self._read(response, ANSWER_BYTES_MAX))
+            yield _Streamed(response, Incoming(self.url, partial(self._read_limited, response)))
+
+    def _answer(
         self,
+        session: requests.Session,
         method: str,
         path: str,
         *,
@@ -264,30 +325,37 @@ class HttpTransport:
         media_type: str | None = None,
         headers: Mapping[str, str] | None = None,
         extra_seconds: float = 0.0,
-        limit_bytes: int = ANSWER_BYTES_MAX,
-    ) -> bytes:
-        """Make one request and return the body of its good answer; every other outcome is an error of ours."""
+    ) -> requests.Response:
         url = self.url + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
         sent_headers = dict(headers or {}) | ({"Content-Type": media_type} if media_type else {})
         with self._lock:
             self.requests += 1
             self.sent_bytes += len(body) if isinstance(body, bytes) else 0
         try:
-            with self._session() as session:
-                response = session.request(
-                    method,
-                    url,
-                    data=body,
-                    headers=sent_headers,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(CONNECT_SECONDS, self._timeout + extra_seconds),
-                )
-                with response:
-                    content = response.raw.read(limit_bytes + 1, decode_content=False)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            return session.request(
+                method,
+                url,
+                data=body,
+                headers=sent_headers,
+                stream=True,
+                allow_redirects=False,
+                timeout=(CONNECT_SECONDS, self._timeout + extra_seconds),
+            )
+        except _BELOW_HTTP as error:
             raise self._trouble(error) from error
-        return self._checked(response, content, limit_bytes)
+
+    def _read(self, response: requests.Response, size_bytes: int) -> bytes:
+        """Read at most so much of an answer's body."""
+        try:
+            return response.raw.read(size_bytes, decode_content=False)
+        except _BELOW_HTTP as error:
+            raise self._trouble(error) from error
+
+    def _read_limited(self, response: requests.Response, size_bytes: int) -> bytes:
+        content = self._read(response, size_bytes)
+        if self._bandwidth is not None and content:
+            self._bandwidth.take(len(content))
+        return content
 
     @contextmanager
     def _session(self) -> Iterator[requests.Session]:
@@ -343,8 +411,8 @@ class HttpTransport:
             return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
         return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running?")
 
-    def _checked(self, response: requests.Response, content: bytes, limit_bytes: int) -> bytes:
-        """Return a good answer's body; raise what a problem says, or that this is no deltasync server (T6)."""
+    def _check(self, response: requests.Response) -> None:
+        """Raise unless the head of an answer is that of a deltasync server (T6)."""
         status, version = response.status_code, response.headers.get(wire.SERVER_HEADER)
         if version is None and status in _GATEWAY_STATUS:
             raise HostUnreachable(f"a gateway before {self.url} answers {status}; is the server running?")
@@ -355,14 +423,11 @@ class HttpTransport:
             raise NotADeltasyncServer(f"what answers at {self.url} (HTTP {status}) is no deltasync server")
         if version != API_VERSION:
             raise NotADeltasyncServer(f"{self.url} speaks version {shown(version)} of the API, not {API_VERSION}")
-        if len(content) > limit_bytes:
-            raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
         self.server_date = _date(response.headers.get("Date", ""))
-        if status == 200:
-            return content
-        raise self._problem(status, content, response.headers.get("Retry-After", ""))
 
-    def _problem(self, status: int, content: bytes, retry_after: str) -> DeltasyncError:
+    def _problem(self, response: requests.Response, content: bytes) -> DeltasyncError:
+        """Return the error that an answer carries, or that it is none of ours (T6)."""
+        status, retry_after = response.status_code, response.headers.get("Retry-After", "")
         facts: dict[str, Fact] = {_RETRY_AFTER: int(retry_after)} if re.fullmatch("[0-9]{1,4}", retry_after) else {}
         try:
             problem = msgspec.json.decode(content, type=wire.Problem)

@@ -3,6 +3,7 @@
 DeltasyncError
 ├── UsageError            2 · 400   the command, request or configuration is wrong
 ├── NotFound              1 · 404   no such workspace, blob, sequence or object
+├── SequenceGone          1 · 410   a sequence whose tree is not kept
 ├── HostUnreachable       4 · 502   no answer from the server
 ├── HostBusy              4 · 503   the server, a lock or a folder is busy
 ├── NotADeltasyncServer   1 · 502   something else answers at that address
@@ -52,6 +53,21 @@ class NotFound(DeltasyncError):
     """The named workspace, blob, object or sequence does not exist."""
 
     code, exit_code, status = "NOT_FOUND", 1, 404
+
+
+class SequenceGone(DeltasyncError):
+    """The server does not keep the tree of that sequence; `first` and `last` say which it keeps, None for none."""
+
+    code, exit_code, status = "SEQUENCE_GONE", 1, 410
+
+    def __init__(self, sequence: int, first: int | None, last: int | None) -> None:
+        span = f"only {first} is" if first == last else f"only {first} to {last} are"
+        super().__init__(
+            f"the tree of sequence {sequence} is not kept, {'none is' if first is None else span}",
+            sequence=sequence,
+            first=first,
+            last=last,
+        )
 
 
 class HostUnreachable(DeltasyncError):

@@ -106,6 +106,12 @@ class KeptSequences(msgspec.Struct, frozen=True, kw_only=True):
     sequences: list[KeptSequence]
 
 
+class ContentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST …/blobs and POST …/trees: which content to send, in this order."""
+
+    digests: list[str]
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """GET /health."""
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection as Values
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -15,7 +16,7 @@ from typing import BinaryIO, Self
 from deltasync import __version__
 from deltasync.core import wire
 from deltasync.core.bundle import Source
-from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFound, UsageError
+from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFound, SequenceGone, UsageError
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
 from deltasync.core.names import WorkspaceName
@@ -25,6 +26,7 @@ from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.intake import LEASE_SECONDS, Arrivals, DecideHook, Intake, Rooms
 from deltasync_server.journal import Journal, Spool
+from deltasync_server.offer import blob_pieces, object_pieces, opened_blob
 from deltasync_server.state import (
     BlobRow,
     State,
@@ -202,10 +204,7 @@ class Store:
 
     def missing(self, name: WorkspaceName, digests: list[str]) -> wire.MissingAnswer:
         """Return which of these digests must be sent; the others are leased."""
-        if len(digests) > self.config.limits.missing_digests:
-            most = self.config.limits.missing_digests
-            raise LimitExceeded("H-24", f"more than {most} digests", limit=most)
-        asked = [_digest(text) for text in digests]
+        asked = self._asked(digests)
         present = self._leased(asked, LEASE_SECONDS)
         absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present]
         return wire.MissingAnswer(missing=absent, leased_seconds=LEASE_SECONDS)
@@ -242,6 +241,15 @@ class Store:
             ]
         )
 
+    def sequence(self, name: WorkspaceName, number: int) -> wire.KeptSequence:
+        """Return one of the kept sequences, or raise SequenceGone with the range of them."""
+        kept = self.sequences(name).sequences
+        found = next((each for each in kept if each.sequence == number), None)
+        if found is None:
+            first, last = (kept[0].sequence, kept[-1].sequence) if kept else (None, None)
+            raise SequenceGone(number, first, last)
+        return found
+
     def last_upload_status(self, name: WorkspaceName) -> str | None:
         """Return how the last bundle for a workspace fared: "applied", or the code of its error."""
         with self.state.read() as db:
@@ -252,14 +260,30 @@ class Store:
         """Return a blob's bytes, after a look at its fingerprint, and their number."""
         with self.state.read() as db:
             row = blob_row(db, digest)
-        if row is not None and not self.cache.has_unchanged(row):
-            row = self.trees.sound_rows([digest]).get(digest)
-        try:
-            if row is not None:
-                return os.fdopen(self.cache.open(digest), "rb"), row.size
-        except FileNotFoundError:
-            pass
-        raise NotFound(f"the cache has no blob {digest.hex()}")
+        found = self._opened(digest, row)
+        if found is None:
+            raise NotFound(f"the cache has no blob {digest.hex()}")
+        return os.fdopen(found[0], "rb"), found[1]
+
+    def _opened(self, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
+        return opened_blob(self.cache, self.trees, digest, row)
+
+    def offer_blobs(self, digests: list[str]) -> Generator[bytes, None, None]:
+        """Return the pieces of a stream with these blobs (spec H-37)."""
+        return blob_pieces(self.state, self._opened, self._asked(digests))
+
+    def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
+        """Return the pieces of a stream with these directory objects (spec H-39)."""
+        with self.state.read() as db:
+            if workspace_row(db, name) is None:
+                raise NotFound(f"workspace {name!r} was never written")
+        return object_pieces(self.state, self._asked(digests))
+
+    def _asked(self, digests: list[str]) -> list[bytes]:
+        most = self.config.limits.missing_digests
+        if len(digests) > most:
+            raise LimitExceeded("H-24", f"more than {most} digests", limit=most)
+        return [_digest(text) for text in digests]
 
     def health(self) -> wire.Health:
         """Return whether the store can take bundles, and its headroom."""

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import folders
 import pytest
-from corpus_good import noise
-from serving import SECONDS, Answer, Served, Writer, serving
+from corpus_good import Life, noise
+from serving import SECONDS, Answer, Served, Writer, serving, until
 
-from deltasync.core import bundle
+from deltasync.core import bundle, frames
 from deltasync.core.bundle import BundleReader
 from deltasync.core.errors import DeltasyncError
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, parse_directory
 from deltasync.core.wire import Limits
 
@@ -220,6 +221,93 @@ def test_the_kept_sequences_are_listed_oldest_first(server: Served) -> None:
     assert [(each["sequence"], each["root"]) for each in listed] == [(n + 1, each.root) for n, each in enumerate(made)]
     names = [each["workspace"] for each in server.get("/api/v1/workspaces").json["workspaces"]]
     assert "kept" in names and names == sorted(names)
+
+
+def test_a_sequence_that_is_not_kept_is_gone_and_the_range_is_named(tmp_path: Path) -> None:
+    """H-36: a kept one is answered with its root; older, later and unwritten ones are 410 with the range."""
+    with serving(tmp_path / "data", "--keep-sequences", "2") as server:
+        writer = Writer("gone")
+        made = [writer.file(name, name.encode()) for name in "abcd"]
+        for each in made:
+            assert server.send("gone", each).status == 200
+        path = "/api/v1/workspaces/gone/sequences"
+        assert [server.get(f"{path}/{n}").json["root"] for n in (3, 4)] == [each.root for each in made[2:]]
+        for number in (0, 1, 2, 5, 2**53):
+            facts = problem(server.get(f"{path}/{number}"), 410, "SEQUENCE_GONE")
+            assert facts == {"sequence": number, "first": 3, "last": 4}
+        never = problem(server.get("/api/v1/workspaces/never/sequences/1"), 410, "SEQUENCE_GONE")
+        assert never == {"sequence": 1, "first": None, "last": None}
+        for text in ("-1", "x", "1.5", str(2**53 + 1)):
+            problem(server.get(f"{path}/{text}"), 400, "USAGE")
+
+
+def asked_for(server: Served, what: str, *digests: str) -> Answer:
+    return server.request("POST", f"/api/v1/workspaces/{what}", json.dumps({"digests": digests}).encode())
+
+
+def framed(stream: bytes) -> list[bytes | None]:
+    """Split a stream into its contents."""
+    found: list[bytes | None] = []
+    while stream:
+        size = frames.size_of(stream[: frames.HEAD_BYTES])
+        end = frames.HEAD_BYTES + (size or 0)
+        assert len(stream) >= end
+        found.append(None if size is None else stream[frames.HEAD_BYTES : end])
+        stream = stream[end:]
+    return found
+
+
+def test_many_blobs_come_in_one_stream(server: Served) -> None:
+    """H-37, H-38: a frame for each in the order asked, as often as asked; what is not there is said to be absent."""
+    contents = {"small": b"s", "empty": b"", "large": noise("many", 3_000_000)}
+    writer = Writer("many")
+
+    def change(life: Life) -> None:
+        for name, content in contents.items():
+            life.file(name, content)
+
+    assert server.send("many", writer.seal(change)).status == 200
+    small, empty, large = (digest_of(content).hex() for content in contents.values())
+    answer = asked_for(server, "many/blobs", large, "0" * 64, small, empty, small)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/octet-stream")
+    assert framed(answer.body) == [contents["large"], None, b"s", b"", b"s"]
+    assert asked_for(server, "many/blobs").body == b""
+
+
+def test_many_directory_objects_come_in_one_stream(server: Served) -> None:
+    """H-39: the bodies of directory objects, framed the same way; the empty directory is everyone's."""
+    writer = Writer("manytrees")
+    made = writer.file("d", b"a")
+    assert server.send("manytrees", made).status == 200
+    top, nothing, none = framed(asked_for(server, "manytrees/trees", made.root, EMPTY_ROOT.hex(), "0" * 64).body)
+    assert top and [each.name for each in parse_directory(top, bytes.fromhex(made.root))] == ["d"]
+    assert (nothing, none) == (EMPTY_BODY, None)
+    problem(asked_for(server, "elsewhere/trees", made.root), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("what", ["w/blobs", "w/trees"])
+def test_a_request_for_content_is_strict_and_bounded(server: Served, what: str) -> None:
+    """What is no digest, no such request, or too much, is refused before anything is sent."""
+    server.send("w", Writer("w").file())
+    problem(asked_for(server, what, "A" * 64), 400, "USAGE")
+    problem(asked_for(server, what, *["0" * 64] * (Limits().missing_digests + 1)), 413, "LIMIT_EXCEEDED")
+    path = f"/api/v1/workspaces/{what}"
+    for body in (b"", b"[]", b'{"digests":[],"more":1}', b"\xff"):
+        problem(server.request("POST", path, body), 400, "USAGE")
+    problem(server.request("POST", "/api/v1/workspaces/.w/" + what[2:], b'{"digests":[]}'), 400, "USAGE")
+
+
+def test_a_reader_that_leaves_a_stream_leaves_no_file_open(server: Served) -> None:
+    """When the client goes away in the middle of a stream, the server closes the blob that it was sending."""
+    made = Writer("leaving").large(40_000_000)
+    assert server.send("leaving", made).status == 200
+    body = json.dumps({"digests": [made.metadata.operations[0].digest] * 50}).encode()
+    with server.connect() as connection:
+        head = f"POST /api/v1/workspaces/leaving/blobs HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        assert connection.recv(1 << 16)
+    opened = Path(f"/proc/{server.process.pid}/fd")
+    until(lambda: not any("/cache/" in str(each.readlink()) for each in opened.iterdir() if each.is_symlink()))
 
 
 @pytest.fixture(scope="module", name="blob")

@@ -164,6 +164,33 @@ class ClientSeal(Scenario):
         assert not list(outbox.glob("*.tmp")) and not list(outbox.glob(".*"))
 
 
+class ClientFetch(Scenario):
+    """A fetch over an older tree is killed; no file is half written under its name, and the second one completes it."""
+
+    def prepare(self) -> None:
+        self.dest = self.folder / "dest"
+        self.dest.mkdir()
+        folders.life(self.dest)
+        folders.write(self.dest, "extra/file", "goes")
+        self.whole = {*self.contents(self.dest), *self.contents(self.shared / "expected")}
+
+    @staticmethod
+    def contents(root: Path) -> set[object]:
+        """Return the content of every file, and the target of every link."""
+        return {seen[-1] for seen in folders.listing(root).values() if seen[0] != "directory"}
+
+    def act(self) -> int:
+        broken = self.contents(self.dest) - self.whole
+        assert not broken, f"{len(broken)} files are half written"
+        url = (self.shared / "url").read_text()
+        words = ("fetch", "--from", url, "--workspace", "expected", self.dest, "--delete", "-j", "2", "--json")
+        return client(*words)
+
+    def verify(self) -> None:
+        folders.assert_same(self.shared / "expected", self.dest)
+        assert not (self.dest / ".deltasync").exists()
+
+
 class ServerReplay(Scenario):
     """A server applies the reference chain and is killed; the second replay ends at the chain's root."""
 
@@ -253,6 +280,7 @@ def _copy_links(root: Path) -> Callable[[str, str], str]:
 SCENARIOS: dict[str, type[Scenario]] = {
     "client-push": ClientPush,
     "client-seal": ClientSeal,
+    "client-fetch": ClientFetch,
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
     "server-collect": ServerCollect,
@@ -277,10 +305,27 @@ def live_server(shared: Path):
         process.wait(30)
 
 
+@contextlib.contextmanager
+def fetched_server(shared: Path):
+    """Serve a tree with a file that comes by ranges."""
+    expected = shared / "expected"
+    expected.mkdir()
+    folders.life(expected)
+    folders.later(expected)
+    folders.write(expected, "large.bin", bytes(range(256)) * 70_000)
+    with live_server(shared):
+        url = (shared / "url").read_text()
+        words = ("push", expected, "--state-dir", shared / "state", "--to", url, "--json")
+        assert forked(lambda: client(*words), shared / "log.txt") == 0, (shared / "log.txt").read_text()
+        yield
+
+
 def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager[None]:
     """Make what every point of a scenario starts from."""
     if name == "client-push":
         return live_server(shared)
+    if name == "client-fetch":
+        return fetched_server(shared)
     if name.startswith("server-"):
         expected = shared / "expected"
         expected.mkdir()

@@ -20,6 +20,7 @@ STRIDE = int(os.environ.get("CRASH_STRIDE", "0"))
 SAMPLES = {
     "client-push": 61,
     "client-seal": 53,
+    "client-fetch": 31,
     "server-replay": 71,
     "server-replay-direct": 67,
     "server-collect": 29,

@@ -794,7 +794,7 @@ def test_version_and_help_answer_at_once(user: User) -> None:
     assert subprocess.run(words, capture_output=True, env=user.environment, check=True).stdout.startswith(b"deltasync ")
     for words in ([], ["--help"], ["-h"]):
         assert "Commands:" in user.run(*words).out
-    for command in ("watch", "push", "status", "verify", "why", "ignore", "bundle", "doctor", "completion"):
+    for command in ("watch", "push", "fetch", "status", "verify", "why", "ignore", "bundle", "doctor", "completion"):
         done = user.run(command, "--help")
         assert done.code == 0 and done.out.startswith(f"Usage: deltasync {command}")
         if command != "bundle":

@@ -16,7 +16,7 @@ from serving import Answer, Served, Writer, serving
 Json = dict[str, Any]
 WRITTEN: Json = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 ROUTES = [(method, path) for path, methods in WRITTEN["paths"].items() for method in methods]
-VALUES = {"workspace": "w", "root": "0" * 64, "digest": "0" * 64}
+VALUES = {"workspace": "w", "root": "0" * 64, "digest": "0" * 64, "sequence": "1"}
 
 
 @pytest.fixture(scope="module")

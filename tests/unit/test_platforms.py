@@ -36,3 +36,5 @@ def test_a_system_that_cannot_confine_file_access_is_told_so(tmp_path: Path) -> 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "WSL" in done.stderr
     assert list(tmp_path.iterdir()) == []
+    fetch = _run("fetch", "--from", "http://127.0.0.1:1", "--workspace", "w", tmp_path / "dest")
+    assert fetch.returncode == 2 and "WSL" in fetch.stderr and list(tmp_path.iterdir()) == []

@@ -14,13 +14,14 @@ from lossy import answering
 from deltasync.client.address import normal_url
 from deltasync.client.folder import FolderTransport
 from deltasync.client.transport import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, Bandwidth, HttpTransport, open_transport
-from deltasync.core import wire
+from deltasync.core import frames, wire
 from deltasync.core.errors import (
     ContentMissing,
     DeltasyncError,
     HostBusy,
     HostUnreachable,
     NotADeltasyncServer,
+    NotFound,
     SequenceGap,
     UsageError,
 )
@@ -322,3 +323,52 @@ def test_a_busy_server_says_how_long_to_wait() -> None:
         here = transport(port, max_retries=2)
         here.workspace("w")
     assert here._pause == [7, BACKOFF_SECONDS_MAX]
+
+
+def partial_answer(body: bytes, content_range: str = "bytes 2-5/9", status: str = "206 Partial Content") -> bytes:
+    return http(body, status, Content_Range=content_range)
+
+
+def test_a_range_is_read_as_it_comes() -> None:
+    """A range of a blob, with a limit on what is taken a second."""
+    with answering(partial_answer(b"cdef")) as port:
+        opened = transport(port, bandwidth=10_000_000)
+        with opened.blob_range(bytes(32), 2, 6, 9) as incoming:
+            assert b"".join(incoming.content(4)) == b"cdef"
+            incoming.end()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (partial_answer(b"cdef", "bytes 0-3/9"), NotADeltasyncServer),
+        (partial_answer(b"cdef", "bytes 2-5/10"), NotADeltasyncServer),
+        (partial_answer(b"cdef", ""), NotADeltasyncServer),
+        (partial_answer(b"cdefg"), NotADeltasyncServer),
+        (partial_answer(b"cdef", status="200 OK"), NotADeltasyncServer),
+        (partial_answer(b"cd"), HostUnreachable),
+        (partial_answer(b"cd").replace(b"Length: 2", b"Length: 4"), HostUnreachable),
+        (problem(NotFound("no such blob"), "404 Not Found"), NotFound),
+        (problem(HostBusy("busy"), "503 Service Unavailable", Retry_After="7"), HostBusy),
+        (http(b"", "302 Found", Location="http://127.0.0.1/"), NotADeltasyncServer),
+        (http(b"", "206 Partial Content", Deltasync_Server=""), NotADeltasyncServer),
+        (b"not HTTP", NotADeltasyncServer),
+    ],
+)
+def test_an_answer_that_is_not_the_range_is_not_taken_for_it(answer: bytes, error: type[DeltasyncError]) -> None:
+    """Another range, too little, too much, or no range at all is an error, and never content."""
+    with answering(answer) as port, pytest.raises(error), transport(port).blob_range(bytes(32), 2, 6, 9) as incoming:
+        list(incoming.content(4))
+        incoming.end()
+
+
+def test_many_blobs_are_read_as_frames() -> None:
+    """What the block raises comes out as it is: trouble with a disk is none with the network."""
+    stream = frames.head(3) + b"abc" + frames.head(None) + frames.head(0)
+    with answering(http(stream)) as port:
+        with transport(port).blobs("w", [bytes(32)] * 3) as incoming:
+            assert incoming.frame() == 3 and b"".join(incoming.content(3)) == b"abc"
+            assert (incoming.frame(), incoming.frame()) == (None, 0)
+            incoming.end()
+        with pytest.raises(OSError, match="my own"), transport(port).directories("w", [bytes(32)]):
+            raise OSError("my own")

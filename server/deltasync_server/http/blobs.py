@@ -1,22 +1,28 @@
-"""The route of a blob: its bytes, or one range of them (spec H-30 to H-32)."""
+"""The routes of content: a blob or one range of it, and many at once (spec H-30 to H-32, H-37 to H-39)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
+from deltasync.core.errors import UsageError
 from deltasync_server.http import openapi
-from deltasync_server.http.context import Context, context_of
+from deltasync_server.http.body import check_length, whole
+from deltasync_server.http.context import Context, context_of, workspace_of
 from deltasync_server.http.problems import HttpRefusal
-from deltasync_server.http.workspaces import digest_of_path
+from deltasync_server.http.workers import until_gone
+from deltasync_server.http.workspaces import DIGEST_JSON_BYTES, digest_of_path
 
 router = APIRouter(prefix=wire.API, tags=["blobs"])
 
@@ -103,3 +109,73 @@ def byte_range(text: str | None, size: int) -> tuple[int, int]:
             416, "one range of bytes inside the blob can be asked for", {"Content-Range": f"bytes */{size}"}
         )
     return start, end
+
+
+Pieces = Generator[bytes, None, None]
+
+
+@router.post(
+    "/workspaces/{workspace}/blobs",
+    summary="Many blobs in one stream",
+    **openapi.gives_bytes(200, 400, 413),
+    openapi_extra=openapi.takes(wire.ContentRequest),
+)
+async def blobs(request: Request, workspace: str) -> Response:
+    """Return a frame for each digest asked for: the blob's size and bytes, or that it is not there (H-37, H-38)."""
+    here, _ = context_of(request), workspace_of(workspace)
+    return await _offered(here, request, here.store.offer_blobs)
+
+
+@router.post(
+    "/workspaces/{workspace}/trees",
+    summary="Many directory objects in one stream",
+    **openapi.gives_bytes(200, 400, 404, 413),
+    openapi_extra=openapi.takes(wire.ContentRequest),
+)
+async def trees(request: Request, workspace: str) -> Response:
+    """Return a frame for each directory object asked for (H-38, H-39)."""
+    here, name = context_of(request), workspace_of(workspace)
+    return await _offered(here, request, partial(here.store.offer_objects, name))
+
+
+async def _offered(here: Context, request: Request, offer: Callable[[list[str]], Pieces]) -> Response:
+    rules = here.body_rules(here.limits.missing_digests * DIGEST_JSON_BYTES)
+    check_length(request, rules.limit_bytes)
+    body = await whole(request.receive, rules)
+    return _PiecesResponse(here, await here.workers.quick(lambda: offer(_digests(body))))
+
+
+def _digests(body: bytes) -> list[str]:
+    try:
+        return msgspec.json.decode(body, type=wire.ContentRequest).digests
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a request for content: {error}") from error
+
+
+class _PiecesResponse(Response):
+    """Streams pieces as they are made; a reader that takes nothing, or is gone, ends it (spec H-32)."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, here: Context, pieces: Pieces) -> None:
+        super().__init__(None, 200)
+        del self.headers["content-length"]
+        self._here, self._pieces = here, pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the head and the pieces."""
+        leaving = asyncio.create_task(until_gone(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            while not leaving.done():
+                piece = await self._here.workers.quick(partial(next, self._pieces, b""))
+                async with asyncio.timeout(self._here.config.body_seconds):
+                    await send({"type": "http.response.body", "body": piece, "more_body": bool(piece)})
+                if not piece:
+                    return
+        except TimeoutError:
+            _log.warning("a reader of %s took nothing for %g s", scope["path"], self._here.config.body_seconds)
+        finally:
+            leaving.cancel()
+            with contextlib.suppress(ValueError):  # cut off while a thread makes a piece: it ends with that
+                self._pieces.close()

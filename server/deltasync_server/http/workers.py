@@ -83,7 +83,7 @@ class Workers:
             return None
         self._free_waits -= 1
         gone = threading.Event()
-        leaving = asyncio.create_task(_until_gone(receive))
+        leaving = asyncio.create_task(until_gone(receive))
         leaving.add_done_callback(lambda _: gone.set())
         try:
             return await asyncio.get_running_loop().run_in_executor(self._wait, self._ask, ask, seconds, gone)
@@ -116,6 +116,7 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Return when the client is no longer there; the body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""The routes of a workspace: state, tree, kept sequences, missing digests, bundles (spec H-20 to H-29)."""
+"""The routes of a workspace: state, tree, kept sequences, missing digests, bundles (spec H-20 to H-29, H-36)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from deltasync.core import wire
@@ -27,6 +28,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Wait = Annotated[float, Query(ge=0, allow_inf_nan=False, description="seconds to wait, 60 at most")]
 Sequence = Annotated[int, Query(ge=0, le=2**53)]
+SequenceNumber = Annotated[int, PathParameter(ge=0, le=2**53)]
 
 
 def digest_of_path(text: str) -> bytes:
@@ -83,6 +85,17 @@ async def sequences(request: Request, workspace: str) -> Response:
     """List the sequences whose trees the server still holds, oldest first."""
     here, name = context_of(request), workspace_of(workspace)
     return answer(await here.workers.quick(partial(here.store.sequences, name)))
+
+
+@router.get(
+    "/workspaces/{workspace}/sequences/{sequence}",
+    summary="One kept sequence",
+    **openapi.gives(wire.KeptSequence, 400, 410),
+)
+async def kept_sequence(request: Request, workspace: str, sequence: SequenceNumber) -> Response:
+    """Return a kept sequence with its root; one that is not kept is 410 with the range of those that are (H-36)."""
+    here, name = context_of(request), workspace_of(workspace)
+    return answer(await here.workers.quick(partial(here.store.sequence, name, sequence)))
 
 
 @router.post(

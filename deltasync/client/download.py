@@ -1,0 +1,377 @@
+"""The download of a fetch: small contents many in one answer, large ones by ranges, several at a time (spec F-22)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from deltasync.client.comparison import Need
+from deltasync.client.destination import PART, RANGES, Destination
+from deltasync.client.incoming import Incoming
+from deltasync.client.patience import patiently
+from deltasync.core.errors import DeltasyncError, NotFound
+from deltasync.core.hashing import hasher
+from deltasync.disk import open_regular, space_guard, write_all
+
+RANGE_BYTES = 8 << 20
+"""What one request fetches: a range of a large content, or contents up to this many bytes."""
+BATCH_DIGESTS = 4096
+LEASE_SECONDS = 1_800.0
+"""How long a lease is relied on; the server's is twice as long (spec H-24)."""
+LEASE_DIGESTS = 16_384
+TELL_BYTES = 1 << 20
+_NUMBER = struct.Struct(">I")
+
+ABSENT = "its content is not on the server; push again from where it comes from, then fetch again"
+DAMAGED = "the server gave bytes that do not have its digest, twice; have `deltasync-server check` look at its store"
+
+
+class Source(Protocol):
+    """Where content comes from."""
+
+    max_retries: int
+
+    def missing(self, name: str, digests: Sequence[str]) -> list[str]:
+        """Lease these digests, and return those that are not there."""
+
+    def blobs(self, name: str, digests: Sequence[bytes]) -> AbstractContextManager[Incoming]:
+        """Fetch many blobs once, as one stream of frames."""
+
+    def blob_range(self, digest: bytes, start: int, end: int, size: int) -> AbstractContextManager[Incoming]:
+        """Fetch a range of a blob once."""
+
+    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
+        """Wait before another attempt."""
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user stopped the command."""
+
+
+class Download:
+    """Brings contents to DEST, each verified before it gets its name."""
+
+    def __init__(
+        self, source: Source, workspace: str, dest: Destination, needs: Iterable[Need], tell: Callable[[int], None]
+    ) -> None:
+        """Begin with nothing asked for. tell: hears how many bytes have arrived, from any thread."""
+        self.source, self.workspace, self.dest, self._tell = source, workspace, dest, tell
+        self.damaged: list[str] = []
+        """Paths whose content the server gave wrong, twice."""
+        self.fetched_bytes = 0
+        self.resumed_bytes = 0
+        """What an earlier fetch had left of large contents."""
+        self._needs = list(needs)
+        self._guard = threading.Lock()
+        self._units: deque[Callable[[], None]] = deque()
+        self._errors: list[BaseException] = []
+        self._is_stopping = threading.Event()
+        self._leased_at: float | None = None
+        self._told_bytes = 0
+
+    def run(self, jobs: int) -> None:
+        """Fetch everything with so many requests at a time; raises the first error that is not one path's."""
+        if not self._needs:
+            return
+        self._lease()
+        self._units.extend(self._planned())
+        threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(jobs)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            self._is_stopping.set()
+            for thread in threads:  # after Ctrl-C: what they hold open is closed next
+                if thread.ident is not None:
+                    thread.join()
+        if self._errors:
+            raise self._errors[0]
+
+    def _planned(self) -> Iterator[Callable[[], None]]:
+        """Yield what is to be asked for: the large contents first, so that none of them is left alone at the end."""
+        for need in self._needs:
+            if need.size > RANGE_BYTES:
+                yield from _Large(self, need).units()
+        for batch in _batches(need for need in self._needs if need.size <= RANGE_BYTES):
+            yield _Batch(self, batch).fetch
+
+    def _work(self) -> None:
+        try:
+            while not self._is_stopping.is_set() and (unit := self._next()) is not None:
+                self._lease()
+                unit()
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - a worker reports it; run() raises it
+            with self._guard:
+                self._errors.append(error)
+            self._is_stopping.set()
+        finally:
+            self.dest.forget_near()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._guard:
+            return self._units.popleft() if self._units else None
+
+    def again(self, units: Sequence[Callable[[], None]]) -> None:
+        """Have some units done once more, before the others."""
+        with self._guard:
+            self._units.extendleft(reversed(units))
+
+    def _lease(self) -> None:
+        """Keep the contents from being collected while they are fetched (spec F-4)."""
+        with self._guard:
+            now = time.monotonic()
+            if self._leased_at is not None and now - self._leased_at < LEASE_SECONDS:
+                return
+            self._leased_at = now
+        digests = [need.digest.hex() for need in self._needs]
+        for at in range(0, len(digests), LEASE_DIGESTS):
+            self.source.missing(self.workspace, digests[at : at + LEASE_DIGESTS])
+
+    def check(self) -> None:
+        """Raise when the fetch is being stopped."""
+        if self._is_stopping.is_set():
+            raise _Stopped
+
+    def count(self, size_bytes: int) -> None:
+        """Count content that arrived; raises when the fetch is being stopped."""
+        self.check()
+        with self._guard:
+            self.fetched_bytes += size_bytes
+            is_due = self.fetched_bytes - self._told_bytes >= TELL_BYTES
+            if is_due:
+                self._told_bytes = self.fetched_bytes
+        if is_due:
+            self._tell(self._told_bytes)
+
+    def resumed(self, size_bytes: int) -> None:
+        """Count content that an earlier fetch had left."""
+        with self._guard:
+            self.resumed_bytes += size_bytes
+
+    def give_up(self, need: Need, reason: str, *, is_damaged: bool = False) -> None:
+        """Report every path of a content that cannot be had."""
+        for place in need.places:
+            self.dest.report(place.path, reason)
+        if is_damaged:
+            with self._guard:
+                self.damaged.extend(place.path for place in need.places)
+
+
+def _batches(needs: Iterable[Need]) -> Iterator[list[Need]]:
+    batch: list[Need] = []
+    size = 0
+    for need in needs:
+        if batch and (size + need.size > RANGE_BYTES or len(batch) == BATCH_DIGESTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(need)
+        size += need.size
+    if batch:
+        yield batch
+
+
+class _Batch:
+    """Some contents that one answer brings."""
+
+    def __init__(self, download: Download, needs: list[Need]) -> None:
+        self._download, self._left = download, {need.digest: need for need in needs}
+        self._wrong: set[bytes] = set()
+        self._done = 0
+
+    def fetch(self) -> None:
+        """Fetch until nothing is left; a content that came wrong is asked for once more (spec F-24)."""
+        while self._left:
+            patiently(self._download.source, self._ask, lambda: self._done)
+
+    def _ask(self) -> None:
+        download, asked = self._download, list(self._left.values())
+        download.check()
+        if not asked:
+            return  # only the end of the answer was missing
+        with download.source.blobs(download.workspace, [need.digest for need in asked]) as incoming:
+            for need in asked:
+                size = incoming.frame()
+                if size is None:
+                    download.give_up(need, ABSENT)
+                    del self._left[need.digest]
+                elif size != need.size:
+                    self._is_wrong(need)
+                    return  # what follows is no better: the rest is asked for again
+                else:
+                    self._take(need, incoming)
+                self._done += 1
+            incoming.end()
+
+    def _take(self, need: Need, incoming: Incoming) -> None:
+        dest, name, found = self._download.dest, need.digest.hex(), hasher()
+        descriptor = dest.create(name)
+        try:
+            for piece in incoming.content(need.size):
+                found.update(piece)
+                with space_guard(dest.path):
+                    write_all(descriptor, piece)
+                self._download.count(len(piece))
+            if found.digest() != need.digest:
+                dest.remove(name)
+                self._is_wrong(need)
+                return
+            if len(need.places) == 1:
+                dest.put_open(need.places[0], name, descriptor)
+        finally:
+            os.close(descriptor)
+        if len(need.places) > 1:
+            dest.put(need, name)
+        del self._left[need.digest]
+
+    def _is_wrong(self, need: Need) -> None:
+        if need.digest in self._wrong:
+            self._download.give_up(need, DAMAGED, is_damaged=True)
+            del self._left[need.digest]
+        self._wrong.add(need.digest)
+
+
+class _Large:
+    """A content that comes by ranges, in any order; a note beside it says which are there (kill -9 loses none)."""
+
+    def __init__(self, download: Download, need: Need) -> None:
+        self._download, self._need = download, need
+        self._part, self._note = need.digest.hex() + PART, need.digest.hex() + RANGES
+        self._guard = threading.Lock()
+        self._done: set[int] = set()
+        self._is_begun = self._is_given_up = self._was_wrong = False
+        self._users = 0
+        self._descriptor = self._note_descriptor = -1
+
+    def _count(self) -> int:
+        return -(-self._need.size // RANGE_BYTES)
+
+    def units(self) -> list[Callable[[], None]]:
+        """Return what is to be done, after a look at what an earlier fetch left."""
+        self._done = self._noted()
+        self._download.resumed(sum(self._span(number)[1] - self._span(number)[0] for number in self._done))
+        return self._left() or [self._finish]
+
+    def _left(self) -> list[Callable[[], None]]:
+        return [self._unit(number) for number in range(self._count()) if number not in self._done]
+
+    def _unit(self, number: int) -> Callable[[], None]:
+        return lambda: self._fetch(number)
+
+    def _span(self, number: int) -> tuple[int, int]:
+        return number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, self._need.size)
+
+    def _noted(self) -> set[int]:
+        """Return the ranges that are there already; without the content or the note there are none."""
+        folder = self._download.dest.arrivals
+        try:
+            if folder.stat(self._part).st_size != self._need.size:
+                return set()
+            descriptor = open_regular(self._note, at=folder.fd)
+        except OSError:
+            return set()
+        try:
+            content = os.read(descriptor, _NUMBER.size * self._count())
+        finally:
+            os.close(descriptor)
+        whole = content[: len(content) // _NUMBER.size * _NUMBER.size]
+        return {number for (number,) in _NUMBER.iter_unpack(whole) if number < self._count()}
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Have the files open while a range is under way; the last one closes them."""
+        with self._guard:
+            self._open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._users -= 1
+                if not self._users:
+                    self._close()
+
+    def _open(self) -> None:
+        dest, flags = self._download.dest, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        if self._descriptor >= 0:
+            return
+        if self._done or self._is_begun:
+            self._descriptor = os.open(self._part, flags, dir_fd=dest.arrivals.fd)
+            self._note_descriptor = os.open(self._note, flags | os.O_APPEND, dir_fd=dest.arrivals.fd)
+            return
+        dest.remove(self._note)
+        self._descriptor, self._note_descriptor = dest.create(self._part), dest.create(self._note)
+        with space_guard(dest.path):
+            os.ftruncate(self._descriptor, self._need.size)
+        self._is_begun = True
+
+    def _fetch(self, number: int) -> None:
+        if self._is_given_up:
+            return
+        with self._opened():
+            try:
+                self._receive(*self._span(number))
+            except NotFound:
+                self._is_given_up = True
+                self._download.give_up(self._need, ABSENT)
+                return
+            with self._guard:
+                write_all(self._note_descriptor, _NUMBER.pack(number))
+                self._done.add(number)
+                is_last = len(self._done) == self._count()
+        if is_last:
+            self._finish()
+
+    def _receive(self, reached: int, end: int) -> None:
+        def ask() -> None:
+            nonlocal reached
+            self._download.check()
+            if reached == end:
+                return  # only the end of the answer was missing
+            with self._download.source.blob_range(self._need.digest, reached, end, self._need.size) as incoming:
+                for piece in incoming.content(end - reached):
+                    with space_guard(self._download.dest.path):
+                        _write_at(self._descriptor, piece, reached)
+                    reached += len(piece)
+                    self._download.count(len(piece))
+                incoming.end()
+
+        patiently(self._download.source, ask, lambda: reached)
+
+    def _finish(self) -> None:
+        """Give the content its places, if it is right; begin once more if it is not."""
+        dest = self._download.dest
+        if dest.holds(self._part, self._need):
+            dest.put(self._need, self._part)
+            dest.remove(self._note)
+            return
+        dest.remove(self._note)  # before the content: a note without it says nothing
+        dest.remove(self._part)
+        self._done, self._is_begun = set(), False
+        if self._was_wrong:
+            self._download.give_up(self._need, DAMAGED, is_damaged=True)
+            return
+        self._was_wrong = True
+        self._download.again(self._left())
+
+    def _close(self) -> None:
+        for descriptor in (self._descriptor, self._note_descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._note_descriptor = -1
+
+
+def _write_at(descriptor: int, content: bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count

@@ -1,0 +1,73 @@
+"""Offers: many blobs or directory objects as one stream of frames, in pieces of bounded size (spec H-38)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+
+from deltasync.core import frames
+from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
+from deltasync_server.blobs import Cache
+from deltasync_server.state import BATCH, BlobRow, State, batched, blob_rows, object_body
+from deltasync_server.tree import Trees
+
+PIECE_BYTES = 1 << 20
+Opened = Callable[[bytes, BlobRow | None], tuple[int, int] | None]
+"""Gives the descriptor and size of a blob whose fingerprint is right, or None."""
+
+
+def opened_blob(cache: Cache, trees: Trees, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
+    """Open a blob after a look at its fingerprint; None when the cache does not have it (spec ST-24 to ST-26)."""
+    if row is not None and not cache.has_unchanged(row):
+        row = trees.sound_rows([digest]).get(digest)
+    try:
+        return None if row is None else (cache.open(digest), row.size)
+    except FileNotFoundError:
+        return None
+
+
+def blob_pieces(state: State, opened: Opened, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """Yield the frames of these blobs, in their order; a piece takes little more than PIECE_BYTES."""
+    ready = bytearray()
+    for batch in batched(digests, BATCH):
+        with state.read() as db:
+            rows = blob_rows(db, batch)
+        for digest in batch:
+            found = opened(digest, rows.get(digest))
+            if found is None:
+                ready += frames.head(None)
+            else:
+                ready += frames.head(found[1])
+                for content in _contents(*found):
+                    ready += content
+                    if len(ready) >= PIECE_BYTES:
+                        yield bytes(ready)
+                        ready.clear()
+    if ready:
+        yield bytes(ready)
+
+
+def _contents(descriptor: int, size: int) -> Iterator[bytes]:
+    try:
+        while size:
+            content = os.read(descriptor, min(size, PIECE_BYTES))
+            if not content:
+                raise OSError("a blob is shorter than its row says")
+            size -= len(content)
+            yield content
+    finally:
+        os.close(descriptor)
+
+
+def object_pieces(state: State, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
+    """Yield the frames of these directory objects, in their order."""
+    ready = bytearray()
+    for digest in digests:
+        with state.read() as db:
+            body = EMPTY_BODY if digest == EMPTY_ROOT else object_body(db, digest)
+        ready += frames.head(None if body is None else len(body)) + (body or b"")
+        if len(ready) >= PIECE_BYTES:
+            yield bytes(ready)
+            ready.clear()
+    if ready:
+        yield bytes(ready)
