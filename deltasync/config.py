@@ -16,6 +16,7 @@ from deltasync.core.names import NameRefused, parse_workspace, shown
 
 PREFIX = "DELTASYNC_"
 HOME = "DELTASYNC_HOME"
+JOBS_MAX = 64
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
 Raw = str | int | float | bool | Sequence[str]
@@ -43,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     debounce_seconds: float = msgspec.field(default=0.25, name="debounce")
     rescan_seconds: float = msgspec.field(default=60.0, name="rescan")
     rehash_days: float = 0.0
+    jobs: int = 4
+    """Pieces of a large bundle that are sent at once."""
     bandwidth_bytes: int = msgspec.field(default=0, name="bwlimit")
     """Bytes per second; 0 is no limit."""
     timeout_seconds: float = msgspec.field(default=30.0, name="timeout")
@@ -167,6 +170,13 @@ def _count(raw: Raw) -> int:
     return int(text)
 
 
+def _jobs(raw: Raw) -> int:
+    count = _count(raw)
+    if not 1 <= count <= JOBS_MAX:
+        raise ValueError("no number of jobs")
+    return count
+
+
 def _days(raw: Raw) -> float:
     return parse_seconds(f"{_text(raw)}d") / _SECONDS["d"]
 
@@ -184,6 +194,7 @@ SIZE = Kind(parse_size, "a size such as 500k, 10M or 2GiB", "SIZE")
 SECONDS = Kind(parse_seconds, "a time such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 POSITIVE = Kind(_positive_seconds, "a time above zero such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 COUNT = Kind(_count, "a whole number from 0", "N")
+JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
 ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
@@ -212,6 +223,7 @@ _ALL = (
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),
+    Setting("jobs", JOBS, "Pieces of a large bundle that are sent at once [4].", short="j"),
     Setting("bwlimit", SIZE, "Send at most this much a second, 0 for no limit [0]."),
     Setting("timeout", POSITIVE, "How long to wait for the server [30s].", alias="REMOTE_UPLOAD_TIMEOUT"),
     Setting("max-retries", COUNT, "Tries again when a request fails [3].", alias="REMOTE_UPLOAD_MAX_RETRIES"),

@@ -90,6 +90,20 @@ MIGRATIONS = (
         detail TEXT NOT NULL
     )
     """,
+    """
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY,
+        request BLOB NOT NULL,
+        answer BLOB
+    ) WITHOUT ROWID;
+    CREATE TABLE upload_pieces (
+        upload TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        etag BLOB NOT NULL,
+        PRIMARY KEY (upload, number)
+    ) WITHOUT ROWID
+    """,
 )
 
 
@@ -177,6 +191,16 @@ class State:
                 yield connection
             finally:
                 self._readers.put(connection)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read-only connection whose queries all see the same moment."""
+        with self.read() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

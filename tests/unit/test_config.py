@@ -111,6 +111,7 @@ def test_every_setting_has_a_variable() -> None:
         config.SECONDS: ("3m", 180.0),
         config.POSITIVE: ("3m", 180.0),
         config.COUNT: ("3", 3),
+        config.JOBS: ("3", 3),
         config.DAYS: ("3", 3.0),
         config.ADDRESS: ("http://host:8080", "http://host:8080"),
         config.NAME: ("proj", "proj"),

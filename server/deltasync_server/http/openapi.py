@@ -21,6 +21,11 @@ TYPES = (
     wire.MissingAnswer,
     wire.KeptSequences,
     wire.Receipt,
+    wire.UploadRequest,
+    wire.UploadState,
+    wire.UploadedChunk,
+    wire.UploadComplete,
+    wire.UploadAborted,
     wire.Health,
     wire.SeedUploadAnswer,
     wire.SeedStatus,
@@ -32,6 +37,20 @@ IDENTITY = {
     "required": True,
     "description": "the bundle's identity: BLAKE3 of its manifest.json",
     "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+ETAG = {
+    "name": wire.ETAG_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "BLAKE3 of the whole piece; a piece of another digest is refused",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+OFFSET = {
+    "name": wire.OFFSET_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "the body is the rest of the piece, behind what the server has as partial",
+    "schema": {"type": "integer", "minimum": 0},
 }
 
 Keywords = dict[str, Any]
@@ -80,6 +99,12 @@ def takes_bundle() -> Keywords:
     """Describe the route whose body is a sealed bundle."""
     content = {wire.BUNDLE_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     return {"parameters": [IDENTITY], "requestBody": {"required": True, "content": content}}
+
+
+def takes_piece() -> Keywords:
+    """Describe the route whose body is one piece of an upload."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"parameters": [ETAG, OFFSET], "requestBody": {"required": True, "content": content}}
 
 
 def takes_form(fields: Keywords, required: list[str]) -> Keywords:
