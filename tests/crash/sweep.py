@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -20,10 +21,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
+
+if TYPE_CHECKING:
+    from serving import Bundle
+
+    from deltasync_server.receive import Store
 
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
 SHIM = ctypes.CDLL(None)
@@ -178,6 +185,65 @@ class ServerReplay(Scenario):
         assert not leftovers, leftovers
 
 
+class ServerUpload(Scenario):
+    """A bundle in pieces is received by a store that is killed; its sender asks what is there and sends the rest."""
+
+    def prepare(self) -> None:
+        self.data, self.known = self.folder / "data", self.folder / "upload"
+
+    def act(self) -> int:
+        from serving import Writer
+
+        from deltasync_server.config import StoreConfig
+        from deltasync_server.receive import Store
+
+        made = Writer("life").large(40_000)
+        with Store(StoreConfig(self.data, upload_sync_bytes=1, quiet_seconds=0.0)) as store:
+            store.recover()
+            self._send(store, made)
+            store.catch_up()
+            store.upkeep()
+        return 0
+
+    def _send(self, store: Store, made: Bundle) -> None:
+        from deltasync.core import wire
+        from deltasync.core.names import WorkspaceName
+
+        name = WorkspaceName("life")
+        upload_id = self._upload_of(store)
+        if upload_id is None:
+            if store.workspace(name).sequence:
+                return  # it was committed, and nobody could say so
+            request = wire.UploadRequest(kind="bundle", workspace=name, identity=made.identity, chunk_size=8_000)
+            upload_id = store.uploads.initiate(request, name).upload_id
+            self.known.write_text(upload_id)
+        present = store.uploads.state(upload_id).present
+        there = {number for first, last in present for number in range(first, last + 1)}
+        cut = [made.sealed[at : at + 8_000] for at in range(0, len(made.sealed), 8_000)]
+        for number, piece in enumerate(cut):
+            if number not in there and store.uploads.state(upload_id).status != "completed":
+                store.uploads.put(upload_id, number, io.BytesIO(piece))
+        told = wire.UploadComplete(total_chunks=len(cut), file_size=len(made.sealed))
+        assert store.complete_upload(upload_id, told).root == made.root
+
+    def _upload_of(self, store: Store) -> str | None:
+        from deltasync.core.errors import NotFound
+
+        try:
+            return store.uploads.state(self.known.read_text()).upload_id
+        except (FileNotFoundError, NotFound):
+            return None
+
+    def verify(self) -> None:
+        from corpus_good import noise
+
+        tree = self.data / "workspaces/life/tree"
+        assert (tree / "large.bin").read_bytes() == noise("life", 40_000)
+        self.run(lambda: server("check", "--data", self.data, "--json"))
+        if self.known.exists():
+            assert not (self.data / "uploads" / self.known.read_text()).exists()
+
+
 class ServerCollect(ServerReplay):
     """Collection is killed; nothing that a head needs is gone."""
 
@@ -209,6 +275,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "client-push": ClientPush,
     "client-seal": ClientSeal,
     "server-replay": ServerReplay,
+    "server-upload": ServerUpload,
     "server-collect": ServerCollect,
 }
 

@@ -17,7 +17,7 @@ import pytest
 
 HERE = Path(__file__).parent
 STRIDE = int(os.environ.get("CRASH_STRIDE", "0"))
-SAMPLES = {"client-push": 61, "client-seal": 53, "server-replay": 71, "server-collect": 29}
+SAMPLES = {"client-push": 61, "client-seal": 53, "server-replay": 71, "server-upload": 43, "server-collect": 29}
 """The stride of a sample, by scenario: primes, so that the samples of several runs differ."""
 
 
