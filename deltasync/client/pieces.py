@@ -53,6 +53,10 @@ class Requests(Protocol):
         """Wait before another attempt."""
 
 
+class _Differs(Exception):
+    """The bundle was sealed anew, and its compressed bytes came out in another way."""
+
+
 class Upload:
     """One upload; a piece is in memory until the server has it, and no more of them than are under way."""
 
@@ -63,6 +67,7 @@ class Upload:
         state = self._patiently("POST", "/uploads/initiate", msgspec.json.encode(request), wire.UploadState)
         self._path = f"/uploads/{state.upload_id}"
         self._chunk_size = state.chunk_size
+        self._known = self._pieces_there() if state.uploaded_chunks else {}
         self._free = threading.Semaphore(jobs)
         self._trouble: Exception | None = None
 
@@ -77,7 +82,7 @@ class Upload:
         except Exception as error:
             with contextlib.suppress(DeltasyncError):
                 self._requests.ask(wire.UploadAborted, "DELETE", self._path)
-            if isinstance(error, (NotFound, UploadIncomplete)):
+            if isinstance(error, (NotFound, UploadIncomplete, _Differs)):
                 raise HostBusy("the server no longer has all that was sent of a bundle; it is sent anew") from error
             raise
 
@@ -90,6 +95,11 @@ class Upload:
                 if self._trouble is not None:
                     self._free.release()
                     break
+                if count in self._known:
+                    self._free.release()
+                    self._compare(count, piece)
+                    count, size = count + 1, size + len(piece)
+                    continue
                 # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.
                 threading.Thread(target=self._carry, args=(count, piece), name="piece", daemon=True).start()
                 count, size = count + 1, size + len(piece)
@@ -98,7 +108,19 @@ class Upload:
                 self._free.acquire()
         if self._trouble is not None:
             raise self._trouble
+        if self._known:
+            raise _Differs("the server has pieces of a longer bundle")
         return count, size
+
+    def _pieces_there(self) -> dict[int, str]:
+        """Return the digests of what an earlier attempt, perhaps of another process, has brought."""
+        found = self._requests.ask(wire.UploadParts, "GET", f"{self._path}/chunks")
+        return {part.chunk_num: part.etag for part in found.parts}
+
+    def _compare(self, number: int, piece: bytes) -> None:
+        """Do without sending a piece that is there; one with other bytes ends the upload."""
+        if self._known.pop(number) != digest_of(piece).hex():
+            raise _Differs("the bundle is not the one whose pieces the server has")
 
     def _carry(self, number: int, piece: bytes) -> None:
         try:

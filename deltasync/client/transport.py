@@ -232,7 +232,9 @@ class HttpTransport:
         rest = iter(chunks)
         first, is_all = begun(rest, UPLOAD_FROM_BYTES)
         upload = (
-            None if is_all else self._upload(wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex()))
+            None
+            if is_all
+            else self._upload(wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True))
         )
         chunks = chain(_drained(first), rest)
         return upload.send(chunks, query, wait) if upload else self._send_whole(name, identity, chunks, query, wait)

@@ -134,6 +134,8 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     file_size: int | None = None
     chunk_size: int | None = None
     total_chunks: int | None = None
+    resume: bool = False
+    """Go on with an unfinished upload that was begun with the same words, if there is one."""
 
 
 class UploadPartial(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +177,12 @@ class UploadPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     chunk_num: int
     etag: str
+
+
+class UploadParts(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/uploads/{id}/chunks: every piece that is there, with its digest."""
+
+    parts: list[UploadPart]
 
 
 class UploadComplete(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

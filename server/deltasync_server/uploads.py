@@ -159,6 +159,10 @@ class Uploads:
         self._check(request)
         self.expire()
         self._require_space()
+        if request.resume:
+            request = msgspec.structs.replace(request, resume=False)
+            if (found := self._resumed(request, workspace)) is not None:
+                return self.state(found.id)
         session = Session(str(uuid.uuid4()), request, time.monotonic(), synced=time.monotonic())
         with self._lock:
             if len(self._unfinished()) >= self._config.limits.upload_sessions:
@@ -172,6 +176,22 @@ class Uploads:
             self._forget(session)
             raise
         return self.state(session.id)
+
+    def _resumed(self, request: wire.UploadRequest, workspace: WorkspaceName) -> Session | None:
+        """Return the newest unfinished upload that was begun with the same words; it counts as arriving again."""
+        with self._lock:
+            found = [each for each in self._unfinished() if each.request == request and not each.is_closed]
+        if not found:
+            return None
+        session = found[-1]
+        with session.lock:
+            if session.is_gone:
+                return None
+            session.touched = time.monotonic()
+            if session.arrival is not None:
+                self._arrivals.leave(session.arrival)
+            session.arrival = self._arrivals.enter(workspace)
+        return session
 
     def _create(self, session: Session) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -213,6 +233,17 @@ class Uploads:
                 present=_ranges(numbers),
                 partial=partial,
             )
+
+    def parts(self, upload_id: str) -> wire.UploadParts:
+        """Return every piece that is there, with its digest (spec H-74)."""
+        session = self._found(upload_id)
+        with session.lock:
+            with self._state.read() as db:
+                rows = db.execute("SELECT number, etag FROM upload_pieces WHERE upload = ?", (session.id,))
+                etags = dict(rows.fetchall())
+            etags |= {number: piece.etag for number, piece in session.fresh.items()}
+        found = [wire.UploadPart(chunk_num=number, etag=etags[number].hex()) for number in sorted(etags)]
+        return wire.UploadParts(parts=found)
 
     def _expires_at(self, session: Session) -> str:
         left = self._config.upload_seconds - (time.monotonic() - session.touched)

@@ -183,16 +183,16 @@ def _put(here: HttpTransport, upload_id: str, number: int, piece: bytes) -> None
     here.ask(wire.UploadedChunk, "PUT", f"/uploads/{upload_id}/chunk/{number}", body=[piece], headers=headers)
 
 
-def test_a_server_that_is_gone_for_good_is_said_so(server: Served, tmp_path: Path) -> None:
-    """After the last attempt the push fails as it does for a small bundle, and the next one succeeds."""
-    desk = desk_with(tmp_path, "", 20 * MIB)
+def test_the_next_push_goes_on_where_one_failed(server: Served, tmp_path: Path) -> None:
+    """A push fails when the way is gone for good; the next one sends only what the server has not, and no more."""
+    desk = desk_with(tmp_path, "", 40 * MIB)
     with lossy(server.port) as proxy:
         desk.url = proxy.url
-        proxy.faults = [Fault(b"/chunk/", cut_after=100) for _ in range(200)]
+        proxy.faults = [Fault(b"/chunk/1%d " % number, cut_after=100) for number in range(8) for _ in range(200)]
         with pytest.raises(HostUnreachable):
             desk.push()
-        proxy.faults = []
+        proxy.faults, before = [], proxy.request_bytes
+        assert figure(server, "upload_bytes") >= 18 * MIB
         report = desk.push()
-    state = server.get("/api/v1/workspaces/media").json
-    assert (state["root"], state["sequence"]) == (report.root, 1)
-    folders.assert_same(desk.root, server.data / "workspaces/media/tree")
+        assert proxy.request_bytes - before <= 22 * MIB
+    assert_arrived(server, desk, report)

@@ -331,6 +331,29 @@ def test_a_restart_keeps_what_is_durable(tmp_path: Path) -> None:
         assert_tree(store, sender)
 
 
+def test_an_upload_is_resumed_by_the_same_words(store: Store) -> None:
+    """A sender that lost its place is given the pieces with their digests; other words begin another upload."""
+    sender = Sender()
+    metadata, content = sealed(sender, a=noise(5_000))
+    sending = Sending(store, metadata, content)
+    sending.put(0)
+    sending.put(2)
+    assert Sending(store, metadata, content).id != sending.id
+    other = Sending(store, metadata, content, chunk_size=PIECE + 1, resume=True)
+    assert other.state().uploaded_chunks == 0
+    store.uploads.abort(other.id)
+    newest = Sending(store, metadata, content, resume=True)
+    store.uploads.abort(newest.id)
+    again = Sending(store, metadata, content, resume=True)
+    assert again.id == sending.id
+    etags = {part.chunk_num: part.etag for part in store.uploads.parts(again.id).parts}
+    assert etags == {number: digest_of(sending.piece(number)).hex() for number in (0, 2)}
+    again.put_all()
+    assert again.complete().root == sender.root.hex()
+    assert Sending(store, metadata, content, resume=True).id != sending.id
+    assert_tree(store, sender)
+
+
 def test_an_upload_whose_file_is_gone_is_forgotten(tmp_path: Path) -> None:
     """Its sender is told so and begins anew."""
     with Store(StoreConfig(tmp_path)) as store:

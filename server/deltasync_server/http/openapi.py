@@ -23,6 +23,7 @@ TYPES = (
     wire.Receipt,
     wire.UploadRequest,
     wire.UploadState,
+    wire.UploadParts,
     wire.UploadedChunk,
     wire.UploadComplete,
     wire.UploadAborted,

@@ -54,6 +54,13 @@ async def upload_state(request: Request, upload_id: str) -> Response:
     return answer(await here.workers.quick(partial(here.store.uploads.state, upload_id)))
 
 
+@router.get("/{upload_id}/chunks", summary="The pieces of an upload", **openapi.gives(wire.UploadParts, 404))
+async def upload_parts(request: Request, upload_id: str) -> Response:
+    """List the pieces that are there with their digests, for a sender that goes on with an upload."""
+    here = context_of(request)
+    return answer(await here.workers.quick(partial(here.store.uploads.parts, upload_id)))
+
+
 @router.put(
     "/{upload_id}/chunk/{number}",
     summary="Send one piece",
