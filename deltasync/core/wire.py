@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ OFFSET_HEADER = "Deltasync-Offset"
 """How many first bytes of a piece the server has from an attempt that broke off."""
 SERVER_HEADER = "Deltasync-Server"
 """Every answer of a deltasync server carries this header; its value is the API version."""
+
+
+_DIGEST = msgspec.Meta(pattern="^([0-9a-f]{64})?$")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,16 +129,68 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UploadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """POST /api/v1/uploads/initiate: a bundle that will come in pieces; its size may be told at the end."""
+    """POST /api/v1/uploads/initiate: a bundle or a plain file that will come in pieces.
 
-    kind: Literal["bundle"]
-    workspace: str
-    identity: str
+    A bundle has workspace and identity, and its size may be told at the end; a file has all the others but those.
+    """
+
+    kind: Literal["file", "bundle"] = "file"
+    workspace: str = ""
+    identity: Annotated[str, _DIGEST] = ""
+    filepath: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    hostname: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    sha256: Annotated[str, _DIGEST] = ""
+    blake3: Annotated[str, _DIGEST] = ""
     file_size: int | None = None
     chunk_size: int | None = None
     total_chunks: int | None = None
     resume: bool = False
     """Go on with an unfinished upload that was begun with the same words, if there is one."""
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to the end of a file's upload."""
+
+    file_id: str
+    sha256: str
+    blake3: str
+    file_size: int
+    status: str
+    storage_location: str
+    """Where the bytes can be had, on this server."""
+
+
+class FileDeletion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One file that its sender has no more."""
+
+    filepath: str
+    hostname: str
+    sha256: Annotated[str, _DIGEST] = ""
+    blake3: Annotated[str, _DIGEST] = ""
+    deleted_at: str | None = None
+
+
+class FileDeletions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/files/deletions."""
+
+    files: list[FileDeletion]
+
+
+class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is marked deleted."""
+
+    sha256: str
+    blake3: str
+    filepath: str
+    hostname: str
+    status: str
+    deleted_at: str
+
+
+class DeletedFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /api/v1/files/deletions."""
+
+    files: list[DeletedFile]
 
 
 class UploadPartial(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,16 @@ from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.tree import Loader
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.journal import Journal
-from deltasync_server.state import BATCH, State, batched, compared_roots, keep_no_more_than, kept_roots, loader
+from deltasync_server.state import (
+    BATCH,
+    State,
+    batched,
+    compared_roots,
+    file_digests,
+    keep_no_more_than,
+    kept_roots,
+    loader,
+)
 
 ShouldStop = Callable[[], bool]
 
@@ -137,6 +146,7 @@ class Collection:
         with self._state.read() as db:
             self._marks.add(kept_roots(db, self._keep_sequences), loader(db))
             self._compared.add(compared_roots(db), loader(db))
+            self._marks.blobs |= file_digests(db)
 
     def _is_dead_object(self, digest: bytes) -> bool:
         return digest not in self._marks.objects and digest not in self._compared.objects

@@ -23,6 +23,7 @@ from deltasync.disk import Lock, space_guard
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
+from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Rooms
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.state import (
@@ -39,7 +40,7 @@ from deltasync_server.state import (
 )
 from deltasync_server.tree import Trees
 from deltasync_server.upkeep import Upkeep
-from deltasync_server.uploads import Session, Uploads
+from deltasync_server.uploads import Answer, Session, Uploads
 
 RESERVE_SHARE = 20
 """The reserve of free space is at most this part of the disk: a small disk can still be used."""
@@ -73,6 +74,7 @@ class Store:
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
         self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self._syncs)
         self.uploads = Uploads(config, self.state, self._arrivals, self._require_space)
+        self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads)
         self._counted: Counter[str] = Counter()
         self._count_lock = threading.Lock()
@@ -340,10 +342,15 @@ class Store:
         self.trees.wake_healed()
         return done.receipt
 
-    def complete_upload(self, upload_id: str, request: wire.UploadComplete, *, take_over: bool = False) -> wire.Receipt:
-        """Take the bundle that an upload has brought in pieces, as `receive` takes one (spec H-73)."""
+    def complete_upload(self, upload_id: str, request: wire.UploadComplete, *, take_over: bool = False) -> Answer:
+        """Take the bundle that an upload has brought in pieces, as `receive` takes one, or the file (spec H-73)."""
 
-        def whole(name: WorkspaceName, bundle: Assembled, session: Session) -> wire.Receipt:
+        def whole(bundle: Assembled, session: Session) -> Answer:
+            if session.request.kind == "file":
+                self._require_space()
+                with space_guard(self.config.data):
+                    return self.files.store(bundle, session.request, session.id)
+            name = WorkspaceName(session.request.workspace)
             identity = bytes.fromhex(session.request.identity)
             return self.receive(name, bundle, expected_identity=identity, take_over=take_over, arrival=session.arrival)
 

@@ -104,6 +104,18 @@ MIGRATIONS = (
         PRIMARY KEY (upload, number)
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE files (
+        hostname TEXT NOT NULL,
+        filepath TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        sha256 TEXT NOT NULL,
+        file_id TEXT NOT NULL,
+        stored_at TEXT NOT NULL,
+        deleted_at TEXT,
+        PRIMARY KEY (hostname, filepath, digest)
+    )
+    """,
 )
 
 
@@ -289,6 +301,11 @@ def compared_roots(db: sqlite3.Connection) -> set[bytes]:
     """Return the roots that plain trees are compared with: their directory objects are needed, their content not."""
     rows = workspace_rows(db)
     return {root for row in rows for root in (row.tree_root, row.durable_root)} - {EMPTY_ROOT}
+
+
+def file_digests(db: sqlite3.Connection) -> set[bytes]:
+    """Return the blobs that files uploaded by themselves need; deleted ones need none."""
+    return {digest for (digest,) in db.execute("SELECT digest FROM files WHERE deleted_at IS NULL")}
 
 
 def object_body(db: sqlite3.Connection, digest: bytes) -> bytes | None:

@@ -45,6 +45,9 @@ SYNC_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
+Answer = wire.Receipt | wire.StoredFile
+
+
 class _Piece(NamedTuple):
     """A piece that is in the file."""
 
@@ -71,7 +74,7 @@ class Session:
     touched: float
     arrival: Arrival | None = None
     """Its place among the bundles on their way in; a session of an earlier process has none."""
-    answer: wire.Receipt | None = None
+    answer: Answer | None = None
     held: _Held = field(default=_NOTHING)
     fresh: dict[int, _Piece] = field(default_factory=dict)
     partial: dict[int, int] = field(default_factory=dict)
@@ -98,7 +101,7 @@ class Session:
         return None if size is None else -(-size // self.chunk_size)
 
 
-Receive = Callable[[WorkspaceName, Assembled, Session], wire.Receipt]
+Receive = Callable[[Assembled, Session], Answer]
 
 
 class Uploads:
@@ -128,7 +131,9 @@ class Uploads:
         now = time.monotonic()
         for name, request, answer in rows:
             session = Session(name, msgspec.json.decode(request, type=wire.UploadRequest), now, held=counts[name])
-            session.answer = msgspec.json.decode(answer, type=wire.Receipt) if answer else None
+            if answer:
+                kind: type[Answer] = wire.Receipt if session.request.kind == "bundle" else wire.StoredFile
+                session.answer = msgspec.json.decode(answer, type=kind)
             if session.answer is None and name not in names:
                 self._delete_rows(session)
                 continue
@@ -154,7 +159,7 @@ class Uploads:
 
     # --- a session's life ---
 
-    def initiate(self, request: wire.UploadRequest, workspace: WorkspaceName) -> wire.UploadState:
+    def initiate(self, request: wire.UploadRequest, workspace: WorkspaceName | None = None) -> wire.UploadState:
         """Begin an upload (spec H-70)."""
         self._check(request)
         self.expire()
@@ -168,7 +173,7 @@ class Uploads:
             if len(self._unfinished()) >= self._config.limits.upload_sessions:
                 raise HostBusy("the server holds as many unfinished uploads as it can; try again")
             self._sessions[session.id] = session
-        session.arrival = self._arrivals.enter(workspace)
+        session.arrival = self._arrivals.enter(workspace) if workspace is not None else None
         try:
             with space_guard(self._config.data):
                 self._create(session)
@@ -177,7 +182,7 @@ class Uploads:
             raise
         return self.state(session.id)
 
-    def _resumed(self, request: wire.UploadRequest, workspace: WorkspaceName) -> Session | None:
+    def _resumed(self, request: wire.UploadRequest, workspace: WorkspaceName | None) -> Session | None:
         """Return the newest unfinished upload that was begun with the same words; it counts as arriving again."""
         with self._lock:
             found = [each for each in self._unfinished() if each.request == request and not each.is_closed]
@@ -190,7 +195,7 @@ class Uploads:
             session.touched = time.monotonic()
             if session.arrival is not None:
                 self._arrivals.leave(session.arrival)
-            session.arrival = self._arrivals.enter(workspace)
+            session.arrival = self._arrivals.enter(workspace) if workspace is not None else None
         return session
 
     def _create(self, session: Session) -> None:
@@ -455,7 +460,7 @@ class Uploads:
 
     # --- the end ---
 
-    def complete(self, upload_id: str, request: wire.UploadComplete, receive: Receive) -> wire.Receipt:
+    def complete(self, upload_id: str, request: wire.UploadComplete, receive: Receive) -> Answer:
         """Hand the whole file on and keep the answer: completing again gives it again (spec H-73)."""
         session = self._found(upload_id)
         with session.completing:
@@ -471,14 +476,14 @@ class Uploads:
                 with self._opened(session) as descriptor:
                     os.ftruncate(descriptor, size)
                     whole = Assembled(self._folder, session.id, descriptor, size)
-                    answer = receive(WorkspaceName(session.request.workspace), whole, session)
+                    answer = receive(whole, session)
             except BaseException:
                 session.is_closed = False
                 raise
             self._finish(session, answer)
             return answer
 
-    def _finish(self, session: Session, answer: wire.Receipt) -> None:
+    def _finish(self, session: Session, answer: Answer) -> None:
         """Keep the answer; the file goes after the row that no longer needs it."""
         with session.sync_lock, session.lock:
             with self._state.write() as db:
@@ -513,6 +518,8 @@ class Uploads:
                 f"{total - held.chunks} piece(s) of {total} are missing; ask for the upload and send them",
                 missing_chunks=total - held.chunks,
             )
+        if not total and held == _NOTHING:
+            return 0
         # As many pieces as there are numbers below the last; with the last as long as it must be, all others are full.
         last = _Held(self._last_number(session) + 1, size - (total - 1) * session.chunk_size)
         if held != _Held(total, size) or last != (total, self._size_of(session, total - 1)):

@@ -26,15 +26,19 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
+import msgspec
+
+from deltasync.core.hashing import digest_of
 
 if TYPE_CHECKING:
-    from serving import Bundle
-
+    from deltasync.core.names import WorkspaceName
+    from deltasync.core.wire import UploadRequest
     from deltasync_server.receive import Store
 
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
 SHIM = ctypes.CDLL(None)
 LIMIT_SECONDS = 120
+PIECE = 8_000
 
 
 def arm(point: int, moment: str) -> None:
@@ -186,62 +190,62 @@ class ServerReplay(Scenario):
 
 
 class ServerUpload(Scenario):
-    """A bundle in pieces is received by a store that is killed; its sender asks what is there and sends the rest."""
+    """A bundle and a file come in pieces to a store that is killed; their sender asks what is there and goes on."""
 
     def prepare(self) -> None:
-        self.data, self.known = self.folder / "data", self.folder / "upload"
+        self.data = self.folder / "data"
 
     def act(self) -> int:
         from serving import Writer
 
+        from deltasync.core import wire
+        from deltasync.core.names import WorkspaceName
         from deltasync_server.config import StoreConfig
         from deltasync_server.receive import Store
 
-        made = Writer("life").large(40_000)
+        made, name, plain = Writer("life").large(40_000), WorkspaceName("life"), self._plain()
+        bundle = wire.UploadRequest(
+            kind="bundle", workspace=name, identity=made.identity, chunk_size=PIECE, file_size=len(made.sealed)
+        )
+        file = wire.UploadRequest(
+            filepath="/x", hostname="h", blake3=digest_of(plain).hex(), chunk_size=PIECE, file_size=len(plain)
+        )
         with Store(StoreConfig(self.data, upload_sync_bytes=1, quiet_seconds=0.0)) as store:
             store.recover()
-            self._send(store, made)
+            if not store.workspace(name).sequence:
+                self._send(store, bundle, made.sealed, name)
+            if not store.figures()["blobs"] > 1:
+                self._send(store, file, plain, None)
             store.catch_up()
             store.upkeep()
         return 0
 
-    def _send(self, store: Store, made: Bundle) -> None:
+    def _plain(self) -> bytes:
+        from corpus_good import noise
+
+        return noise("plain", 20_000)
+
+    def _send(self, store: Store, request: UploadRequest, content: bytes, name: WorkspaceName | None) -> None:
+        """Go on with an upload, or begin one, and complete it."""
         from deltasync.core import wire
-        from deltasync.core.names import WorkspaceName
 
-        name = WorkspaceName("life")
-        upload_id = self._upload_of(store)
-        if upload_id is None:
-            if store.workspace(name).sequence:
-                return  # it was committed, and nobody could say so
-            request = wire.UploadRequest(kind="bundle", workspace=name, identity=made.identity, chunk_size=8_000)
-            upload_id = store.uploads.initiate(request, name).upload_id
-            self.known.write_text(upload_id)
-        present = store.uploads.state(upload_id).present
-        there = {number for first, last in present for number in range(first, last + 1)}
-        cut = [made.sealed[at : at + 8_000] for at in range(0, len(made.sealed), 8_000)]
-        for number, piece in enumerate(cut):
-            if number not in there and store.uploads.state(upload_id).status != "completed":
-                store.uploads.put(upload_id, number, io.BytesIO(piece))
-        told = wire.UploadComplete(total_chunks=len(cut), file_size=len(made.sealed))
-        assert store.complete_upload(upload_id, told).root == made.root
-
-    def _upload_of(self, store: Store) -> str | None:
-        from deltasync.core.errors import NotFound
-
-        try:
-            return store.uploads.state(self.known.read_text()).upload_id
-        except (FileNotFoundError, NotFound):
-            return None
+        state = store.uploads.initiate(msgspec.structs.replace(request, resume=True), name)
+        there = {number for first, last in state.present for number in range(first, last + 1)}
+        for number, at in enumerate(range(0, len(content), PIECE)):
+            if number not in there:
+                store.uploads.put(state.upload_id, number, io.BytesIO(content[at : at + PIECE]))
+        store.complete_upload(state.upload_id, wire.UploadComplete())
 
     def verify(self) -> None:
         from corpus_good import noise
 
-        tree = self.data / "workspaces/life/tree"
+        tree, digest = self.data / "workspaces/life/tree", digest_of(self._plain()).hex()
         assert (tree / "large.bin").read_bytes() == noise("life", 40_000)
+        assert (self.data / "cache" / digest[:2] / digest).read_bytes() == self._plain()
         self.run(lambda: server("check", "--data", self.data, "--json"))
-        if self.known.exists():
-            assert not (self.data / "uploads" / self.known.read_text()).exists()
+        self.run(lambda: server("collect", "--data", self.data, "--json"))
+        assert (self.data / "cache" / digest[:2] / digest).exists()
+        assert not list((self.data / "staging").iterdir())
 
 
 class ServerCollect(ServerReplay):

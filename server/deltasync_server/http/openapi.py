@@ -27,6 +27,10 @@ TYPES = (
     wire.UploadedChunk,
     wire.UploadComplete,
     wire.UploadAborted,
+    wire.StoredFile,
+    wire.FileDeletions,
+    wire.DeletedFile,
+    wire.DeletedFiles,
     wire.Health,
     wire.SeedUploadAnswer,
     wire.SeedStatus,
@@ -72,6 +76,11 @@ def _responses(content: Keywords, successes: tuple[int, ...], errors: tuple[int,
 def gives(kind: type[msgspec.Struct], *errors: int) -> Keywords:
     """Describe a route that answers one JSON value."""
     return _responses({"application/json": {"schema": _ref(kind)}}, (200,), errors)
+
+
+def gives_one_of(kinds: tuple[type[msgspec.Struct], ...], *errors: int) -> Keywords:
+    """Describe a route that answers one of several JSON values."""
+    return _responses({"application/json": {"schema": {"oneOf": [_ref(kind) for kind in kinds]}}}, (200,), errors)
 
 
 def gives_always(kind: type[msgspec.Struct], *statuses: int) -> Keywords:

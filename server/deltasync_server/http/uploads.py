@@ -12,11 +12,13 @@ from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
+from deltasync.core.names import WorkspaceName
 from deltasync_server.http import openapi
 from deltasync_server.http.body import BodyPump, check_length, whole
 from deltasync_server.http.context import Context, context_of, workspace_of
 from deltasync_server.http.problems import answer
 from deltasync_server.http.workspaces import Wait, settled_receipt
+from deltasync_server.uploads import Answer
 
 ALIAS = "/api"
 """Where the seed's clients look for these routes."""
@@ -41,9 +43,7 @@ async def initiate(request: Request) -> Response:
     here = context_of(request)
     check_length(request, INITIATE_BYTES)
     asked = _decoded(await whole(request.receive, here.body_rules(INITIATE_BYTES)), wire.UploadRequest)
-    name = workspace_of(asked.workspace)
-    if not _DIGEST.fullmatch(asked.identity):
-        raise UsageError("identity is 64 lower-case hexadecimal digits")
+    name = _workspace(asked)
     return answer(await here.workers.quick(partial(here.store.uploads.initiate, asked, name)))
 
 
@@ -79,21 +79,36 @@ async def chunk(request: Request, upload_id: str, number: Number) -> Response:
 @router.post(
     "/{upload_id}/complete",
     summary="End an upload",
-    **openapi.gives(wire.Receipt, 400, 404, 409, 411, 413, 422, 503, 507),
+    **openapi.gives_one_of((wire.Receipt, wire.StoredFile), 400, 404, 409, 411, 413, 422, 503, 507),
     openapi_extra=openapi.takes(wire.UploadComplete),
 )
 async def complete(request: Request, upload_id: str, take_over: bool = False, wait: Wait = 0) -> Response:
-    """Apply the bundle that the pieces make, and answer as the bundles' route does; again, the same answer."""
+    """Apply the bundle that the pieces make, and answer as the bundles' route does, or store the file.
+
+    Completing again gives the same answer.
+    """
     here = context_of(request)
     asked = await here.workers.quick(partial(here.store.uploads.state, upload_id))
     rules = here.body_rules(INITIATE_BYTES + asked.uploaded_chunks * PART_JSON_BYTES)
     check_length(request, rules.limit_bytes)
     work = partial(_complete, here, upload_id, take_over)
-    receipt = await here.workers.with_body(request.receive, rules, work)
-    return answer(await settled_receipt(here, request, receipt, wait))
+    found = await here.workers.with_body(request.receive, rules, work)
+    return answer(await settled_receipt(here, request, found, wait) if isinstance(found, wire.Receipt) else found)
 
 
-def _complete(here: Context, upload_id: str, take_over: bool, pump: BodyPump) -> wire.Receipt:
+def _workspace(asked: wire.UploadRequest) -> WorkspaceName | None:
+    """Return the workspace that a bundle is for; refuse what lacks a part of its kind, or has one of the other."""
+    of_bundle, of_file = (asked.workspace, asked.identity), (asked.filepath, asked.hostname)
+    if asked.kind == "bundle":
+        if not asked.identity or any((*of_file, asked.sha256, asked.blake3)):
+            raise UsageError("a bundle comes with workspace and identity, and without what names a file")
+        return workspace_of(asked.workspace)
+    if any(of_bundle) or not all(of_file) or not (asked.sha256 or asked.blake3) or asked.file_size is None:
+        raise UsageError("a file comes with filepath, hostname, file_size and sha256 or blake3")
+    return None
+
+
+def _complete(here: Context, upload_id: str, take_over: bool, pump: BodyPump) -> Answer:
     body = b"".join(iter(partial(pump.read, 1 << 16), b""))
     asked = _decoded(body or b"{}", wire.UploadComplete)
     return here.store.complete_upload(upload_id, asked, take_over=take_over)
