@@ -89,7 +89,6 @@ class Upkeep:
         started, is_overdue = self._active_at, self._is_overdue()
         self._has_work = False
         self._cleaned_at = time.monotonic()
-        self._uploads.expire()
 
         def must_yield() -> bool:
             self._has_work |= self._active_at != started
@@ -100,6 +99,7 @@ class Upkeep:
         self._trees.wake_healed()
         self._trees.make_durable(must_yield)
         self._trees.tidy(must_yield)
+        self._uploads.expire()
         if self._object_bytes >= PRUNE_BYTES and not must_yield():
             self._object_bytes = 0
             collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)

@@ -292,7 +292,7 @@ class Uploads:
         return wire.UploadAborted(upload_id=upload_id, status="aborted", chunks_uploaded=chunks, chunks_deleted=chunks)
 
     def _forget(self, session: Session) -> None:
-        """Remove rows, then the file: a row that names no file would be taken for a session by the next start."""
+        """Remove rows, then the file: what a kill leaves in between has no rows, and the next start removes it."""
         with session.sync_lock, session.lock:
             session.is_gone = True
             if session.arrival is not None:
@@ -385,10 +385,8 @@ class Uploads:
         if there is None:
             if session.is_closed:
                 raise UsageError("the upload is being completed; no other piece is taken")
-            if self.figures()["upload_bytes"] + len(content) > self._config.upload_bytes:
-                raise NoSpace("the unfinished uploads hold as many bytes as they may; try again later")
-            self._write(session, number, content)
             session.partial.pop(number, None)
+            self._write(session, number, content)
             session.fresh[number] = _Piece(len(content), etag)
             session.held = _Held(session.held.chunks + 1, session.held.received_bytes + len(content))
             session.unsynced_bytes += len(content)
@@ -407,6 +405,8 @@ class Uploads:
         return _Piece(*row) if row else None
 
     def _write(self, session: Session, number: int, content: bytearray) -> None:
+        if self.figures()["upload_bytes"] + len(content) > self._config.upload_bytes:
+            raise NoSpace("the unfinished uploads hold as many bytes as they may; try again later")
         with self._opened(session) as descriptor:
             view, offset = memoryview(content), number * session.chunk_size
             while view:
@@ -456,7 +456,14 @@ class Uploads:
                 for number in () if is_failed else fresh:
                     del session.fresh[number]
         if is_failed:
-            self._forget(session)  # an fsync that failed is never asked again
+            self._discard(session)
+
+    def _discard(self, session: Session) -> None:
+        """Forget an upload whose fsync failed: it is never asked again."""
+        try:
+            self._forget(session)
+        except (OSError, DeltasyncError):
+            _log.exception("upload %s could not be removed; it is not used any more", session.id)
 
     # --- the end ---
 
