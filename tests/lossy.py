@@ -32,7 +32,7 @@ class Proxy:
     """Passes bytes on between loopback ports, with faults."""
 
     def __init__(self, upstream: int) -> None:
-        self.upstream = upstream
+        self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -58,7 +58,7 @@ class Proxy:
             while True:
                 near, _ = self._listener.accept()
                 try:
-                    far = socket.create_connection(("127.0.0.1", self.upstream))
+                    far = socket.create_connection(("127.0.0.1", self._upstream))
                 except OSError:
                     near.close()
                     continue

@@ -123,7 +123,7 @@ def test_an_upload_that_the_server_forgot_is_sent_anew(tmp_path: Path) -> None:
     with lossy(1) as proxy:
         desk.url = proxy.url
         with serving(data) as first:
-            proxy.upstream = first.port
+            proxy._upstream = first.port
             release = threading.Event()
             held = Fault(b"/complete", until=release)
             proxy.faults = [held]
@@ -135,7 +135,7 @@ def test_an_upload_that_the_server_forgot_is_sent_anew(tmp_path: Path) -> None:
             first.process.send_signal(signal.SIGKILL)
             first.process.wait()
             with serving(data) as second:
-                proxy.upstream = second.port
+                proxy._upstream = second.port
                 release.set()
                 pushing.join()
                 assert_arrived(second, desk, reports[0])
