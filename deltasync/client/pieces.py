@@ -72,18 +72,20 @@ class Upload:
         self._trouble: Exception | None = None
 
     def send(self, chunks: Iterable[bytes], query: Mapping[str, str | int], extra_seconds: float) -> wire.Receipt:
-        """Send a bundle and return its receipt; the upload is ended when something else than the way fails."""
+        """Send a bundle and return its receipt; after a failure that another attempt mends, its pieces stay there."""
         try:
             count, size = self._send_pieces(chunks)
             extra_seconds += size / SLOWEST_DISK_BYTES_PER_SECOND
             return self._complete(wire.UploadComplete(total_chunks=count, file_size=size), query, extra_seconds)
         except HostUnreachable:
             raise
+        except UploadIncomplete as error:
+            raise HostBusy("the server has lost pieces that were not durable yet; they are sent again") from error
         except Exception as error:
             with contextlib.suppress(DeltasyncError):
                 self._requests.ask(wire.UploadAborted, "DELETE", self._path)
-            if isinstance(error, (NotFound, UploadIncomplete, _Differs)):
-                raise HostBusy("the server no longer has all that was sent of a bundle; it is sent anew") from error
+            if isinstance(error, (NotFound, _Differs)):
+                raise HostBusy("the server no longer has what was sent of a bundle; it is sent anew") from error
             raise
 
     def _send_pieces(self, chunks: Iterable[bytes]) -> tuple[int, int]:

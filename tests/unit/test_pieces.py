@@ -216,7 +216,7 @@ def test_lost_answers_to_begin_and_end_are_asked_for_again() -> None:
         ({"piece": [HostUnreachable("gone")] * 9, "state": [HostUnreachable("gone")] * 9}, HostUnreachable, False),
         ({"complete": [HostUnreachable("gone")] * 9}, HostUnreachable, False),
         ({"piece": [NotFound("forgot")]}, HostBusy, True),
-        ({"complete": [UploadIncomplete("forgot some")]}, HostBusy, True),
+        ({"complete": [UploadIncomplete("forgot some")]}, HostBusy, False),
         ({"complete": [SequenceGap(1, 2)]}, SequenceGap, True),
         ({"piece": [NoSpace("full")]}, NoSpace, True),
     ],
@@ -225,7 +225,7 @@ def test_lost_answers_to_begin_and_end_are_asked_for_again() -> None:
 def test_what_cannot_go_on_is_given_up(
     troubles: dict[str, list[Exception | int]], expected: type[DeltasyncError], is_aborted: bool, jobs: int
 ) -> None:
-    """What the server forgot is worth another beginning; what it refuses is ended there, if it can be told."""
+    """What the server forgot is worth another attempt; what it refuses is ended there, if it can be told."""
     script = Script(**{name: list(each) for name, each in troubles.items()})
     with pytest.raises(expected):
         send(script, noise(3_500), jobs)
