@@ -230,7 +230,7 @@ _ALL = (
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),
-    Setting("jobs", JOBS, "Requests at a time [4].", short="j"),
+    Setting("jobs", JOBS, "Requests, or pieces of a large bundle, at a time [4].", short="j"),
     Setting("bwlimit", SIZE, "Send, or fetch, at most this much a second, 0 for no limit [0]."),
     Setting("timeout", POSITIVE, "How long to wait for the server [30s].", alias="REMOTE_UPLOAD_TIMEOUT"),
     Setting("max-retries", COUNT, "Tries again when a request fails [3].", alias="REMOTE_UPLOAD_MAX_RETRIES"),

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+HELD_SECONDS = 20.0
+
 
 @dataclass
 class Fault:
@@ -20,6 +22,8 @@ class Fault:
     """Reset the connection when this many bytes of the request have passed."""
     swallow: bool = False
     """Pass the request on, wait for the answer, and drop it."""
+    until: threading.Event | None = None
+    """Hold the request back until this happens."""
     skip: int = 0
     has_happened: threading.Event = field(default_factory=threading.Event)
 
@@ -34,6 +38,11 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self.port}"
         self.faults: list[Fault] = []
         self.passed_bytes = 0
+        self.request_bytes = 0
+        """What came from clients, also what was lost with its connection."""
+        self.reset_every: int | None = None
+        """Reset the connection that brings a multiple of so many bytes of requests."""
+        self.resets = 0
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -53,10 +62,21 @@ class Proxy:
                 except OSError:
                     near.close()
                     continue
+                if self.reset_every is not None:  # a reset loses what this machine has not passed on: little
+                    far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
                 self._open |= {near, far}
                 line = _Line(self, near, far)
                 threading.Thread(target=line.requests, daemon=True).start()
                 threading.Thread(target=line.answers, daemon=True).start()
+
+    def must_reset(self, size: int) -> bool:
+        """Count bytes of requests; tell whether their connection is to be reset now."""
+        with self._lock:
+            before, self.request_bytes = self.request_bytes, self.request_bytes + size
+            every = self.reset_every
+            is_due = every is not None and before // every < self.request_bytes // every
+            self.resets += is_due
+            return is_due
 
     def fault_in(self, chunk: bytes) -> Fault | None:
         """Return the fault that a chunk's request meets, and take it off the list."""
@@ -83,7 +103,16 @@ class _Line:
     def requests(self) -> None:
         with contextlib.suppress(OSError):
             while chunk := self.near.recv(1 << 16):
+                if self.proxy.must_reset(len(chunk)):
+                    self.far.sendall(chunk)
+                    _reset(self.near)
+                    _reset(self.far)
+                    return
                 met = self.proxy.fault_in(chunk)
+                if met is not None and met.until is not None:
+                    met.has_happened.set()
+                    met.until.wait(HELD_SECONDS)
+                    met = None
                 if met is not None:
                     self.fault, self.left = met, met.cut_after or 0
                 if self.fault is not None and self.fault.cut_after is not None:

@@ -27,7 +27,7 @@ COMMON = ("json", "quiet", "verbose")
 PLACE = ("to", "workspace", "state-dir")
 RULES = ("exclude", "include", "gitignore")
 DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
-WIRE = ("bwlimit", "timeout", "max-retries", "proxy")
+WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy")
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
@@ -187,5 +187,6 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         bandwidth=settings.bandwidth_bytes or None,
         timeout=settings.timeout_seconds,
         max_retries=settings.max_retries if max_retries is None else max_retries,
+        jobs=settings.jobs,
         proxies=settings.proxy,
     )

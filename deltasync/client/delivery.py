@@ -184,6 +184,7 @@ class Delivery:
             timeout=settings.timeout_seconds,
             # While a run waits for the server nothing is sealed, and a probe asks again anyway.
             max_retries=0 if is_probe else min(settings.max_retries, 1),
+            jobs=settings.jobs,
             proxies=settings.proxy,
         )
 

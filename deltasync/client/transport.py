@@ -15,6 +15,7 @@ from functools import partial
 from http import HTTPStatus
 from http.client import BadStatusLine, RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -30,6 +31,7 @@ from urllib3.util import SKIP_HEADER
 from deltasync.client.address import folder_of, is_folder, normal_url
 from deltasync.client.folder import FolderTransport
 from deltasync.client.incoming import Incoming
+from deltasync.client.pieces import JOBS, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
@@ -37,6 +39,7 @@ from deltasync.core.errors import (
     HostBusy,
     HostUnreachable,
     NotADeltasyncServer,
+    NotFound,
     UsageError,
     from_problem,
 )
@@ -49,8 +52,6 @@ API_VERSION = "1"
 CONNECT_SECONDS = 5.0
 ANSWER_BYTES_MAX = 16 * 2**20
 DIRECTORY_BYTES_MAX = 256 * 2**20
-SLOWEST_DISK_BYTES_PER_SECOND = 32 * 2**20
-"""The answer to an upload is waited for longer by its size at this rate: the server makes it durable first."""
 BACKOFF_SECONDS = 0.25
 BACKOFF_SECONDS_MAX = 30.0
 BURST_SECONDS = 0.1
@@ -65,15 +66,22 @@ _local = threading.local()
 
 
 def open_transport(
-    url: str, *, bandwidth: int | None = None, timeout: float = 60.0, max_retries: int = 3, proxies: bool = False
+    url: str,
+    *,
+    bandwidth: int | None = None,
+    timeout: float = 60.0,
+    max_retries: int = 3,
+    jobs: int = JOBS,
+    proxies: bool = False,
 ) -> Transport:
     """Return the transport for a URL: `http://`, `https://`, or `file://` for a folder.
 
-    bandwidth: bytes of bodies sent per second. proxies: obey the proxies that the environment names.
+    bandwidth: bytes of bodies sent per second. jobs: pieces of a large bundle under way at once.
+    proxies: obey the proxies that the environment names.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
-    return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, proxies=proxies)
+    return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs, proxies=proxies)
 
 
 class Bandwidth:
@@ -173,6 +181,7 @@ class HttpTransport:
         bandwidth: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
+        jobs: int = JOBS,
         proxies: bool = False,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -184,6 +193,7 @@ class HttpTransport:
         self.server_date: datetime | None = None
         """What the server's clock said with its last answer."""
         self._timeout = timeout
+        self._jobs = jobs
         self._proxies = proxies
         self._pause = pause
         self._bandwidth = Bandwidth(bandwidth, pause=pause) if bandwidth else None
@@ -253,11 +263,32 @@ class HttpTransport:
     ) -> wire.Receipt:
         """Send a bundle once and return the receipt: after a failure the sender asks the head before it sends again.
 
-        wait: how many seconds the answer may wait for the plain tree.
+        A large one goes in pieces, and only its pieces are sent again. wait: how many seconds the answer may wait
+        for the plain tree.
         """
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
             query["wait"] = f"{wait:g}"
+        rest = iter(chunks)
+        first, is_all = begun(rest, UPLOAD_FROM_BYTES)
+        upload = (
+            None
+            if is_all
+            else self._upload(wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True))
+        )
+        chunks = chain(_drained(first), rest)
+        return upload.send(chunks, query, wait) if upload else self._send_whole(name, identity, chunks, query, wait)
+
+    def _upload(self, request: wire.UploadRequest) -> Upload | None:
+        """Begin an upload; None where the server has no room for it, or is too old to know of uploads."""
+        try:
+            return Upload(self, request, self._jobs)
+        except (NotFound, HostBusy):
+            return None
+
+    def _send_whole(
+        self, name: str, identity: bytes, chunks: Iterable[bytes], query: Mapping[str, str | int], wait: float
+    ) -> wire.Receipt:
         content = self._once(
             "POST",
             _workspace(name) + "/bundles",
@@ -268,6 +299,30 @@ class HttpTransport:
             extra_seconds=wait,
         )
         return self._parsed(content, wire.Receipt)
+
+    def ask(
+        self,
+        kind: type[_T],
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_seconds: float = 0.0,
+    ) -> _T:
+        """Make one request and return its answer; chunks are a body of bytes, anything else is JSON."""
+        is_json = isinstance(body, bytes)
+        content = self._once(
+            method,
+            path,
+            query=query,
+            body=body if body is None or isinstance(body, bytes) else self._body(body),
+            media_type=None if body is None else "application/json" if is_json else "application/octet-stream",
+            headers=headers,
+            extra_seconds=extra_seconds,
+        )
+        return self._parsed(content, kind)
 
     def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
         """Wait before another attempt: exponentially longer, never in step with other clients, as long as asked to."""
@@ -461,6 +516,13 @@ def _poll(socket: Any) -> select.poll | None:
     poll = select.poll()
     poll.register(socket, select.POLLIN | select.POLLHUP)
     return poll
+
+
+def _drained(chunks: list[bytes]) -> Iterator[bytes]:
+    """Yield a list's items and let each go, so that they are not held until the last is out."""
+    chunks.reverse()
+    while chunks:
+        yield chunks.pop()
 
 
 def _limited(chunks: Iterable[bytes], bandwidth: Bandwidth | None) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ DeltasyncError
 ├── SequenceConflict      5 · 409   gap, fork, stale epoch, not owner, root mismatch
 │   ├── SequenceGap · SequenceFork · StaleEpoch · NotOwner · RootMismatch
 ├── ContentMissing        5 · 409   a thin bundle names content that the cache lacks
+├── UploadIncomplete      4 · 409   pieces of an upload are missing
 ├── GuardStopped          6 · 409   mass deletion, an emptied root
 ├── NoSpace               6 · 507   disk full or below the reserve
 ├── LimitExceeded         6 · 413   a bundle or request beyond an advertised limit
@@ -148,6 +149,12 @@ class ContentMissing(DeltasyncError):
             missing=missing,
         )
         self.missing = missing
+
+
+class UploadIncomplete(DeltasyncError):
+    """Pieces of an upload are missing: they were never sent, or not durable when the server ended."""
+
+    code, exit_code, status, retryable = "UPLOAD_INCOMPLETE", 4, 409, True
 
 
 class GuardStopped(DeltasyncError):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import msgspec
 
 API = "/api/v1"
 BUNDLE_MEDIA_TYPE = "application/vnd.deltasync.bundle"
 IDENTITY_HEADER = "Deltasync-Identity"
+ETAG_HEADER = "Deltasync-Etag"
+"""The digest of a piece as its sender knows it."""
+OFFSET_HEADER = "Deltasync-Offset"
+"""How many first bytes of a piece the server has from an attempt that broke off."""
 SERVER_HEADER = "Deltasync-Server"
 """Every answer of a deltasync server carries this header; its value is the API version."""
+
+
+_DIGEST = msgspec.Meta(pattern="^([0-9a-f]{64})?$")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +34,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The most digests in one `missing` request."""
     expansion_ratio: int = 2_000
     """The most decompressed bytes per compressed byte, counted beyond the first 16 MiB."""
+    upload_piece_bytes: int = 8 * 2**20
+    """The most bytes of one piece of an upload."""
+    upload_sessions: int = 64
+    """Unfinished uploads at once."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +134,135 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     disk_total_bytes: int
     workspaces: int
     uptime_seconds: float
+
+
+class UploadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /api/v1/uploads/initiate: a bundle or a plain file that will come in pieces.
+
+    A bundle has workspace and identity, and its size may be told at the end; a file has all the others but those.
+    """
+
+    kind: Literal["file", "bundle"] = "file"
+    workspace: str = ""
+    identity: Annotated[str, _DIGEST] = ""
+    filepath: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    hostname: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    sha256: Annotated[str, _DIGEST] = ""
+    blake3: Annotated[str, _DIGEST] = ""
+    file_size: int | None = None
+    chunk_size: int | None = None
+    total_chunks: int | None = None
+    resume: bool = False
+    """Go on with an unfinished upload that was begun with the same words, if there is one."""
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to the end of a file's upload."""
+
+    file_id: str
+    sha256: str
+    blake3: str
+    file_size: int
+    status: str
+    storage_location: str
+    """Where the bytes can be had, on this server."""
+
+
+class FileDeletion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One file that its sender has no more."""
+
+    filepath: str
+    hostname: str
+    sha256: Annotated[str, _DIGEST] = ""
+    blake3: Annotated[str, _DIGEST] = ""
+    deleted_at: str | None = None
+
+
+class FileDeletions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/files/deletions."""
+
+    files: list[FileDeletion]
+
+
+class DeletedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is marked deleted."""
+
+    sha256: str
+    blake3: str
+    filepath: str
+    hostname: str
+    status: str
+    deleted_at: str
+
+
+class DeletedFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to POST /api/v1/files/deletions."""
+
+    files: list[DeletedFile]
+
+
+class UploadPartial(msgspec.Struct, frozen=True, kw_only=True):
+    """The first bytes of a piece whose sender broke off."""
+
+    chunk_num: int
+    received_bytes: int
+
+
+class UploadState(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to initiate, and GET /api/v1/uploads/{id}: what is there."""
+
+    upload_id: str
+    expires_at: str
+    status: str
+    """"initiated", or "completed" once there is an answer."""
+    chunk_size: int
+    total_chunks: int | None
+    uploaded_chunks: int
+    received_bytes: int
+    present: list[tuple[int, int]]
+    """The pieces that are there, as ranges: the first and the last of each."""
+    partial: list[UploadPartial]
+
+
+class UploadedChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one piece."""
+
+    chunk_num: int
+    etag: str
+    """BLAKE3 of the piece."""
+    received_bytes: int
+    uploaded_chunks: int
+    total_chunks: int | None
+
+
+class UploadPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One piece as its sender knows it."""
+
+    chunk_num: int
+    etag: str
+
+
+class UploadParts(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/uploads/{id}/chunks: every piece that is there, with its digest."""
+
+    parts: list[UploadPart]
+
+
+class UploadComplete(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """POST /api/v1/uploads/{id}/complete; the size, where it was not announced, and the pieces to compare."""
+
+    parts: list[UploadPart] | None = None
+    file_size: int | None = None
+    total_chunks: int | None = None
+
+
+class UploadAborted(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to DELETE /api/v1/uploads/{id}."""
+
+    upload_id: str
+    status: str
+    chunks_uploaded: int
+    chunks_deleted: int
 
 
 class SeedError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -15,6 +15,7 @@ from deltasync_server.state import (
     adopted_digests,
     batched,
     compared_roots,
+    file_digests,
     keep_no_more_than,
     kept_roots,
     loader,
@@ -167,6 +168,7 @@ class Collection:
         with self._state.read() as db:
             self._marks.add(kept_roots(db, self._keep_sequences), loader(db))
             self._compared.add(compared_roots(db), loader(db))
+            self._marks.blobs |= file_digests(db)
 
     def _is_dead_object(self, digest: bytes) -> bool:
         return digest not in self._marks.objects and digest not in self._compared.objects

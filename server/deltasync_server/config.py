@@ -44,6 +44,12 @@ class StoreConfig:
     """A checkpoint begins after this long without a received bundle."""
     journal_bytes: int = 4 * 2**30
     """Beyond this much journal a checkpoint begins at once."""
+    upload_seconds: float = 3600.0
+    """An upload in pieces is forgotten this long after its last piece."""
+    upload_sync_bytes: int = 64 * 2**20
+    """Pieces are made durable in this much at a time: a bundle of usual size is applied first, and written once."""
+    upload_bytes: int = 1 << 40
+    """What all unfinished uploads may hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +36,7 @@ from deltasync.core.sequence import Head, Header, Verdict, decide
 from deltasync.disk import space_guard
 from deltasync_server.blobs import Cache, Leases, Staging
 from deltasync_server.config import StoreConfig
-from deltasync_server.journal import Spool
+from deltasync_server.journal import Adopted, Spool
 from deltasync_server.state import BlobRow, State, blob_rows, head_of, loader, receipt_row, workspace_row, write_blobs
 
 LEASE_SECONDS = 3600
@@ -55,6 +57,8 @@ class Arrival:
 
     workspace: WorkspaceName
     header: Header | None = None
+    lives_until: float = math.inf
+    """Whose pieces stopped coming is waited for no longer."""
 
 
 class Arrivals:
@@ -63,23 +67,43 @@ class Arrivals:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._present: list[Arrival] = []
+        self._awaits_pieces = True
         self._commit_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def __len__(self) -> int:
         return len(self._present)
 
     @contextmanager
-    def arriving(self, workspace: WorkspaceName) -> Iterator[Arrival]:
-        """Count a bundle as arriving for the length of a block."""
+    def arriving(self, workspace: WorkspaceName, known: Arrival | None = None) -> Iterator[Arrival]:
+        """Count a bundle as arriving for the length of a block; known: it was counted before, in pieces."""
+        if known is not None:
+            yield known
+            return
         arrival = Arrival(workspace)
         with self._changed:
             self._present.append(arrival)
         try:
             yield arrival
         finally:
-            with self._changed:
-                self._present.remove(arrival)
-                self._changed.notify_all()
+            self.leave(arrival)
+
+    def enter(self, workspace: WorkspaceName) -> Arrival:
+        """Count a bundle as arriving in pieces, until it leaves or none comes for as long as anyone would wait."""
+        arrival = Arrival(workspace)
+        self.touch(arrival)
+        with self._changed:
+            self._present.append(arrival)
+        return arrival
+
+    def touch(self, arrival: Arrival) -> None:
+        """Note that a piece came."""
+        arrival.lives_until = time.monotonic() + TURN_SECONDS
+
+    def leave(self, arrival: Arrival) -> None:
+        """Count a bundle as arriving no longer."""
+        with self._changed:
+            self._present.remove(arrival)
+            self._changed.notify_all()
 
     @contextmanager
     def committing(self, workspace: WorkspaceName) -> Iterator[None]:
@@ -89,16 +113,22 @@ class Arrivals:
         with lock:
             yield
 
+    def stop_awaiting_pieces(self) -> None:
+        """Count no bundle as arriving that comes in pieces."""
+        with self._changed:
+            self._awaits_pieces = False
+            self._changed.notify_all()
+
     def has_one_before(self, arrival: Arrival) -> bool:
         """Tell whether a bundle that began to arrive earlier may be the one that this one follows."""
-        mine = arrival.header
+        mine, now = arrival.header, time.monotonic() if self._awaits_pieces else math.inf
         with self._changed:
             for other in self._present:
                 if other is arrival:
                     return False
                 theirs = other.header
                 is_before = theirs is None or (mine is not None and theirs.sequence < mine.sequence)
-                if other.workspace == arrival.workspace and is_before:
+                if other.workspace == arrival.workspace and is_before and other.lives_until >= now:
                     return True
         return False
 
@@ -142,7 +172,7 @@ class Intake:
 
     rooms: Rooms
     arrival: Arrival
-    spool: Spool
+    spool: Spool | Adopted
     take_over: bool
     hook: DecideHook | None
     _lease: int = field(default=0, init=False)
@@ -205,7 +235,7 @@ class Intake:
     def _judge(self, metadata: Metadata, *, may_wait: bool) -> wire.Receipt | None:
         """Return the first receipt of a duplicate, None when the bundle may go on, or raise the verdict."""
         name, header = self.arrival.workspace, metadata.header
-        with self.rooms.state.read() as db:
+        with self.rooms.state.snapshot() as db:  # a commit in between would make the head and the receipt disagree
             head, row = head_of(db, name), workspace_row(db, name)
             recorded = receipt_row(db, name, header.epoch, header.sequence)
         verdict = decide(head, recorded.identity if recorded else None, header, take_over=self.take_over)

@@ -84,6 +84,57 @@ class Spool:
             os.unlink(self.name, dir_fd=self._folder.fd)
 
 
+class Assembled(NamedTuple):
+    """A bundle that lies whole in a file of the store's, open at its beginning."""
+
+    folder: Folder
+    name: str
+    descriptor: int
+    size_bytes: int
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes."""
+        return os.read(self.descriptor, size)
+
+
+class Adopted:
+    """An assembled bundle on its way in: its file becomes the journal file, without another copy."""
+
+    def __init__(self, folder: Folder, whole: Assembled) -> None:
+        self._folder = folder
+        self._whole = whole
+        self._is_moved = False
+        self.size_bytes = whole.size_bytes
+        self.name = f"{secrets.token_hex(8)}.spool"
+        self.is_kept = False
+        """Set just before the commit that names this file, as in `Spool`."""
+        self.has_failed_source = False
+
+    def read(self, size: int, /) -> bytes:
+        """Pass bytes of the file on."""
+        return self._whole.read(size)
+
+    def make_durable(self) -> None:
+        """Make the file durable and move it into the journal (spec ST-11)."""
+        os.fsync(self._whole.descriptor)
+        os.rename(self._whole.name, self.name, src_dir_fd=self._whole.folder.fd, dst_dir_fd=self._folder.fd)
+        self._is_moved = True
+        self._folder.fsync()
+
+    def stop_keeping(self) -> None:
+        """Leave the file where it is: what the bundle brings is made durable by itself."""
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_moved and not self.is_kept:
+            os.rename(self.name, self._whole.name, src_dir_fd=self._folder.fd, dst_dir_fd=self._whole.folder.fd)
+
+
 class Rebuilt(NamedTuple):
     """Blobs that were wrong at start: those that the journal could give again, and those that it could not."""
 
@@ -103,8 +154,10 @@ class Journal:
         self._keep_bundles = keep_bundles
         self.folder = Folder.open(data / "journal")
 
-    def spool(self, source: Source, require_space: Callable[[], None]) -> Spool:
-        """Return a fresh journal file that takes a bundle."""
+    def spool(self, source: Source, require_space: Callable[[], None]) -> Spool | Adopted:
+        """Return a fresh journal file that takes a bundle, or the one that an assembled bundle becomes."""
+        if isinstance(source, Assembled):
+            return Adopted(self.folder, source)
         return Spool(self.folder, source, require_space)
 
     def size_bytes(self) -> int:

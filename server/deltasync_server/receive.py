@@ -24,8 +24,9 @@ from deltasync.disk import Lock, space_guard
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
-from deltasync_server.intake import LEASE_SECONDS, Arrivals, DecideHook, Intake, Rooms
-from deltasync_server.journal import Journal, Spool
+from deltasync_server.files import Files
+from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Rooms
+from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.offer import blob_pieces, object_pieces, opened_blob
 from deltasync_server.state import (
     BlobRow,
@@ -41,6 +42,7 @@ from deltasync_server.state import (
 )
 from deltasync_server.tree import Trees
 from deltasync_server.upkeep import Upkeep
+from deltasync_server.uploads import Answer, Session, Uploads
 
 RESERVE_SHARE = 20
 """The reserve of free space is at most this part of the disk: a small disk can still be used."""
@@ -73,7 +75,9 @@ class Store:
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
         self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self._syncs)
-        self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases)
+        self.uploads = Uploads(config, self.state, self._arrivals, self.require_space)
+        self.files = Files(self.state, self.cache)
+        self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads)
         self._counted: Counter[str] = Counter()
         self._count_lock = threading.Lock()
         self._started_at = time.monotonic()
@@ -86,6 +90,7 @@ class Store:
         with space_guard(self.config.data):
             self.cache.clear_staging()
             self.journal.clear_unreferenced()
+            self.uploads.recover()
             self._settle_stamps()
             with self.state.read() as db:
                 rows = workspace_rows(db)
@@ -121,10 +126,15 @@ class Store:
         self._upkeep.stop()
         self.trees.stop()
         self._syncs.shutdown()
+        self.uploads.close()
         self.state.close()
         self.cache.close()
         self.journal.close()
         self._lock.close()
+
+    def stop_awaiting_pieces(self) -> None:
+        """Let no bundle wait any longer for one that comes in pieces: no piece comes any more."""
+        self._arrivals.stop_awaiting_pieces()
 
     def catch_up(self) -> None:
         """Bring every tree forward now, in the calling thread."""
@@ -319,6 +329,7 @@ class Store:
             "trees_behind": behind,
             "journal_bytes": self.journal.size_bytes(),
             "bundles_arriving": len(self._arrivals),
+            **self.uploads.figures(),
         }
 
     def _count(self, **amounts: int) -> None:
@@ -335,16 +346,18 @@ class Store:
         expected_identity: bytes | None,
         take_over: bool = False,
         decide_hook: DecideHook | None = None,
+        arrival: Arrival | None = None,
     ) -> wire.Receipt:
         """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
 
         expected_identity: what the sender announced, or None where the route has no place for it.
+        arrival: the bundle's place among those on their way in, when it came in pieces.
         """
         self._upkeep.note_arrival()
         try:
             self.require_space()
-            with self._arrivals.arriving(name) as arrival, self._spool(source) as spool:
-                done = Intake(self._rooms, arrival, spool, take_over=take_over, hook=decide_hook).run(expected_identity)
+            with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
+                done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook).run(expected_identity)
         except DeltasyncError:
             self._count(bundles_refused_total=1)
             raise
@@ -357,7 +370,21 @@ class Store:
         self.trees.wake_healed()
         return done.receipt
 
-    def _spool(self, source: Source) -> Spool:
+    def complete_upload(self, upload_id: str, request: wire.UploadComplete, *, take_over: bool = False) -> Answer:
+        """Take the bundle that an upload has brought in pieces, as `receive` takes one, or the file (spec H-73)."""
+
+        def whole(bundle: Assembled, session: Session) -> Answer:
+            if session.request.kind == "file":
+                self.require_space()
+                with space_guard(self.config.data):
+                    return self.files.store(bundle, session.request, session.id)
+            name = WorkspaceName(session.request.workspace)
+            identity = bytes.fromhex(session.request.identity)
+            return self.receive(name, bundle, expected_identity=identity, take_over=take_over, arrival=session.arrival)
+
+        return self.uploads.complete(upload_id, request, whole)
+
+    def _spool(self, source: Source) -> Spool | Adopted:
         with space_guard(self.config.data):
             return self.journal.spool(source, self.require_space)
 

@@ -96,6 +96,32 @@ MIGRATIONS = (
         until INTEGER NOT NULL
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE uploads (
+        id TEXT PRIMARY KEY,
+        request BLOB NOT NULL,
+        answer BLOB
+    ) WITHOUT ROWID;
+    CREATE TABLE upload_pieces (
+        upload TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        size INTEGER NOT NULL,
+        etag BLOB NOT NULL,
+        PRIMARY KEY (upload, number)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE files (
+        hostname TEXT NOT NULL,
+        filepath TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        sha256 TEXT NOT NULL,
+        file_id TEXT NOT NULL,
+        stored_at TEXT NOT NULL,
+        deleted_at TEXT,
+        PRIMARY KEY (hostname, filepath, digest)
+    )
+    """,
 )
 
 
@@ -185,6 +211,16 @@ class State:
                 self._readers.put(connection)
 
     @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Lend a read-only connection whose queries all see the same moment."""
+        with self.read() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
@@ -271,6 +307,11 @@ def compared_roots(db: sqlite3.Connection) -> set[bytes]:
     """Return the roots that plain trees are compared with: their directory objects are needed, their content not."""
     rows = workspace_rows(db)
     return {root for row in rows for root in (row.tree_root, row.durable_root)} - {EMPTY_ROOT}
+
+
+def file_digests(db: sqlite3.Connection) -> set[bytes]:
+    """Return the blobs that files uploaded by themselves need; deleted ones need none."""
+    return {digest for (digest,) in db.execute("SELECT digest FROM files WHERE deleted_at IS NULL")}
 
 
 def object_body(db: sqlite3.Connection, digest: bytes) -> bytes | None:

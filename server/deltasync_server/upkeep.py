@@ -12,12 +12,15 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
 from deltasync_server.state import State
 from deltasync_server.tree import Trees
+from deltasync_server.uploads import Uploads
 
 RETRY_SECONDS = 30.0
 AGE_SECONDS = 300.0
 """A bundle waits at most about this long for its checkpoint, when no moment is quiet."""
 PRUNE_BYTES = 64 * 2**20
 """Directory objects that no kept sequence needs are removed after this many bytes of new ones."""
+CLEANUP_SECONDS = 3600.0
+"""How often uploads that expired are removed, when nothing else is to be done."""
 _log = logging.getLogger(__name__)
 
 
@@ -25,7 +28,14 @@ class Upkeep:
     """One thread that waits for a quiet moment, and for none when the journal grows too large."""
 
     def __init__(
-        self, config: StoreConfig, state: State, cache: Cache, journal: Journal, trees: Trees, leases: Leases
+        self,
+        config: StoreConfig,
+        state: State,
+        cache: Cache,
+        journal: Journal,
+        trees: Trees,
+        leases: Leases,
+        uploads: Uploads,
     ) -> None:
         self._config = config
         self._state = state
@@ -33,6 +43,8 @@ class Upkeep:
         self._journal = journal
         self._trees = trees
         self._leases = leases
+        self._uploads = uploads
+        self._cleaned_at = time.monotonic()
         self._changed = threading.Condition()
         self._is_stopping = False
         self._has_work = True
@@ -76,6 +88,7 @@ class Upkeep:
         """Do everything that is due; gives way when a bundle arrives, but for a checkpoint that is overdue."""
         started, is_overdue = self._active_at, self._is_overdue()
         self._has_work = False
+        self._cleaned_at = time.monotonic()
 
         def must_yield() -> bool:
             self._has_work |= self._active_at != started
@@ -86,6 +99,7 @@ class Upkeep:
         self._trees.wake_healed()
         self._trees.make_durable(must_yield)
         self._trees.tidy(must_yield)
+        self._uploads.expire()
         if self._object_bytes >= PRUNE_BYTES and not must_yield():
             self._object_bytes = 0
             collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
@@ -105,9 +119,7 @@ class Upkeep:
         """Wait for work and for a quiet moment; False when the store stops."""
         with self._changed:
             while not self._is_stopping:
-                if not self._has_work:
-                    self._changed.wait()
-                elif (left := self._quiet_in()) > 0:
+                if (left := self._quiet_in() if self._has_work else self._cleaning_in()) > 0:
                     self._changed.wait(left)
                 else:
                     return True
@@ -119,6 +131,9 @@ class Upkeep:
             return 0.0
         quiet_at = self._active_at + self._config.quiet_seconds
         return min(quiet_at, self._pending_since + AGE_SECONDS) - now
+
+    def _cleaning_in(self) -> float:
+        return self._cleaned_at + CLEANUP_SECONDS - time.monotonic()
 
     def _is_overdue(self) -> bool:
         age = time.monotonic() - self._pending_since

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import io
 import json
 import os
 import shutil
@@ -20,17 +21,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
+import msgspec
 
 from deltasync.core.hashing import digest_of
 from deltasync_server import intake
 
+if TYPE_CHECKING:
+    from deltasync.core.names import WorkspaceName
+    from deltasync.core.wire import UploadRequest
+    from deltasync_server.receive import Store
+
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
 SHIM = ctypes.CDLL(None)
 LIMIT_SECONDS = 120
+PIECE = 8_000
 
 
 def arm(point: int, moment: str) -> None:
@@ -216,6 +225,65 @@ class ServerReplayDirect(ServerReplay):
         return super().act()
 
 
+class ServerUpload(Scenario):
+    """A bundle and a file come in pieces to a store that is killed; their sender asks what is there and goes on."""
+
+    def prepare(self) -> None:
+        self.data = self.folder / "data"
+
+    def act(self) -> int:
+        from serving import Writer
+
+        from deltasync.core import wire
+        from deltasync.core.names import WorkspaceName
+        from deltasync_server.config import StoreConfig
+        from deltasync_server.receive import Store
+
+        made, name, plain = Writer("life").large(40_000), WorkspaceName("life"), self._plain()
+        bundle = wire.UploadRequest(
+            kind="bundle", workspace=name, identity=made.identity, chunk_size=PIECE, file_size=len(made.sealed)
+        )
+        file = wire.UploadRequest(
+            filepath="/x", hostname="h", blake3=digest_of(plain).hex(), chunk_size=PIECE, file_size=len(plain)
+        )
+        with Store(StoreConfig(self.data, upload_sync_bytes=1, quiet_seconds=0.0)) as store:
+            store.recover()
+            if not store.workspace(name).sequence:
+                self._send(store, bundle, made.sealed, name)
+            if not store.figures()["blobs"] > 1:
+                self._send(store, file, plain, None)
+            store.catch_up()
+            store.upkeep()
+        return 0
+
+    def _plain(self) -> bytes:
+        from corpus_good import noise
+
+        return noise("plain", 20_000)
+
+    def _send(self, store: Store, request: UploadRequest, content: bytes, name: WorkspaceName | None) -> None:
+        """Go on with an upload, or begin one, and complete it."""
+        from deltasync.core import wire
+
+        state = store.uploads.initiate(msgspec.structs.replace(request, resume=True), name)
+        there = {number for first, last in state.present for number in range(first, last + 1)}
+        for number, at in enumerate(range(0, len(content), PIECE)):
+            if number not in there:
+                store.uploads.put(state.upload_id, number, io.BytesIO(content[at : at + PIECE]))
+        store.complete_upload(state.upload_id, wire.UploadComplete())
+
+    def verify(self) -> None:
+        from corpus_good import noise
+
+        tree, digest = self.data / "workspaces/life/tree", digest_of(self._plain()).hex()
+        assert (tree / "large.bin").read_bytes() == noise("life", 40_000)
+        assert (self.data / "cache" / digest[:2] / digest).read_bytes() == self._plain()
+        self.run(lambda: server("check", "--data", self.data, "--json"))
+        self.run(lambda: server("collect", "--data", self.data, "--json"))
+        assert (self.data / "cache" / digest[:2] / digest).exists()
+        assert not list((self.data / "staging").iterdir())
+
+
 class ServerCollect(ServerReplay):
     """Collection is killed; nothing that a head needs is gone."""
 
@@ -283,6 +351,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "client-fetch": ClientFetch,
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
+    "server-upload": ServerUpload,
     "server-collect": ServerCollect,
     "server-adopt": ServerAdopt,
     "server-adopt-trust": ServerAdoptTrust,

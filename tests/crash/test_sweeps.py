@@ -23,6 +23,7 @@ SAMPLES = {
     "client-fetch": 31,
     "server-replay": 71,
     "server-replay-direct": 67,
+    "server-upload": 43,
     "server-collect": 29,
     "server-adopt": 13,
     "server-adopt-trust": 17,

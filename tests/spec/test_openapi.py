@@ -16,7 +16,7 @@ from serving import Answer, Served, Writer, serving
 Json = dict[str, Any]
 WRITTEN: Json = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 ROUTES = [(method, path) for path, methods in WRITTEN["paths"].items() for method in methods]
-VALUES = {"workspace": "w", "root": "0" * 64, "digest": "0" * 64, "sequence": "1"}
+VALUES = {"workspace": "w", "root": "0" * 64, "digest": "0" * 64, "sequence": "1", "upload_id": "u", "number": 0}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_every_route_of_the_file_is_served(server: Served, method: str, path: st
     """The path exists, takes its method, and no other."""
     answer = server.request(method.upper(), path.format(**VALUES), b"" if method == "post" else None)
     assert "GET /docs lists the routes" not in answer.body.decode(errors="replace") and answer.status != 405
-    other = "GET" if method == "post" else "POST"
+    other = "PUT" if method == "post" else "POST"
     if (other.lower(), path) not in ROUTES:
         assert server.request(other, path.format(**VALUES), b"").status == 405
     check(answer, method, path)

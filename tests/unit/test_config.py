@@ -154,6 +154,7 @@ def test_the_seeds_variables_are_aliases(environment: dict[str, str], expected: 
         ("settel = 1", ["did you mean settle?"]),
         ('bwlimit = "10X"', ["bwlimit: '10X' is not a size such as 500k, 10M or 2GiB"]),
         ("bwlimit = -1", ["bwlimit: '-1' is not a size"]),
+        ("jobs = 0", ["jobs: '0' is not a whole number from 1 to 64"]),
         ("timeout = 0", ["timeout: '0' is not a time above zero"]),
         ('gitignore = "maybe"', ["gitignore: 'maybe' is not true or false"]),
         ("exclude = [1]", ["exclude: '[1]' is not a list of patterns"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, give, tree_of
 
+from deltasync.core import wire
 from deltasync.core.errors import NoSpace
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
@@ -70,6 +72,29 @@ def test_a_bundle_that_does_not_fit_changes_nothing(store: Store, disk: Path, le
     sender.move_on(flat)
     assert_tree(store, sender)
     assert store.figures()["blobs"] == len({entry.digest for entry in flat.values()}) + 1
+
+
+def test_an_upload_that_does_not_fit_goes_on_when_space_returns(store: Store, disk: Path) -> None:
+    """The piece that found no room does not count, those before it stay, and nothing is sent twice but that one."""
+    sender = Sender()
+    flat = sender.tree(a=os.urandom(3_000_000), b=os.urandom(3_000_000))
+    metadata, sealed = sender.seal(flat)
+    size = 1 << 16
+    request = wire.UploadRequest(kind="bundle", workspace=NAME, identity=metadata.identity.hex(), chunk_size=size)
+    upload_id = store.uploads.initiate(request, NAME).upload_id
+    cut = [sealed[at : at + size] for at in range(0, len(sealed), size)]
+    ballast, number = fill(disk, len(sealed) // 2), 0
+    with pytest.raises(NoSpace):
+        for number, piece in enumerate(cut):
+            store.uploads.put(upload_id, number, io.BytesIO(piece))
+    ballast.unlink()
+    assert store.uploads.state(upload_id).present == [(0, number - 1)]
+    for late in range(number, len(cut)):
+        store.uploads.put(upload_id, late, io.BytesIO(cut[late]))
+    told = wire.UploadComplete(total_chunks=len(cut), file_size=len(sealed))
+    assert store.complete_upload(upload_id, told).root == metadata.manifest.root
+    sender.move_on(flat)
+    assert_tree(store, sender)
 
 
 def test_a_tree_that_does_not_fit_comes_forward_later(store: Store, disk: Path) -> None:

@@ -8,9 +8,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.names import shown
-from deltasync_server.http import blobs, seed, service, workspaces
+from deltasync_server.http import blobs, files, seed, service, uploads, workspaces
 from deltasync_server.http.context import Context
 from deltasync_server.http.guard import Guard, report
 from deltasync_server.http.openapi import describe
@@ -46,6 +47,9 @@ def routes(*, seed_routes: bool) -> FastAPI:
     )
     for part in (workspaces, blobs, service, *((seed,) if seed_routes else ())):
         app.include_router(part.router)
+    for part in (uploads, files):
+        app.include_router(part.router, prefix=wire.API)
+        app.include_router(part.router, prefix=uploads.ALIAS, include_in_schema=False)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 

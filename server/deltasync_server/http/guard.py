@@ -20,7 +20,7 @@ from deltasync_server.http.problems import (
     unexpected,
 )
 
-METHODS = ("GET", "POST")
+METHODS = ("GET", "POST", "PUT", "DELETE")
 _log = logging.getLogger(__name__)
 
 
@@ -83,13 +83,13 @@ def check(scope: Scope) -> None:
         raise HttpRefusal(415, "no Content-Encoding is taken; a bundle is compressed inside")
     if headers.get("transfer-encoding", "chunked").strip().lower() != "chunked":
         raise HttpRefusal(400, "no Transfer-Encoding but chunked is taken")
-    if scope["method"] == "POST":
-        _check_post(headers)
+    if scope["method"] != "GET":
+        _check_change(headers, scope["method"])
 
 
-def _check_post(headers: Headers) -> None:
-    if "content-length" not in headers and "transfer-encoding" not in headers:
-        raise HttpRefusal(411, "a POST says its Content-Length or is chunked")
+def _check_change(headers: Headers, method: str) -> None:
+    if method != "DELETE" and "content-length" not in headers and "transfer-encoding" not in headers:
+        raise HttpRefusal(411, f"a {method} says its Content-Length or is chunked")
     if "origin" in headers:
         raise HttpRefusal(403, "no page in a browser may change anything here")  # spec H-15
 

@@ -23,6 +23,16 @@ TYPES = (
     wire.KeptSequences,
     wire.ContentRequest,
     wire.Receipt,
+    wire.UploadRequest,
+    wire.UploadState,
+    wire.UploadParts,
+    wire.UploadedChunk,
+    wire.UploadComplete,
+    wire.UploadAborted,
+    wire.StoredFile,
+    wire.FileDeletions,
+    wire.DeletedFile,
+    wire.DeletedFiles,
     wire.Health,
     wire.SeedUploadAnswer,
     wire.SeedStatus,
@@ -34,6 +44,20 @@ IDENTITY = {
     "required": True,
     "description": "the bundle's identity: BLAKE3 of its manifest.json",
     "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+ETAG = {
+    "name": wire.ETAG_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "BLAKE3 of the whole piece; a piece of another digest is refused",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}
+OFFSET = {
+    "name": wire.OFFSET_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "the body is the rest of the piece, behind what the server has as partial",
+    "schema": {"type": "integer", "minimum": 0},
 }
 
 Keywords = dict[str, Any]
@@ -54,6 +78,11 @@ def _responses(content: Keywords, successes: tuple[int, ...], errors: tuple[int,
 def gives(kind: type[msgspec.Struct], *errors: int) -> Keywords:
     """Describe a route that answers one JSON value."""
     return _responses({"application/json": {"schema": _ref(kind)}}, (200,), errors)
+
+
+def gives_one_of(kinds: tuple[type[msgspec.Struct], ...], *errors: int) -> Keywords:
+    """Describe a route that answers one of several JSON values."""
+    return _responses({"application/json": {"schema": {"oneOf": [_ref(kind) for kind in kinds]}}}, (200,), errors)
 
 
 def gives_always(kind: type[msgspec.Struct], *statuses: int) -> Keywords:
@@ -82,6 +111,12 @@ def takes_bundle() -> Keywords:
     """Describe the route whose body is a sealed bundle."""
     content = {wire.BUNDLE_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}
     return {"parameters": [IDENTITY], "requestBody": {"required": True, "content": content}}
+
+
+def takes_piece() -> Keywords:
+    """Describe the route whose body is one piece of an upload."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"parameters": [ETAG, OFFSET], "requestBody": {"required": True, "content": content}}
 
 
 def takes_form(fields: Keywords, required: list[str]) -> Keywords:

@@ -33,18 +33,22 @@ API_VERSION = "1"
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it is ready and ends its long-polls before it waits for requests."""
 
-    def __init__(self, config: uvicorn.Config, workers: Workers, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, context: Context, ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._workers, self._ready = workers, ready
+        self._context, self._ready = context, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._workers.stop_waiting()
-        asyncio.get_running_loop().call_later(STOP_SECONDS, self._workers.stop_receiving)
+        self._context.workers.stop_waiting()
+        asyncio.get_running_loop().call_later(STOP_SECONDS, self._stop_receiving)
         await super().shutdown(sockets)
+
+    def _stop_receiving(self) -> None:
+        self._context.workers.stop_receiving()
+        self._context.store.stop_awaiting_pieces()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Stop as a handler of signals, also of one that comes before uvicorn listens to them."""
@@ -105,7 +109,7 @@ def _serve(context: Context, listener: socket.socket, ready: Callable[[], None],
         timeout_graceful_shutdown=CANCEL_SECONDS,
     )
     where = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else str(listener.getsockname())
-    server = _Server(settings, context.workers, ready)
+    server = _Server(settings, context, ready)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at its end: they must not kill then
         signal.signal(number, server.stop)
     try:

@@ -140,9 +140,15 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
         rules,
         lambda pump: here.store.receive(name, pump, expected_identity=identity, take_over=take_over),
     )
-    if wait and (found := await _settled(here, request, name, receipt.sequence, wait)):
-        receipt = msgspec.structs.replace(receipt, tree_sequence=found.tree_sequence, wanted=found.wanted)
-    return answer(receipt)
+    return answer(await settled_receipt(here, request, receipt, wait))
+
+
+async def settled_receipt(here: Context, request: Request, receipt: wire.Receipt, seconds: float) -> wire.Receipt:
+    """Hold a receipt back until the plain tree holds its bundle, or for so many seconds (spec H-28)."""
+    name = workspace_of(receipt.workspace)
+    if seconds and (found := await _settled(here, request, name, receipt.sequence, seconds)):
+        return msgspec.structs.replace(receipt, tree_sequence=found.tree_sequence, wanted=found.wanted)
+    return receipt
 
 
 def _identity(request: Request) -> bytes:
