@@ -31,6 +31,7 @@ from urllib3.util import SKIP_HEADER
 from deltasync.client.address import folder_of, is_folder, normal_url
 from deltasync.client.folder import FolderTransport
 from deltasync.client.incoming import Incoming
+from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.core import wire
 from deltasync.core.errors import (
@@ -199,6 +200,7 @@ class HttpTransport:
         self._bandwidth = Bandwidth(bandwidth, pause=pause) if bandwidth else None
         self._lock = threading.Lock()
         self._sessions: list[requests.Session] = []
+        self._pace = Pace()
 
     def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
         """Ask for a workspace's head; with `tree_sequence`, once the plain tree is there or `wait` seconds are over."""
@@ -269,7 +271,9 @@ class HttpTransport:
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
             query["wait"] = f"{wait:g}"
-        rest = iter(chunks)
+        rest = self._pace.measured(chunks)
+        if self._pace.is_quick and self._bandwidth is None:
+            return self._send_whole(name, identity, rest, query, wait)
         first, is_all = begun(rest, UPLOAD_FROM_BYTES)
         upload = (
             None
@@ -464,6 +468,7 @@ class HttpTransport:
             return NotADeltasyncServer(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
+        self._pace.note_loss()
         return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running?")
 
     def _check(self, response: requests.Response) -> None:

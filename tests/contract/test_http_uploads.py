@@ -70,7 +70,7 @@ def test_a_bundle_in_pieces_gets_the_receipt_of_the_bundles_route(server: Served
     assert first.status == 200, first
     assert (first.json["root"], first.json["tree_sequence"], first.json["duplicate"]) == (made.root, 1, False)
     assert post(server, f"{path}/complete?wait=20", told).json == first.json
-    assert server.send(name, made).json == {**first.json, "duplicate": True}
+    assert server.send(name, made).json == {**first.json, "duplicate": True, "wanted": None}
     refused(server.request("DELETE", path), 400, "USAGE")
     assert server.get(path).json["status"] == "completed"
 

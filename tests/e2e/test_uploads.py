@@ -17,6 +17,7 @@ from desk import Desk
 from lossy import Fault, Proxy, lossy
 from serving import Served, Writer, serving, until
 
+from deltasync.client import pace
 from deltasync.client.push import PushReport
 from deltasync.client.transport import HttpTransport, open_transport
 from deltasync.core import wire
@@ -104,7 +105,7 @@ def test_a_piece_that_comes_late_holds_nothing_but_the_end(server: Served, proxy
 
 def figure(server: Served, name: str) -> float:
     lines = server.get("/metrics").body.decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"deltasync_{name} "))
+    return next((float(line.split()[-1]) for line in lines if line.startswith(f"deltasync_{name} ")), 0.0)
 
 
 def test_a_small_bundle_is_one_request(server: Served, proxy: Proxy, tmp_path: Path) -> None:
@@ -196,3 +197,23 @@ def test_the_next_push_goes_on_where_one_failed(server: Served, tmp_path: Path) 
         report = desk.push()
         assert proxy.request_bytes - before <= 22 * MIB
     assert_arrived(server, desk, report)
+
+
+def test_a_quick_and_sound_way_needs_no_pieces(
+    server: Served, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bundle that went fast the next one goes whole; once a connection broke, pieces are worth it again."""
+    monkeypatch.setattr(pace, "QUICK_BYTES_PER_SECOND", 1)
+    desk = desk_with(tmp_path, proxy.url, 9 * MIB)
+    pieces: list[float] = []
+    fault = Fault(b"/bundles", cut_after=MIB)
+    with contextlib.closing(open_transport(proxy.url, timeout=20, max_retries=2)) as transport:
+        for number in range(3):
+            if number:
+                (desk.root / f"{number}.bin").write_bytes(noise(f"more {number}", 9 * MIB))
+            proxy.faults = [fault] if number == 2 else []
+            before = figure(server, 'http_answers_total{method="PUT",status="200"}')
+            assert_arrived(server, desk, desk.push(transport=transport))
+            pieces.append(figure(server, 'http_answers_total{method="PUT",status="200"}') - before)
+    assert fault.has_happened.is_set()
+    assert pieces == [5, 0, 5]

@@ -1,0 +1,40 @@
+"""How quick and how sound the way to a server has been: whether a bundle is worth its pieces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+QUICK_BYTES_PER_SECOND = 64 << 20
+"""At this rate a bundle of usual size takes a second: sending it again costs less than cutting it into pieces."""
+MEASURED_BYTES = 8 << 20
+"""Less than this says nothing about a rate."""
+
+
+class Pace:
+    """Measures bodies as they are taken; one that was lost makes every later one careful."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know nothing yet. clock: seconds that only grow."""
+        self._clock = clock
+        self._bytes_per_second = 0.0
+        self._has_lost = False
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a bundle may travel whole: the last one went fast enough, and no connection broke yet."""
+        return self._bytes_per_second >= QUICK_BYTES_PER_SECOND and not self._has_lost
+
+    def note_loss(self) -> None:
+        """Hear that a connection broke, or was not made."""
+        self._has_lost = True
+
+    def measured(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass a body on and remember how fast it was taken."""
+        size_bytes, began = 0, self._clock()
+        for chunk in chunks:
+            size_bytes += len(chunk)
+            yield chunk
+        seconds = self._clock() - began
+        if size_bytes >= MEASURED_BYTES:
+            self._bytes_per_second = size_bytes / seconds if seconds > 0 else float("inf")
