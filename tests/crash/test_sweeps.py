@@ -20,13 +20,13 @@ STRIDE = int(os.environ.get("CRASH_STRIDE", "0"))
 SAMPLES = {
     "client-push": 61,
     "client-seal": 53,
-    "client-fetch": 31,
-    "server-replay": 71,
-    "server-replay-direct": 67,
-    "server-upload": 43,
+    "client-fetch": 61,
+    "server-replay": 167,
+    "server-replay-direct": 173,
+    "server-upload": 173,
     "server-collect": 29,
-    "server-adopt": 13,
-    "server-adopt-trust": 17,
+    "server-adopt": 41,
+    "server-adopt-trust": 43,
 }
 """The stride of a sample, by scenario: primes, so that the samples of several runs differ."""
 
