@@ -30,11 +30,12 @@ class Pace:
         self._has_lost = True
 
     def measured(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass a body on and remember how fast it was taken."""
-        size_bytes, began = 0, self._clock()
+        """Pass a body on and remember how fast it was taken; the time that it took to make does not count."""
+        size_bytes, seconds = 0, 0.0
         for chunk in chunks:
-            size_bytes += len(chunk)
+            began = self._clock()
             yield chunk
-        seconds = self._clock() - began
+            seconds += self._clock() - began
+            size_bytes += len(chunk)
         if size_bytes >= MEASURED_BYTES:
             self._bytes_per_second = size_bytes / seconds if seconds > 0 else float("inf")
