@@ -29,6 +29,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_folder, normal_url
+from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
@@ -55,9 +56,6 @@ ANSWER_BYTES_MAX = 16 * 2**20
 DIRECTORY_BYTES_MAX = 256 * 2**20
 BACKOFF_SECONDS = 0.25
 BACKOFF_SECONDS_MAX = 30.0
-BURST_SECONDS = 0.1
-PIECE_BYTES = 32 * 1024
-"""What a limited upload hands to the socket at a time."""
 
 _RETRY_AFTER = "retry_after_seconds"
 _GATEWAY_STATUS = (502, 503, 504)
@@ -83,33 +81,6 @@ def open_transport(
     if is_folder(url):
         return FolderTransport(folder_of(url))
     return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs, proxies=proxies)
-
-
-class Bandwidth:
-    """A token bucket: `take` waits until that many bytes may be sent."""
-
-    def __init__(
-        self,
-        bytes_per_second: int,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        if bytes_per_second < 1:
-            raise UsageError("a bandwidth limit is at least one byte per second")
-        self._rate = bytes_per_second
-        self._clock, self._pause = clock, pause
-        self._free_at = clock()
-        self._lock = threading.Lock()
-
-    def take(self, size_bytes: int) -> None:
-        """Wait for the turn of this many bytes; several threads share one limit."""
-        with self._lock:
-            now = self._clock()
-            self._free_at = max(self._free_at, now - BURST_SECONDS) + size_bytes / self._rate
-            wait_seconds = self._free_at - now
-        if wait_seconds > 0:
-            self._pause(wait_seconds)
 
 
 class _Watched:
@@ -449,7 +420,7 @@ class HttpTransport:
             socket.settimeout(self._timeout)  # urllib3 sends under the connect timeout, too short for a busy disk
         answered = _poll(socket) if isinstance(connection, _Connection) else None
         total_bytes = 0
-        for piece in _limited(chunks, self._bandwidth):
+        for piece in limited(chunks, self._bandwidth):
             if answered is not None and answered.poll(0):
                 break  # what the server says now does not depend on the rest
             yield piece
@@ -528,17 +499,6 @@ def _drained(chunks: list[bytes]) -> Iterator[bytes]:
     chunks.reverse()
     while chunks:
         yield chunks.pop()
-
-
-def _limited(chunks: Iterable[bytes], bandwidth: Bandwidth | None) -> Iterator[bytes]:
-    if bandwidth is None:
-        yield from filter(None, chunks)
-        return
-    for chunk in chunks:
-        for at in range(0, len(chunk), PIECE_BYTES):
-            piece = chunk[at : at + PIECE_BYTES]
-            bandwidth.take(len(piece))
-            yield piece
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -7,11 +7,9 @@ import errno
 import logging
 import os
 import sqlite3
-import stat
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,15 +17,16 @@ from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
 from deltasync.core.tree import Loader, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
-from deltasync_server.blobs import Cache, hash_of, is_executable, is_unchanged
+from deltasync_server.blobs import Cache, is_unchanged
+from deltasync_server.change import Change, ShouldStop, Stopped
 from deltasync_server.config import LinkMode
 from deltasync_server.place import Placer
+from deltasync_server.repair import Comparison, Repair
 from deltasync_server.state import (
     BlobRow,
     State,
     WorkspaceRow,
     blob_row,
-    blob_rows,
     loader,
     workspace_row,
     workspace_rows,
@@ -35,12 +34,6 @@ from deltasync_server.state import (
 
 RETRY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
-
-ShouldStop = Callable[[], bool]
-
-
-class _Stopped(Exception):
-    """The store is closing; the tree is repaired at the next start."""
 
 
 class Trees:
@@ -104,7 +97,7 @@ class Trees:
         while (name := self._next()) is not None:
             try:
                 self.bring_forward(name)
-            except _Stopped:
+            except Stopped:
                 return
             except Exception:  # noqa: BLE001  a worker loop reports it and goes on
                 _log.exception("the tree of %s could not be brought forward; trying again", name)
@@ -158,7 +151,7 @@ class Trees:
         """Bring a tree from its root to the head; False when something that counted as durable was replaced."""
         with self._state.read() as db:
             load = loader(db)
-            change = _Change(placer, load, lambda: self._is_stopping)
+            change = Change(placer, load, lambda: self._is_stopping)
             if not is_suspect:
                 try:
                     change.move(row.tree_root, row.root)
@@ -170,8 +163,8 @@ class Trees:
                         raise
                     _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
                     placer.forget()
-            comparison = _Comparison(self._cache, self._state, may_link=placer.may_link)
-            repair = _Repair(placer, comparison, load, lambda: self._is_stopping)
+            comparison = Comparison(self._cache, self._state, may_link=placer.may_link)
+            repair = Repair(placer, comparison, load, lambda: self._is_stopping)
             repair.run(row.root, row.durable_root)
             placer.finish()
             return not repair.has_replaced_durable
@@ -223,7 +216,7 @@ class Trees:
         """Return the paths at which a plain tree is not what its row says; every copy is hashed."""
         with self._lock, self._state.read() as db, self._placer(name) as placer:
             row = workspace_row(db, name)
-            comparison = _Comparison(self._cache, self._state, may_link=placer.may_link)
+            comparison = Comparison(self._cache, self._state, may_link=placer.may_link)
             return list(comparison.differences(placer.tree, "", row.tree_root, loader(db))) if row else []
 
     def rebuild(self, name: str) -> None:
@@ -357,188 +350,6 @@ class Trees:
                     remove_tree(aside, waste)
 
 
-class _Change:
-    """Brings a tree from one root to another by comparing their directory objects; operations are not consulted."""
-
-    def __init__(self, placer: Placer, load: Loader, should_stop: ShouldStop) -> None:
-        self._placer = placer
-        self._load = load
-        self._should_stop = should_stop
-        self._brought: dict[str, str] = {}
-        self._taken: frozenset[str] = frozenset()
-
-    def move(self, old: bytes, new: bytes) -> None:
-        """Make the tree, which holds `old`, hold `new`."""
-        if old == new:
-            return
-        moves = plan_moves(old, new, self._load)
-        self._taken = frozenset(moves.values())
-        # All of them are taken before one is brought, so that swaps and chains need no order.
-        self._brought = {path: self._placer.take(source) for path, source in moves.items()}
-        self._folder(self._placer.tree, "", entries_of(old, self._load), entries_of(new, self._load))
-
-    def _folder(self, folder: Folder, path: str, old: Iterable[Entry], new: list[Entry]) -> None:
-        if self._should_stop():
-            raise _Stopped
-        prefix = f"{path}/" if path else ""
-        before = {entry.name: entry for entry in old}
-        for taken in [name for name in before if prefix + name in self._taken] if self._taken else ():
-            del before[taken]
-        after = {entry.name for entry in new}
-        for name in before:
-            if name not in after:
-                self._placer.remove(folder, name)
-        differing = [(entry, before.get(entry.name)) for entry in new if before.get(entry.name) != entry]
-        self._placer.place(folder, path, [pair for pair in differing if pair[0].kind is Kind.FILE])
-        for entry, was in differing:
-            if entry.kind is Kind.SYMLINK:
-                self._placer.make_symlink(folder, entry)
-            elif entry.kind is Kind.DIRECTORY:
-                self._subfolder(folder, prefix + entry.name, entry, was)
-
-    def _subfolder(self, folder: Folder, path: str, entry: Entry, was: Entry | None) -> None:
-        if path in self._brought:
-            self._placer.bring(self._brought[path], folder, entry.name)
-            return
-        old: list[Entry] = []
-        if was is not None and was.kind is Kind.DIRECTORY:
-            old = entries_of(was.digest, self._load)
-        else:
-            self._placer.make_folder(folder, entry.name)
-        with folder.enter(entry.name) as entered:
-            self._folder(entered, path, old, entries_of(entry.digest, self._load))
-
-    def restore(self, root: bytes, digests: Collection[bytes]) -> None:
-        """Place every file of these contents again, whatever is in its place."""
-        by_folder: dict[str, list[tuple[Entry, Entry | None]]] = {}
-        for path, entry in walk(root, self._load) if digests else ():
-            if entry.digest in digests and entry.kind is Kind.FILE:
-                by_folder.setdefault(path.rpartition("/")[0], []).append((entry, None))
-        for path, files in by_folder.items():
-            with self._placer.tree.walk_to(path) as folder:
-                self._placer.place(folder, path, files)
-
-
-class _Comparison:
-    """Says which files of a folder are what their entries say."""
-
-    def __init__(self, cache: Cache, state: State, *, may_link: bool) -> None:
-        self._cache = cache
-        self._state = state
-        self._may_link = may_link
-
-    def wrong_files(self, folder: Folder, entries: Iterable[Entry], durable: Mapping[str, Entry]) -> list[Entry]:
-        """Return the files that are absent or differ. durable: files that are believed by size, time and mode."""
-        files = [entry for entry in entries if entry.kind is Kind.FILE]
-        with self._state.read() as db:
-            rows = blob_rows(db, {entry.digest for entry in files})
-        return [
-            entry
-            for entry in files
-            if not self._is_right(folder, entry, rows.get(entry.digest), is_durable=durable.get(entry.name) == entry)
-        ]
-
-    def _is_right(self, folder: Folder, entry: Entry, row: BlobRow | None, *, is_durable: bool) -> bool:
-        try:
-            status = folder.stat(entry.name)
-        except FileNotFoundError:
-            return False
-        if not _looks_like(status, entry, self._cache.attributes.mtime_of(entry.mtime_ns)):
-            return False
-        blob = self._cache.status(entry.digest)
-        if row is not None and blob is not None and os.path.samestat(status, blob):
-            return self._may_link and is_unchanged(row, blob)
-        return is_durable or _has_content(folder, entry)
-
-    def differences(self, folder: Folder, path: str, digest: bytes, load: Loader) -> Iterator[str]:
-        """Yield every path below a folder that is not what a directory object says; every copy is hashed."""
-        prefix = f"{path}/" if path else ""
-        entries = entries_of(digest, load)
-        wrong = {entry.name for entry in self.wrong_files(folder, entries, {})}
-        wrong |= {entry.name for entry in entries if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry)}
-        wrong |= set(folder.names()) - {entry.name for entry in entries}
-        for entry in entries:
-            if entry.kind is Kind.DIRECTORY:
-                try:
-                    entered = folder.enter(entry.name)
-                except OSError:
-                    wrong.add(entry.name)
-                    continue
-                with entered:
-                    yield from self.differences(entered, prefix + entry.name, entry.digest, load)
-        yield from (prefix + name for name in sorted(wrong))
-
-
-class _Repair:
-    """Compares a tree on disk with a root, entry by entry, and replaces what differs (spec ST-44)."""
-
-    def __init__(self, placer: Placer, comparison: _Comparison, load: Loader, should_stop: ShouldStop) -> None:
-        self._placer = placer
-        self._comparison = comparison
-        self._load = load
-        self._should_stop = should_stop
-        self.has_replaced_durable = False
-
-    def run(self, root: bytes, durable_root: bytes) -> None:
-        """Repair the whole tree. durable_root: where it agrees, copies are believed by size, time and mode."""
-        self._folder(self._placer.tree, "", root, durable_root)
-
-    def _folder(self, folder: Folder, path: str, digest: bytes, durable: bytes) -> None:
-        if self._should_stop():
-            raise _Stopped
-        entries = entries_of(digest, self._load)
-        before = {entry.name: entry for entry in entries_of(durable, self._load)}
-        for name in set(folder.names()) - {entry.name for entry in entries}:
-            self._placer.displace(folder, name)
-        wrong = self._comparison.wrong_files(folder, entries, before)
-        self.has_replaced_durable |= any(before.get(entry.name) == entry for entry in wrong)
-        self._placer.place(folder, path, [(entry, None) for entry in wrong])
-        for entry in entries:
-            if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry):
-                self._placer.make_symlink(folder, entry)
-            elif entry.kind is Kind.DIRECTORY:
-                was = before.get(entry.name)
-                self._subfolder(folder, path, entry, was.digest if was and was.kind is Kind.DIRECTORY else EMPTY_ROOT)
-
-    def _subfolder(self, folder: Folder, path: str, entry: Entry, durable: bytes) -> None:
-        try:
-            entered = folder.enter(entry.name)
-        except OSError:
-            self._placer.make_folder(folder, entry.name)
-            entered = folder.enter(entry.name)
-        with entered:
-            self._folder(entered, f"{path}/{entry.name}" if path else entry.name, entry.digest, durable)
-
-
-def _looks_like(status: os.stat_result, entry: Entry, mtime_ns: int) -> bool:
-    return (
-        stat.S_ISREG(status.st_mode)
-        and (status.st_size, status.st_mtime_ns) == (entry.size, mtime_ns)
-        and is_executable(status) == entry.executable
-        and not status.st_mode & 0o222
-    )
-
-
-def _has_content(folder: Folder, entry: Entry) -> bool:
-    try:
-        descriptor = open_regular(entry.name, at=folder.fd)
-    except OSError:
-        return False
-    try:
-        return hash_of(descriptor) == entry.digest
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_link_to(folder: Folder, entry: Entry) -> bool:
-    try:
-        return os.readlink(entry.name, dir_fd=folder.fd) == entry.target
-    except OSError:
-        return False
-
-
 def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None:
     descriptor = open_regular(name, at=folder.fd)
     try:
@@ -597,79 +408,3 @@ def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterato
             was = before.get(entry.name)
             base = was.digest if was is not None and was.kind is Kind.DIRECTORY else EMPTY_ROOT
             yield from _changed_folders(base, entry.digest, f"{path}/{entry.name}" if path else entry.name, load)
-
-
-def plan_moves(old: bytes, new: bytes, load: Loader) -> dict[str, str]:
-    """Return new path -> old path of directories whose whole content the old tree has elsewhere, outermost first.
-
-    No source lies in another one, and none is needed where it was.
-    """
-    compared = _Compared(load)
-    compared.compare(old, new, "")
-    sources = compared.sources() if compared.needed else {}
-    moves: dict[str, str] = {}
-    taken: set[str] = set()
-    broken: set[str] = set()
-    queue = deque(sorted(compared.needed, key=lambda needed: needed[0].count("/"))) if sources else deque()
-    while queue:
-        path, digest, is_fresh = queue.popleft()
-        if any(above in moves for above in _above(path)):
-            continue
-        source = next((s for s in sources.get(digest, ()) if _is_whole(s, taken, broken)), None)
-        if source is not None:
-            moves[path] = source
-            taken.add(source)
-            broken.update(_above(source))
-        elif is_fresh:
-            below = (entry for entry in entries_of(digest, load) if entry.kind is Kind.DIRECTORY)
-            queue.extend((f"{path}/{entry.name}", entry.digest, True) for entry in below)
-    return moves
-
-
-class _Compared:
-    """Directories that two trees do not share: needed in the new one, at hand in the old one."""
-
-    def __init__(self, load: Loader) -> None:
-        self._load = load
-        self.needed: list[tuple[str, bytes, bool]] = []
-        """Path, digest, and whether nothing is at the path yet."""
-        self._changed: list[tuple[str, bytes]] = []
-        self._gone: list[tuple[str, bytes]] = []
-
-    def compare(self, old: bytes, new: bytes, prefix: str) -> None:
-        """Gather the directories below one that differs."""
-        before = {entry.name: entry.digest for entry in self._folders(old)}
-        for entry in self._folders(new):
-            path, was = prefix + entry.name, before.pop(entry.name, None)
-            if was == entry.digest:
-                continue
-            if entry.digest != EMPTY_ROOT:
-                self.needed.append((path, entry.digest, was is None))
-            if was is not None:
-                self._changed.append((path, was))
-                self.compare(was, entry.digest, path + "/")
-        self._gone.extend((prefix + name, digest) for name, digest in before.items())
-
-    def sources(self) -> Mapping[bytes, list[str]]:
-        """Return the paths of the old tree's directories that need not stay, by digest."""
-        found: dict[bytes, list[str]] = {}
-        for path, digest in (*self._gone, *self._changed):
-            found.setdefault(digest, []).append(path)
-        for top, digest in self._gone:
-            for path, entry in walk(digest, self._load, top + "/"):
-                if entry.kind is Kind.DIRECTORY:
-                    found.setdefault(entry.digest, []).append(path)
-        found.pop(EMPTY_ROOT, None)
-        return found
-
-    def _folders(self, digest: bytes) -> list[Entry]:
-        return [entry for entry in entries_of(digest, self._load) if entry.kind is Kind.DIRECTORY]
-
-
-def _above(path: str) -> Iterator[str]:
-    while path := path.rpartition("/")[0]:
-        yield path
-
-
-def _is_whole(path: str, taken: set[str], broken: set[str]) -> bool:
-    return path not in taken and path not in broken and taken.isdisjoint(_above(path))

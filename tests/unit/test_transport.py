@@ -12,8 +12,9 @@ import pytest
 from lossy import answering
 
 from deltasync.client.address import normal_url
+from deltasync.client.bandwidth import Bandwidth
 from deltasync.client.folder import FolderTransport
-from deltasync.client.transport import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, Bandwidth, HttpTransport, open_transport
+from deltasync.client.transport import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, HttpTransport, open_transport
 from deltasync.core import frames, wire
 from deltasync.core.errors import (
     ContentMissing,
