@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from deltasync import db
 from deltasync.client import opening, outbox, pack, resync, seal
+from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
 from deltasync.client.reasons import Reasons
@@ -31,7 +32,7 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.core.tree import Loader, find
@@ -154,13 +155,8 @@ class Pusher:
         self._may_go_ahead = is_first and transport is not None and transport.has_cache and not options.dry_run
         self._counts_ahead = 0, 0
         self._sent_before = transport.sent_bytes if transport else 0
-        self._known: set[bytes] = set()
-        """Content that a bundle of this round carries or need not carry."""
-        self._knows_all = False
-        """All content of the sealed tree is in there."""
         self._changes: dict[str, int] = {}
-        self._left_out: dict[str, str] = {}
-        self._hints_hold = True
+        self._difference = Difference(state, self._name, options)
         self._takes_over = self._is_claim_due = False
         self._wanted: frozenset[str] = frozenset()
         """What the receiver asked for at the beginning of this round."""
@@ -194,7 +190,7 @@ class Pusher:
                 self._rehearse()
             else:
                 self._push()
-            self._tally.close(self._left_out)
+            self._tally.close(self._difference.left_out)
             if self._reasons is not None:
                 report.reasons, report.more_reasons = self._reasons.given, self._reasons.more
         except sqlite3.DatabaseError as error:
@@ -289,7 +285,7 @@ class Pusher:
         if server.sequence or server.client_id or server.wanted:
             return None
         opening.claim(self._state.folder, transport.url, self._name, take_over=self._options.take_over)
-        self._knows_all = True
+        self._difference.knows_all = True
         return _Ahead(server, Courier(transport, self._name, self._received))
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
@@ -321,12 +317,12 @@ class Pusher:
         """Go on from the server's tree, in a new epoch unless its head is a bundle of this one (spec S-14)."""
         base, load = self._learn(transport, server, keep=True)
         if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
-            target, load = self._target(base, load)
+            target, load = self._difference.target(base, load)
             operations = diff(base, target, load)
             seal.guard(operations, base, load, is_resync=self._is_strange(meeting, base))
         is_ours = meeting is Meeting.TAKEN_BACK and self._conflicts <= 1
         outbox.adopt(self._state, server.sequence, base, opens_epoch=not is_ours)
-        self._hints_hold = False
+        self._difference.hints_hold = False
 
     def _is_strange(self, meeting: Meeting, base: bytes) -> bool:
         return meeting is Meeting.FOREIGN and base != outbox.head(self._state).acknowledged_root
@@ -372,17 +368,20 @@ class Pusher:
         ask = self._asking(transport, server.limits)
         if not follows:
             self._coming.clear()
-            self._known.clear()
-            self._knows_all = False
+            self._difference.forget()
         self._unhealed = set(server.wanted)
         for row in rows:
             yield self._sealed_before(ask, row, is_last=is_all and row is rows[-1])
-        cuts = self._cuts(server.limits, ask, exact=not transport.has_cache)
+        cuts = self._difference.cuts(server.limits, ask, exact=not transport.has_cache, expect=self._expect)
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
-        yield from map(self._sealed_now, self._healing(server))
+        yield from map(self._sealed_now, self._difference.healing(self._unhealed, server.limits))
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
-            yield self._sealed_now(seal.claim(self._span(), self._writer()))
+            yield self._sealed_now(self._difference.claim())
+
+    def _expect(self, contents: seal.Contents) -> None:
+        sent_ahead = self._tally.expected() if self._ahead else 0
+        self._tally.expected = lambda: sent_ahead + contents.total_bytes
 
     def _asking(self, transport: Transport, limits: wire.Limits) -> seal.Ask:
         """Return a function that asks which digests must be sent, as many at a time as the server takes."""
@@ -520,12 +519,12 @@ class Pusher:
         path = change.path
         count = self._changes[path] = self._changes.get(path, 0) + 1
         if self._rescan is None or count >= CHANGES_MAX or self._rounds > ROUNDS_MAX // 2:
-            self._left_out[path] = change.reason
+            self._difference.left_out[path] = change.reason
             return
         self._rescan({path.rpartition("/")[0]})
         entry = find(self._state.observed_root(), path, self._state.load)
         if entry is not None and entry.digest == change.digest:
-            self._left_out[path] = change.reason  # it cannot be read now, and its former entry stands
+            self._difference.left_out[path] = change.reason  # it cannot be read now, and its former entry stands
 
     def _await_tree(self, transport: Transport) -> None:
         """Wait until the server's plain tree holds what was acknowledged, as long as the options say."""
@@ -575,7 +574,7 @@ class Pusher:
     def _write_files(self) -> None:
         limit = self._options.outbox_limit
         room = limit - outbox.pending_bytes(self._state)
-        for cut in self._cuts(wire.Limits(), list, exact=True):
+        for cut in self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect):
             metadata = cut.metadata
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:
                 self._tally.report.waiting = (
@@ -590,64 +589,6 @@ class Pusher:
             self._rounds = 0
             self._tally.report.sent_bytes += written_bytes
             self._count(metadata, cut.content_bytes)
-
-    # What differs
-
-    def _cuts(self, limits: wire.Limits, ask: seal.Ask, *, exact: bool) -> Iterator[seal.Cut]:
-        """Yield the bundles between the sealed tree and the observed one; each is recorded before the next."""
-        span = self._span()
-        operations, target, load = self._difference(span.base, self._state.load, limits)
-        if not operations:
-            return
-        span = seal.Span(span.base, target, span.sequence)
-        most = seal.operations_max(operations, limits)
-        held = EMPTY_ROOT if self._knows_all else span.base
-        contents = seal.Contents(operations, held, load, ask, exact=exact, known=self._known)
-        sent_ahead = self._tally.expected() if self._ahead else 0
-        self._tally.expected = lambda: sent_ahead + contents.total_bytes
-        # A server computes the tree again before it commits; what becomes a file is proven here.
-        has_target = target == self._state.observed_root() and not exact
-        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most, has_target=has_target)
-
-    def _difference(
-        self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False
-    ) -> tuple[list[Operation], bytes, Loader]:
-        """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
-        target, load = self._target(base, load)
-        if target == base:
-            return [], target, load
-        hints = self._state.renames() if self._hints_hold and not self._options.no_delete else {}
-        operations = diff(base, target, load, hints)
-        for operation in operations:
-            if operation.size > limits.bundle_bytes:
-                self._left_out[operation.path] = f"larger than the server takes ({limits.bundle_bytes} bytes)"
-        if self._left_out:
-            target, objects = seal.without(target, base, self._left_out, load)
-            load = seal.overlaid(load, objects)
-            operations = diff(base, target, load, hints)
-        if not self._options.allow_mass_delete:
-            seal.guard(operations, base, load, is_resync=is_resync)
-        return operations, target, load
-
-    def _target(self, base: bytes, load: Loader) -> tuple[bytes, Loader]:
-        """Return the tree that the receiver is to hold after all, and a loader that knows it."""
-        target = self._state.observed_root()
-        if not self._options.no_delete:
-            return target, load
-        target, objects = seal.united(target, base, load)
-        return target, seal.overlaid(load, objects)
-
-    def _healing(self, server: wire.WorkspaceState) -> Iterator[seal.Cut]:
-        if self._unhealed and not self._left_out:
-            yield from seal.healing(self._unhealed, self._span(), self._writer(), self._state.load, server.limits)
-
-    def _span(self) -> seal.Span:
-        here = outbox.head(self._state)
-        return seal.Span(here.sealed_root, here.sealed_root, here.sealed_sequence + 1)
-
-    def _writer(self) -> seal.Writer:
-        epoch = outbox.head(self._state).epoch
-        return seal.Writer(self._name, str(self._state.root), self._state.client_id, epoch)
 
     # Rehearsal
 
@@ -666,11 +607,12 @@ class Pusher:
             limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
-                is_strange, self._hints_hold = self._is_strange(meeting, base), False
-        operations, _, load = self._difference(base, load, limits, is_resync=is_strange)
+                is_strange = self._is_strange(meeting, base)
+                self._difference.hints_hold = False
+        operations, _, load = self._difference.operations(base, load, limits, is_resync=is_strange)
         most = seal.operations_max(operations, limits)
         exact = transport is None or not transport.has_cache
-        contents = seal.Contents(operations, base, load, ask, exact=exact, known=self._known)
+        contents = self._difference.contents(operations, base, load, ask, exact=exact)
         if base == here.sealed_root:
             for row in outbox.pending(state):
                 if row.sequence > done:

@@ -1,0 +1,107 @@
+"""What differs between the observed tree and one that a receiver holds, as guarded operations cut into bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
+
+from deltasync.client import outbox, seal
+from deltasync.core import wire
+from deltasync.core.delta import diff
+from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.tree import Loader
+
+if TYPE_CHECKING:
+    from deltasync.client.push import PushOptions
+    from deltasync.client.state import State
+
+
+class Difference:
+    """Compares the observed tree with the sealed one or another, and remembers what need not be decided again."""
+
+    def __init__(self, state: State, workspace: str, options: PushOptions) -> None:
+        self._state, self._workspace, self._options = state, workspace, options
+        self._known: set[bytes] = set()
+        """Content that a bundle of this round carries or need not carry."""
+        self.knows_all = False
+        """All content of the sealed tree is in there."""
+        self.hints_hold = True
+        """What the state recorded as renamed since the last bundle starts from the tree compared with."""
+        self.left_out: dict[str, str] = {}
+        """Paths that this push does not carry, and why."""
+
+    def forget(self) -> None:
+        """Begin a round in which the receiver may hold anything."""
+        self._known.clear()
+        self.knows_all = False
+
+    def target(self, base: bytes, load: Loader) -> tuple[bytes, Loader]:
+        """Return the tree that the receiver is to hold after all, and a loader that knows it."""
+        target = self._state.observed_root()
+        if not self._options.no_delete:
+            return target, load
+        target, objects = seal.united(target, base, load)
+        return target, seal.overlaid(load, objects)
+
+    def operations(
+        self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False
+    ) -> tuple[list[Operation], bytes, Loader]:
+        """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
+        target, load = self.target(base, load)
+        if target == base:
+            return [], target, load
+        hints = self._state.renames() if self.hints_hold and not self._options.no_delete else {}
+        operations = diff(base, target, load, hints)
+        for operation in operations:
+            if operation.size > limits.bundle_bytes:
+                self.left_out[operation.path] = f"larger than the server takes ({limits.bundle_bytes} bytes)"
+        if self.left_out:
+            target, objects = seal.without(target, base, self.left_out, load)
+            load = seal.overlaid(load, objects)
+            operations = diff(base, target, load, hints)
+        if not self._options.allow_mass_delete:
+            seal.guard(operations, base, load, is_resync=is_resync)
+        return operations, target, load
+
+    def contents(
+        self, operations: list[Operation], base: bytes, load: Loader, ask: seal.Ask, *, exact: bool
+    ) -> seal.Contents:
+        """Return what decides which content of these operations travels to a receiver that holds `base`."""
+        held = EMPTY_ROOT if self.knows_all else base
+        return seal.Contents(operations, held, load, ask, exact=exact, known=self._known)
+
+    def cuts(
+        self, limits: wire.Limits, ask: seal.Ask, *, exact: bool, expect: Callable[[seal.Contents], object]
+    ) -> Iterator[seal.Cut]:
+        """Yield the bundles between the sealed tree and the observed one; each is recorded before the next.
+
+        expect: told what there is to carry, before the first.
+        """
+        span = self._span()
+        operations, target, load = self.operations(span.base, self._state.load, limits)
+        if not operations:
+            return
+        span = seal.Span(span.base, target, span.sequence)
+        most = seal.operations_max(operations, limits)
+        contents = self.contents(operations, span.base, load, ask, exact=exact)
+        expect(contents)
+        # A server computes the tree again before it commits; what becomes a file is proven here.
+        has_target = target == self._state.observed_root() and not exact
+        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most, has_target=has_target)
+
+    def healing(self, digests: Collection[str], limits: wire.Limits) -> Iterator[seal.Cut]:
+        """Yield bundles without operations that carry what the receiver asked for, as far as it is still here."""
+        if digests and not self.left_out:
+            yield from seal.healing(digests, self._span(), self._writer(), self._state.load, limits)
+
+    def claim(self) -> seal.Cut:
+        """Return a bundle without operations: it makes the workspace ours."""
+        return seal.claim(self._span(), self._writer())
+
+    def _span(self) -> seal.Span:
+        here = outbox.head(self._state)
+        return seal.Span(here.sealed_root, here.sealed_root, here.sealed_sequence + 1)
+
+    def _writer(self) -> seal.Writer:
+        epoch = outbox.head(self._state).epoch
+        return seal.Writer(self._workspace, str(self._state.root), self._state.client_id, epoch)
