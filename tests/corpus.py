@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from corpus_faults import FAULTS
-from corpus_good import good_chain, tree_text
+from corpus_good import Step, good_chain, recipe_chain, tree_text
 
 from deltasync.core import bundle
 
 FOLDER = Path(__file__).resolve().parent.parent / "bundles"
 
 
-def write_good(folder: Path) -> None:
-    """Write the good chain: bundle files as an export names them, trees/NN.txt and index.json."""
+def write_chain(chain: Iterable[Step], folder: Path) -> None:
+    """Write a good chain: bundle files as an export names them, trees/NN.txt and index.json."""
     (folder / "trees").mkdir(parents=True)
     index: list[dict[str, object]] = []
-    for number, step in enumerate(good_chain(), start=1):
+    for number, step in enumerate(chain, start=1):
         name, tree = bundle.file_name(step.metadata), f"trees/{number:02d}.txt"
         (folder / name).write_bytes(step.sealed)
         (folder / tree).write_text(tree_text(step.tree), encoding="utf-8")
@@ -43,9 +45,14 @@ def _write_index(folder: Path, index: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    """Write good/ and refused/ anew, in bundles/ or in the folder that is named."""
+    """Write good/, recipes/ and refused/ anew, in bundles/ or in the folder that is named."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    for part, write in (("good", write_good), ("refused", write_refused)):
+    writers = {
+        "good": partial(write_chain, good_chain()),
+        "recipes": partial(write_chain, recipe_chain()),
+        "refused": write_refused,
+    }
+    for part, write in writers.items():
         shutil.rmtree(folder / part, ignore_errors=True)
         write(folder / part)
     print(f"wrote {sum(1 for _ in folder.rglob('*.tar.zst'))} bundles to {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 
 from corpus_refused import (
     DIGEST,
@@ -21,8 +22,10 @@ from corpus_refused import (
     framed,
     hashes,
     header,
+    made,
     manifest,
     many,
+    new_bytes,
     op,
     other_split,
     part,
@@ -30,6 +33,7 @@ from corpus_refused import (
     patch,
     pax,
     pax_twice,
+    recipe_part,
     replace,
     sized,
     swap,
@@ -177,7 +181,6 @@ FAULTS = [
     Fault("B-20", "deep", "the manifest is nested very deep", text("manifest", b"{", b'{"x":' + b"[" * 50_000)),
     Fault("B-21", "version-3", "the bundle is of version 3.0", manifest(version="3.0", novelty=True)),
     Fault("B-21", "version-1", "the bundle is of the seed's version", manifest(version="1.0")),
-    Fault("B-22", "recipes", "the bundle requires the reserved feature recipes", manifest(requires=["recipes"])),
     Fault("B-22", "parts", "the bundle requires the reserved feature parts", manifest(requires=["parts"])),
     Fault("B-22", "unknown", "the bundle requires an unknown feature", manifest(requires=["teleport"], teleport=1)),
     Fault("B-23", "gzip", "the manifest says gzip", manifest(compression="gzip")),
@@ -367,4 +370,57 @@ FAULTS = [
         replace(3, part("files/created/added/one.txt", b"One\n")),
     ),
     Fault("B-55", "wrong-digest", "an operation names another digest than its content's", op(1, digest=DIGEST)),
+    # recipes
+    Fault("B-60", "alone", "no new bytes follow a recipe", made(recipe_part((0, 0, 4)))),
+    Fault(
+        "B-60",
+        "other-size",
+        "the new bytes are more than the recipe takes",
+        made(recipe_part((0, 0, 4)), new_bytes(b"one\ntwo\n")),
+    ),
+    Fault(
+        "B-60",
+        "whole-behind",
+        "the whole content follows the recipe",
+        made(recipe_part((0, 0, 4)), part("files/created/added/one.txt", b"one\n")),
+    ),
+    Fault("B-61", "empty", "a recipe is empty", made(recipe_part(content=b""), new_bytes(b"one\n"))),
+    Fault(
+        "B-61",
+        "no-base",
+        "a recipe has no base",
+        made(recipe_part(content=b"\x00" + struct.pack(">BQQ", 0, 0, 4)), new_bytes(b"one\n")),
+    ),
+    Fault("B-61", "no-segment", "a recipe has no segment", made(recipe_part(), new_bytes(b"one\n"))),
+    Fault(
+        "B-61",
+        "other-base",
+        "a segment is of a base that the recipe does not name",
+        made(recipe_part((2, 0, 2), (0, 0, 2)), new_bytes(b"e\n")),
+    ),
+    Fault(
+        "B-61",
+        "nothing",
+        "a segment has no bytes",
+        made(recipe_part((1, 0, 0), (0, 0, 4)), new_bytes(b"one\n")),
+    ),
+    Fault("B-61", "short", "a recipe makes fewer bytes", made(recipe_part((0, 0, 3)), new_bytes(b"one"))),
+    Fault(
+        "B-61",
+        "overflow",
+        "a segment ends beyond any size",
+        made(recipe_part((1, 2**63 - 2, 4)), new_bytes(b"")),
+    ),
+    Fault(
+        "B-62",
+        "16-mib",
+        "a recipe has more than 16 MiB",
+        made(recipe_part(content=bytes((16 << 20) + 1)), new_bytes(b"")),
+    ),
+    Fault(
+        "B-63",
+        "new-bytes",
+        "the new bytes are not of the digest behind them",
+        made(recipe_part((0, 0, 4)), new_bytes(b"one\n", digest=bytes(32))),
+    ),
 ]

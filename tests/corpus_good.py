@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import shake_256
 
-from deltasync.core import bundle
+from deltasync.core import bundle, recipe
 from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, encode_directory
 
@@ -282,13 +282,46 @@ def good_chain() -> list[Step]:
     return steps
 
 
+def recipe_chain() -> list[Step]:
+    """Build two bundles: a large file (as far as a reference goes), and its next version as a recipe.
+
+    The second one inserts, overwrites, moves a range to the front and appends; a copy with another header has its own.
+    """
+    life = Life()
+    before = noise("large", 20_000)
+    life.file("large.bin", before)
+    first = compose(life.take(), 1, EMPTY_ROOT, directory_of(life.tree))
+    steps = [Step("a file", first, seal(first, {File(before).digest}, life.tree), dict(life.tree))]
+    parent_root = directory_of(life.tree)
+    pieces = [(1, 15_000, 2_000), (0, 0, 300), (1, 0, 5_000), (0, 0, 700), (1, 5_700, 14_300), (0, 0, 64)]
+    fresh = {size: noise(f"new {size}", size) for base, _, size in pieces if not base}
+    after = b"".join(before[offset : offset + size] if base else fresh[size] for base, offset, size in pieces)
+    life.edit("large.bin", after)
+    header = noise("header", 100)
+    copy = header + before[100:]
+    life.file("copy.bin", copy)
+    operations = life.take()
+    metadata = compose(operations, 2, parent_root, directory_of(life.tree), requires=("recipes",))
+    bases = (digest_of(before),)
+    recipes = {
+        File(after).digest: recipe.compose(bases, (recipe.Segment(*piece) for piece in pieces)),
+        File(copy).digest: recipe.compose(bases, (recipe.Segment(0, 0, 100), recipe.Segment(1, 100, 19_900))),
+    }
+    new_bytes = {File(after).digest: b"".join(fresh.values()), File(copy).digest: header}
+    read: bundle.Read = lambda operation: (new_bytes[operation.digest or ""],)  # noqa: E731
+    sealed = b"".join(bundle.seal(metadata, recipes.keys(), read, recipes=recipes, level=19))
+    return [*steps, Step("its next version and a copy, as recipes", metadata, sealed, dict(life.tree))]
+
+
 def seal(metadata: bundle.Metadata, digests: Collection[str], tree: Model, *, level: int = 19) -> bytes:
     """Return a bundle file that carries the content of those digests, taken from the tree after it."""
     contents = {thing.digest: thing.content for thing in tree.values() if isinstance(thing, File)}
     return b"".join(bundle.seal(metadata, digests, lambda operation: (contents[operation.digest or ""],), level=level))
 
 
-def compose(operations: list[Operation], sequence: int, parent_root: bytes, root: bytes) -> bundle.Metadata:
+def compose(
+    operations: list[Operation], sequence: int, parent_root: bytes, root: bytes, requires: tuple[str, ...] = ()
+) -> bundle.Metadata:
     """Return the metadata of a bundle of this workspace; nothing in it depends on the clock or on chance."""
     return bundle.compose(
         operations,
@@ -301,4 +334,5 @@ def compose(operations: list[Operation], sequence: int, parent_root: bytes, root
         client_id=CLIENT,
         bundle_id=f"00000000-0000-4000-8000-{sequence:012d}",
         created_at=STARTED.replace(minute=sequence % 60),
+        requires=requires,
     )

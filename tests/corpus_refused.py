@@ -5,6 +5,7 @@ Every layer above the fault (digests, counts, identity, headers, compression) is
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import Operation
 
 JSON = dict[str, Any]
-LIMITS = {"B-3", "B-7", "B-8", "B-16", "B-30"}
+LIMITS = {"B-3", "B-7", "B-8", "B-16", "B-30", "B-62"}
 DIGEST = "ab" * 32
 KNOWN = File(noise("three", 100))
 """A content that the receiver has from the good chain."""
@@ -289,6 +290,25 @@ def pax_twice(members: list[Part]) -> None:
 def replace(index: int, new: Part) -> Edit:
     """Replace one member."""
     return parts(lambda members: members.__setitem__(index, new))
+
+
+def made(*members: Part) -> Edit:
+    """Let the first content come as a recipe with these members, as the manifest requires."""
+    return both(manifest(requires=["recipes"]), parts(lambda old: old.__setitem__(slice(3, 4), members)))
+
+
+def recipe_part(*segments: tuple[int, int, int], content: bytes | None = None) -> Part:
+    """Return the recipe of the first content, with one base; content: other bytes instead."""
+    one = digest_of(b"one\n").hex()
+    packed = b"".join(struct.pack(">BQQ", *segment) for segment in segments)
+    written = b"\x01" + bytes.fromhex(KNOWN.digest) + packed if content is None else content
+    return part(f"metadata/recipes/{one}", written)
+
+
+def new_bytes(content: bytes, digest: bytes | None = None) -> Part:
+    """Return the new bytes of the first content; digest: another one than theirs."""
+    one = digest_of(b"one\n").hex()
+    return part(f"chunks/{one}", content + (digest_of(content) if digest is None else digest))
 
 
 def append(name: str, content: bytes) -> Edit:

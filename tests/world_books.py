@@ -31,7 +31,7 @@ class Letter:
         reader = BundleReader(io.BytesIO(body), wire.Limits())
         metadata = reader.metadata()
         carried = set()
-        for operation, views in reader.contents():
+        for operation, views, _ in reader.contents():
             carried.add(bytes.fromhex(operation.digest or ""))
             for _ in views:
                 pass

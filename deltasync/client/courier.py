@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from deltasync.client.report import Moved
+from deltasync.client.report import Avoided
 from deltasync.core import wire
 from deltasync.core.metadata import Manifest
 
@@ -35,7 +35,7 @@ class Parcel:
     file_name: str
     chunks: Iterator[bytes]
     content_bytes: int
-    moved: Moved
+    avoided: Avoided
     takes_over: bool = False
     is_last: bool = False
     """Nothing follows: its answer may wait for the plain tree."""

@@ -71,11 +71,17 @@ class Difference:
         return seal.Contents(operations, held, load, ask, exact=exact, known=self._known)
 
     def cuts(
-        self, limits: wire.Limits, ask: seal.Ask, *, exact: bool, expect: Callable[[seal.Contents], object]
+        self,
+        limits: wire.Limits,
+        ask: seal.Ask,
+        *,
+        exact: bool,
+        expect: Callable[[seal.Contents], object],
+        planned: seal.Planned | None = None,
     ) -> Iterator[seal.Cut]:
         """Yield the bundles between the sealed tree and the observed one; each is recorded before the next.
 
-        expect: told what there is to carry, before the first.
+        expect: told what there is to carry, before the first. planned: as in seal.Cuts.
         """
         span = self._span()
         operations, target, load = self.operations(span.base, self._state.load, limits)
@@ -87,7 +93,16 @@ class Difference:
         expect(contents)
         # A server computes the tree again before it commits; what becomes a file is proven here.
         has_target = target == self._state.observed_root() and not exact
-        yield from seal.Cuts(contents, span, self._writer(), load, limits, max_operations=most, has_target=has_target)
+        yield from seal.Cuts(
+            contents,
+            span,
+            self._writer(),
+            load,
+            limits,
+            max_operations=most,
+            has_target=has_target,
+            planned=planned,
+        )
 
     def healing(self, digests: Collection[str], limits: wire.Limits) -> Iterator[seal.Cut]:
         """Yield bundles without operations that carry what the receiver asked for, as far as it is still here."""

@@ -8,11 +8,15 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from deltasync.core.chunks import CHUNK_FROM_BYTES, Chunker
 from deltasync.core.hashing import digest_of, hasher
 from deltasync.disk import FILE_FLAGS
 
 BUFFER_BYTES = 8 << 20
 _SMALL_BYTES = 128 << 10
+
+Cutting = Callable[[int, int], int | None]
+"""Says of an open file and its size how large its chunks are to be on average; None: it is not cut."""
 
 
 class FileChanging(Exception):
@@ -29,6 +33,8 @@ class Digested:
 
     digest: bytes
     status: os.stat_result
+    listed: bytes | None = None
+    """The packed list of its chunks, if it was cut."""
 
 
 class Digester:
@@ -43,13 +49,15 @@ class Digester:
         self._large: memoryview | None = None
         self._progress = progress
 
-    def digest_file(self, name: str, *, at: int | None = None) -> Digested:
+    def digest_file(self, name: str, *, at: int | None = None, cutting: Cutting | None = None) -> Digested:
         """Return the digest of a regular file; at: descriptor of the folder that holds it.
 
+        cutting: says of a large file whether it is to be cut into chunks in the same read.
         Raises FileChanging, and OSError when it cannot be read or is no regular file (see disk.open_regular).
         """
         # disk.open_regular, with one fstat for both purposes: this runs for every file of a first scan.
         descriptor = os.open(name, FILE_FLAGS, dir_fd=at)
+        chunker: Chunker | None = None
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
@@ -61,19 +69,23 @@ class Digester:
             else:
                 if count:
                     os.lseek(descriptor, 0, os.SEEK_SET)  # some file systems give less than there is
-                count, digest = self._digest_large(descriptor, before)
+                average = cutting(descriptor, size) if cutting is not None and size >= CHUNK_FROM_BYTES else None
+                chunker = Chunker(average) if average else None
+                count, digest = self._digest_large(descriptor, before, chunker)
             after = os.fstat(descriptor)
         finally:
             os.close(descriptor)
         if count != size or not is_same(before, after):
             raise FileChanging(after)
-        return Digested(digest, after)
+        return Digested(digest, after, chunker.finish() if chunker else None)
 
-    def _digest_large(self, descriptor: int, before: os.stat_result) -> tuple[int, bytes]:
+    def _digest_large(self, descriptor: int, before: os.stat_result, chunker: Chunker | None) -> tuple[int, bytes]:
         content = hasher()
         total = 0
         for part in self.parts(descriptor):
             content.update(part)
+            if chunker is not None:
+                chunker.update(part)
             total += len(part)
             # A file that grows without end, or was changed early, is not read to its end in vain.
             now = os.fstat(descriptor)

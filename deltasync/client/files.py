@@ -6,17 +6,21 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from deltasync.client import recipes
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, Seen, clamped, signed
 from deltasync.client.moves import joined
 from deltasync.client.observation import IsSettled, Progress, ScanOptions, Waiting
+from deltasync.client.recipes import Edges, Known
 from deltasync.client.state import KEPT, RACY, Problem
+from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
 
@@ -222,7 +226,8 @@ class Files:
         return True
 
     def _read(self, frame: Frame, name: str, item: Item | None) -> None:
-        found = self._digester.digest_file(name, at=frame.descriptor)
+        edges: list[Edges] = []
+        found = self._digester.digest_file(name, at=frame.descriptor, cutting=partial(self._cutting, item, edges))
         status = found.status
         mtime_ns, ctime_ns = clamped(status.st_mtime_ns), clamped(status.st_ctime_ns)
         entry = Entry(name, Kind.FILE, status.st_size, mtime_ns, bool(status.st_mode & stat.S_IXUSR), found.digest)
@@ -234,8 +239,19 @@ class Files:
         self.hashed_files += 1
         self.hashed_bytes += status.st_size
         self.ledger.count_hashed(status.st_size)
+        average = average_for(status.st_size)
+        if edges:
+            self.ledger.edges.append((found.digest, edges[0]))
+        if found.listed is not None and average is not None:
+            self.ledger.recipes.append(Known(found.digest, average, found.listed))
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
+
+    def _cutting(self, item: Item | None, edges: list[Edges], descriptor: int, size: int) -> int | None:
+        """Have a large file cut when there may be a base for it: what it was before, or one that begins or ends so."""
+        edges.append(recipes.edges_of(descriptor, size))
+        is_update = item is not None and item.entry.kind is Kind.FILE and item.entry.size >= CHUNK_FROM_BYTES
+        return average_for(size) if is_update or recipes.has_similar(self.ledger.state, edges[0]) else None
 
     def _tell(self, read_bytes: int) -> None:
         if self._progress is not None:

@@ -93,6 +93,10 @@ class FolderTransport:
             for each in read
         ]
 
+    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
+        """Know of none."""
+        raise NotFound(f"a folder has no recipe of {digest.hex()} of {shown(name)}")
+
     def send_bundle(
         self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
     ) -> wire.Receipt:
@@ -115,8 +119,8 @@ class FolderTransport:
         content_bytes = 0
         with staged(final) as out:
             tee.write_to(out.write)
-            for operation, views in reader.contents():
-                content_bytes += operation.size
+            for operation, views, recipe in reader.contents():
+                content_bytes += operation.size if recipe is None else recipe.new_bytes
                 for _ in views:
                     pass
             reader.finish()

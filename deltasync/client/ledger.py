@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from deltasync.client.moves import LIMBO, ROOT_ID, Link, Links, joined
+from deltasync.client.recipes import Edges, Known, remember
 from deltasync.client.state import Problem, Record, Row, State
 
 _FLUSH_BYTES = 8 << 20
@@ -26,6 +27,10 @@ class Ledger:
         """The problems met, by the folder that they are in."""
         self.looked_at: set[str] = set()
         self.dropped: list[str] = []
+        self.recipes: list[Known] = []
+        """Recipes of large files that were read."""
+        self.edges: list[tuple[bytes, Edges]] = []
+        """How large files begin and end, by digest."""
         self._rows: dict[int, tuple[Row, bytes]] = {}
         self._objects: dict[bytes, bytes] = {}
         self._vanished: dict[str, int] = {}
@@ -105,8 +110,12 @@ class Ledger:
         """Write what has come together, in one transaction."""
         if self._rows or self.links.changed or self._vanished:
             rows = (self._record(row, stats) for row, stats in self._rows.values())
-            self.state.record(rows, self._objects, self.links.changed, self._vanished)
+            with self.state.writing():
+                self.state.record(rows, self._objects, self.links.changed, self._vanished)
+                if self.edges:
+                    remember(self.state, self.recipes, self.edges)
             self._rows, self._objects, self._vanished = {}, {}, {}
+            self.recipes, self.edges = [], []
             self.links.recorded()
         self._bytes = self._files = self._hashed_bytes = 0
         self._since = time.monotonic()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
+from deltasync.client.ranges import Plan
 from deltasync.core.bundle import BundleReader, Read, seal, sealed_bytes
 from deltasync.core.errors import Refused
 from deltasync.core.hashing import digest_of, hasher
@@ -22,6 +23,7 @@ THREADED_BYTES = 1 << 20
 """Bundles from here on may be compressed in threads of their own, beside the reading and the sending."""
 THREADS_MAX = 4
 CHUNK_BYTES = 256 * 1024
+_WHOLE: Mapping[str, Plan] = {}
 
 
 class ContentChanged(Exception):
@@ -66,6 +68,25 @@ class Source:
                 yield self._whole(descriptor, operation)
             else:
                 yield from self._streamed(descriptor, operation)
+        except OSError as error:
+            raise ContentChanged(operation, error.strerror or "cannot be read") from error
+        finally:
+            os.close(descriptor)
+
+    def read_fresh(self, operation: Operation, plan: Plan) -> Iterator[memoryview]:
+        """Yield the chunks of a file that no base has; each view is valid until the next. Raises ContentChanged."""
+        try:
+            descriptor = self._open(operation.path)
+        except OSError as error:
+            raise ContentChanged(operation, error.strerror or "cannot be opened") from error
+        try:
+            for chunk in plan.fresh():
+                if chunk.size > len(self._buffer):
+                    self._buffer = memoryview(bytearray(chunk.size))
+                view = self._buffer[: os.preadv(descriptor, [self._buffer[: chunk.size]], chunk.offset)]
+                if len(view) != chunk.size or not digest_of(view).startswith(chunk.key):
+                    raise ContentChanged(operation, "changed while it was being sent")
+                yield view
         except OSError as error:
             raise ContentChanged(operation, error.strerror or "cannot be read") from error
         finally:
@@ -133,23 +154,28 @@ def packed(
     metadata: Metadata,
     digests: Collection[str],
     source: Source,
+    plans: Mapping[str, Plan] = _WHOLE,
     *,
     on_content: Callable[[int], None] | None = None,
 ) -> Iterator[bytes]:
     """Yield a bundle's bytes with the content of those digests, read from a source, which is closed at the end.
 
-    on_content: told the size of each piece of content once the next one is wanted.
+    plans: by digest, for content that does not travel whole. on_content: told the size of each piece of content once
+    the next one is wanted.
     """
 
     def read(operation: Operation) -> Iterator[memoryview]:
-        for view in source.read(operation):
+        plan = plans.get(operation.digest or "")
+        for view in source.read_fresh(operation, plan) if plan else source.read(operation):
             yield view
             if on_content is not None:
                 on_content(len(view))
 
-    reader: Read = source.read if on_content is None else read
+    reader: Read = source.read if on_content is None and not plans else read
+    recipes = {digest: plan.recipe for digest, plan in plans.items()}
+    threads = threads_for(sealed_bytes(metadata, digests, recipes))
     try:
-        yield from seal(metadata, digests, reader, level=LEVEL, threads=threads_for(sealed_bytes(metadata, digests)))
+        yield from seal(metadata, digests, reader, recipes=recipes, level=LEVEL, threads=threads)
     finally:
         source.close()
 
@@ -187,14 +213,15 @@ def verify(path: Path) -> Metadata:
 
 
 def carried_digests(path: Path) -> tuple[Metadata, set[str]]:
-    """Verify a bundle file and return its metadata and the digests whose content it carries."""
+    """Verify a bundle file and return its metadata and the digests whose whole content it carries."""
     digests: set[str] = set()
     with os.fdopen(open_regular(str(path)), "rb", buffering=0) as file:
         reader = BundleReader(file, own_limits())
         metadata = reader.metadata()
-        for operation, views in reader.contents():
-            digests.add(operation.digest or "")
-            for _ in views:
+        for content in reader.contents():
+            if content.recipe is None:
+                digests.add(content.operation.digest or "")
+            for _ in content.views:
                 pass
         reader.finish()
     return metadata, digests

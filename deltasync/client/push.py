@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,8 +15,9 @@ from deltasync.client import opening, outbox, pack, resync, seal
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
+from deltasync.client.ranges import Plan, Planner
 from deltasync.client.reasons import Reasons
-from deltasync.client.report import Counts, PathProblem, Progress, PushReport, Tally
+from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import wire
 from deltasync.core.delta import diff
@@ -35,6 +36,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
+from deltasync.core.recipe import FEATURE
 from deltasync.core.tree import Loader, find
 
 if TYPE_CHECKING:
@@ -84,6 +86,9 @@ class Transport(Protocol):
 
     def sequences(self, name: str) -> list[wire.KeptSequence]:
         """Return the sequences that the receiver remembers, oldest first."""
+
+    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
+        """Return the packed list of the chunks of a content that the receiver holds."""
 
     def send_bundle(
         self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
@@ -370,14 +375,24 @@ class Pusher:
             self._coming.clear()
             self._difference.forget()
         self._unhealed = set(server.wanted)
+        planner = self._planner(transport, server)
         for row in rows:
-            yield self._sealed_before(ask, row, is_last=is_all and row is rows[-1])
-        cuts = self._difference.cuts(server.limits, ask, exact=not transport.has_cache, expect=self._expect)
+            yield self._sealed_before(ask, row, planner, is_last=is_all and row is rows[-1])
+        cuts = self._difference.cuts(
+            server.limits,
+            ask,
+            exact=not transport.has_cache,
+            expect=self._expect,
+            planned=planner.plans if planner else None,
+        )
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
         yield from map(self._sealed_now, self._difference.healing(self._unhealed, server.limits))
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(self._difference.claim())
+
+    def _planner(self, transport: Transport, server: wire.WorkspaceState) -> Planner | None:
+        return Planner(self._state, transport, self._name) if FEATURE in server.features else None
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -394,7 +409,7 @@ class Pusher:
 
         return ask
 
-    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, *, is_last: bool) -> Parcel:
+    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, planner: Planner | None, *, is_last: bool) -> Parcel:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
         also = self._also.get(metadata.identity)
@@ -402,20 +417,28 @@ class Pusher:
         if row.file and also is None:
             self._coming.update(named)
             chunks = pack.file_chunks(outbox.folder(self._state) / row.file)
-            return self._parcel(metadata, chunks, row.content_bytes, is_last=is_last)
+            return self._parcel(metadata, chunks, row.content_bytes, 0, is_last=is_last)
         missing = set(ask(list(named)))
         self._coming.update(named)
         digests = {digest for digest in named if digest in missing} | (also or set())
-        content_bytes = seal.carried_bytes(metadata.operations, digests)
-        return self._parcel(metadata, self._packed(metadata, digests), content_bytes, is_last=is_last)
+        # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
+        may_plan = planner is not None and FEATURE in metadata.manifest.requires
+        plans = planner.plans(metadata.operations, digests - (also or set())) if planner and may_plan else {}
+        saved_bytes = seal.saved_bytes(plans)
+        content_bytes = seal.carried_bytes(metadata.operations, digests) - saved_bytes
+        chunks = self._packed(metadata, digests, plans)
+        return self._parcel(metadata, chunks, content_bytes, saved_bytes, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
         outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
         self._sealed_here.add(cut.metadata.identity)
-        chunks = self._packed(cut.metadata, cut.digests)
-        return self._parcel(cut.metadata, chunks, cut.content_bytes, is_last=cut.is_last and is_all)
+        chunks = self._packed(cut.metadata, cut.digests, cut.plans)
+        saved_bytes = seal.saved_bytes(cut.plans)
+        return self._parcel(cut.metadata, chunks, cut.content_bytes, saved_bytes, is_last=cut.is_last and is_all)
 
-    def _parcel(self, metadata: Metadata, chunks: Iterator[bytes], content_bytes: int, *, is_last: bool) -> Parcel:
+    def _parcel(
+        self, metadata: Metadata, chunks: Iterator[bytes], content_bytes: int, saved_bytes: int, *, is_last: bool
+    ) -> Parcel:
         from deltasync.client.courier import Parcel
 
         self._is_claim_due = False
@@ -427,18 +450,23 @@ class Pusher:
             file_name(metadata),
             chunks,
             content_bytes,
-            self._tally.moved(metadata.operations),
+            self._avoided(metadata, saved_bytes),
             self._takes_over,  # also those after the first: they may arrive before it is applied
             is_last,
         )
 
-    def _packed(self, metadata: Metadata, digests: Collection[str]) -> Iterator[bytes]:
+    def _avoided(self, metadata: Metadata, by_chunks: int = 0) -> Avoided:
+        return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks)
+
+    def _packed(
+        self, metadata: Metadata, digests: Collection[str], plans: Mapping[str, Plan] | None = None
+    ) -> Iterator[bytes]:
         """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
         self._unhealed.difference_update(digests)
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
-        chunks = pack.packed(metadata, digests, source, on_content=on_content)
+        chunks = pack.packed(metadata, digests, source, plans or {}, on_content=on_content)
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
@@ -460,7 +488,7 @@ class Pusher:
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._asked_for = receipt.wanted
-        self._tally.add(manifest, parcel.content_bytes, parcel.moved)
+        self._tally.add(manifest, parcel.content_bytes, parcel.avoided)
         if self._reasons is not None:
             self._reasons.count(parcel.identity)
 
@@ -469,7 +497,7 @@ class Pusher:
             outbox.attach_file(self._state, sequence, name)
 
     def _count(self, metadata: Metadata, content_bytes: int) -> None:
-        self._tally.add(metadata.manifest, content_bytes, self._tally.moved(metadata.operations))
+        self._tally.add(metadata.manifest, content_bytes, self._avoided(metadata))
         if self._reasons is not None:
             self._reasons.note(metadata)
             self._reasons.count(metadata.identity)
@@ -600,11 +628,13 @@ class Pusher:
         load: Loader = state.load
         ask: seal.Ask = list
         is_strange = False
+        planner: Planner | None = None
         if transport is not None:
             server = transport.workspace(self._name)
             resync.check_owner(server, state.client_id, take_over=self._options.take_over)
             meeting = resync.meet(state, server, has_cache=transport.has_cache)
             limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
+            planner = self._planner(transport, server)
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
                 is_strange = self._is_strange(meeting, base)
@@ -618,7 +648,9 @@ class Pusher:
                 if row.sequence > done:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
-            self._tally.add_operations(run, seal.carried_bytes(run, contents.take(run)))
+            digests = contents.take(run)
+            saved_bytes = seal.saved_bytes(planner.plans(run, digests)) if planner else 0
+            self._tally.add_operations(run, seal.carried_bytes(run, digests) - saved_bytes, saved_bytes)
             if self._reasons is not None:
                 self._reasons.add(run, base, load)
 

@@ -64,9 +64,11 @@ class PushReport:
     sent_bytes: int = 0
     """Request bodies, or bundle files, as sent."""
     avoided_bytes: int = 0
-    """Content that the delta names and that did not have to travel: the sum of the next two."""
+    """Content that the delta names and that did not have to travel: the sum of the next three."""
     avoided_by_cache_bytes: int = 0
     """Content that the server had: of copies, of touched files, of other workspaces."""
+    avoided_by_chunks_bytes: int = 0
+    """Content of large files that the server had in other files, or in what they were before."""
     avoided_by_move_bytes: int = 0
     """Content of what was moved, alone or with its folder."""
     problems: list[PathProblem] = field(default_factory=list)
@@ -86,13 +88,15 @@ class PushReport:
     """How many operations went out beside those."""
 
 
-class Moved(NamedTuple):
-    """How much content operations move."""
+class Avoided(NamedTuple):
+    """How much content a bundle moves, and how much of what it changes did not travel."""
 
-    in_folders: int
+    in_moved_folders: int
     """Below the directories that are moved: no operation names it."""
-    alone: int
+    moved_alone: int
     """Of files that are moved by an operation of their own."""
+    by_chunks: int = 0
+    """Of large files whose other chunks were sent."""
 
 
 class Tally:
@@ -111,24 +115,25 @@ class Tally:
         self._read_bytes += size_bytes
         self._tell()
 
-    def add(self, manifest: Manifest, content_bytes: int, moved: Moved) -> None:
+    def add(self, manifest: Manifest, content_bytes: int, avoided: Avoided) -> None:
         """Count a bundle that is acknowledged, or sealed into a file."""
-        self._add(manifest.operations, manifest.total_size_bytes, content_bytes, moved)
+        self._add(manifest.operations, manifest.total_size_bytes, content_bytes, avoided)
         self._tell()
 
-    def add_operations(self, operations: Sequence[Operation], content_bytes: int) -> None:
+    def add_operations(self, operations: Sequence[Operation], content_bytes: int, by_chunks: int) -> None:
         """Count a bundle that is not sealed."""
         verbs = Counter(operation.operation.value for operation in operations)
         named_bytes = sum(operation.size for operation in operations)
-        self._add(Counts(**verbs), named_bytes, content_bytes, self.moved(operations))
+        avoided = self.moved(operations)._replace(by_chunks=by_chunks)
+        self._add(Counts(**verbs), named_bytes, content_bytes, avoided)
 
-    def moved(self, operations: Sequence[Operation]) -> Moved:
+    def moved(self, operations: Sequence[Operation]) -> Avoided:
         """Return how much content the operations move."""
         moves = [each for each in operations if each.operation is Verb.MOVED]
         folders = [each.path for each in moves if each.kind is Kind.DIRECTORY]
-        return Moved(sum(_bytes_below(self._state, path) for path in folders), sum(each.size for each in moves))
+        return Avoided(sum(_bytes_below(self._state, path) for path in folders), sum(each.size for each in moves))
 
-    def _add(self, counts: Counts | ManifestCounts, named_bytes: int, content_bytes: int, moved: Moved) -> None:
+    def _add(self, counts: Counts | ManifestCounts, named_bytes: int, content_bytes: int, avoided: Avoided) -> None:
         report, total = self.report, self.report.operations
         total.created += counts.created
         total.updated += counts.updated
@@ -136,11 +141,14 @@ class Tally:
         total.deleted += counts.deleted
         report.bundles += 1
         report.content_bytes += content_bytes
-        avoided_bytes = max(0, named_bytes + moved.in_folders - content_bytes)
-        by_move_bytes = min(avoided_bytes, sum(moved))  # what was moved may have had to travel all the same
+        avoided_bytes = max(0, named_bytes + avoided.in_moved_folders - content_bytes)
+        by_chunks_bytes = min(avoided_bytes, avoided.by_chunks)
+        # what was moved may have had to travel all the same
+        by_move_bytes = min(avoided_bytes - by_chunks_bytes, avoided.in_moved_folders + avoided.moved_alone)
         report.avoided_bytes += avoided_bytes
+        report.avoided_by_chunks_bytes += by_chunks_bytes
         report.avoided_by_move_bytes += by_move_bytes
-        report.avoided_by_cache_bytes += avoided_bytes - by_move_bytes
+        report.avoided_by_cache_bytes += avoided_bytes - by_chunks_bytes - by_move_bytes
 
     def close(self, left_out: Mapping[str, str]) -> None:
         """Complete the report."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 
+from deltasync.client.ranges import Plan
 from deltasync.core.delta import apply, cut
 from deltasync.core.errors import Corrupt, GuardStopped
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, decode_directory, encode_directory
 from deltasync.core.metadata import Metadata, compose
+from deltasync.core.recipe import FEATURE
 from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.core.wire import Limits
 
@@ -26,6 +28,9 @@ _OPERATION_BYTES = 400
 
 Ask = Callable[[list[str]], Iterable[str]]
 """Says which of these digests the receiver lacks."""
+Planned = Callable[[list[Operation], Collection[str]], Mapping[str, Plan]]
+"""Says which of these contents travel as recipes."""
+_WHOLE: Mapping[str, Plan] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,11 @@ class Cut:
     objects: dict[bytes, bytes]
     digests: set[str]
     content_bytes: int
+    """How much of that travels."""
     is_last: bool = False
     """Nothing follows in this delta."""
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """For those digests whose content does not travel whole."""
 
 
 class Contents:
@@ -149,14 +157,16 @@ class Cuts:
         *,
         max_operations: int,
         has_target: bool = False,
+        planned: Planned | None = None,
     ) -> None:
         """Cut nothing yet.
 
         load: must know the directory objects of each bundle before the next is asked for. has_target: those of the
-        target are stored already, so that the tree after the last bundle need not be computed.
+        target are stored already, so that the tree after the last bundle need not be computed. planned: asked for each
+        bundle; None lets all content travel whole.
         """
         self._contents, self._span, self._writer, self._load = contents, span, writer, load
-        self._has_target = has_target
+        self._has_target, self._planned = has_target, planned
         self._runs = runs(contents, limits, max_operations=max_operations)
         self._parent, self._sequence = span.base, span.sequence
 
@@ -175,12 +185,16 @@ class Cuts:
         else:
             applied = apply(self._parent, run, self._load)
             root, objects = applied.root, applied.objects
-        metadata = composed(run, self._writer, sequence=self._sequence, parent_root=self._parent, root=root)
-        self._parent, self._sequence = root, self._sequence + 1
         digests = self._contents.take(run)
-        content_bytes = carried_bytes(run, digests)
+        plans = self._planned(run, digests) if self._planned else _WHOLE
+        requires = (FEATURE,) if plans else ()
+        metadata = composed(
+            run, self._writer, sequence=self._sequence, parent_root=self._parent, root=root, requires=requires
+        )
+        self._parent, self._sequence = root, self._sequence + 1
+        content_bytes = carried_bytes(run, digests) - saved_bytes(plans)
         run.clear()  # the generator behind it holds the list until it goes on
-        return Cut(metadata, objects, digests, content_bytes, is_last)
+        return Cut(metadata, objects, digests, content_bytes, is_last, plans)
 
 
 def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator[list[Operation]]:
@@ -193,8 +207,19 @@ def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator
     )
 
 
+def saved_bytes(plans: Mapping[str, Plan]) -> int:
+    """Return how much content these plans keep from travelling."""
+    return sum(plan.saved_bytes for plan in plans.values())
+
+
 def composed(
-    operations: Sequence[Operation], writer: Writer, *, sequence: int, parent_root: bytes, root: bytes
+    operations: Sequence[Operation],
+    writer: Writer,
+    *,
+    sequence: int,
+    parent_root: bytes,
+    root: bytes,
+    requires: Sequence[str] = (),
 ) -> Metadata:
     """Return the metadata of a new bundle of a writer, made now."""
     return compose(
@@ -208,6 +233,7 @@ def composed(
         client_id=writer.client_id,
         bundle_id=str(uuid.uuid4()),
         created_at=datetime.now(UTC),
+        requires=requires,
     )
 
 

@@ -45,7 +45,12 @@ MIGRATIONS = [
         root BLOB NOT NULL, manifest BLOB NOT NULL, operations BLOB NOT NULL, hashes BLOB NOT NULL, file TEXT,
         left_machine INTEGER NOT NULL, state TEXT NOT NULL, content_bytes INTEGER NOT NULL, sealed_at TEXT NOT NULL
     )
+    """,
     """
+    CREATE TABLE recipes (digest BLOB PRIMARY KEY, average INTEGER NOT NULL, chunks BLOB NOT NULL);
+    CREATE TABLE edges (edge BLOB NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (edge, digest));
+    CREATE INDEX edges_by_digest ON edges (digest)
+    """,
 ]
 
 RACY, KEPT = 1, 2

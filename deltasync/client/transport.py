@@ -193,6 +193,11 @@ class HttpTransport:
         path = f"{_workspace(name)}/tree/{digest.hex()}"
         return self._patiently(lambda: self._once("GET", path, limit_bytes=DIRECTORY_BYTES_MAX))
 
+    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
+        """Fetch the packed list of the chunks of a blob, which the server cuts while it answers."""
+        path, query = f"{_workspace(name)}/recipes/{digest.hex()}", {"average": average_bytes}
+        return self._patiently(lambda: self._once("GET", path, query=query))
+
     def sequences(self, name: str) -> list[wire.KeptSequence]:
         """Ask for the sequences whose trees the server still holds, oldest first."""
         content = self._patiently(lambda: self._once("GET", _workspace(name) + "/sequences"))

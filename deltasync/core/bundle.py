@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from deltasync.core import tar
+from deltasync.core import recipe, tar
 from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.frame import FrameReader, Source, compress
-from deltasync.core.hashing import digest_of, hasher
+from deltasync.core.hashing import DIGEST_BYTES, digest_of, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.metadata import (
     MANIFEST_BYTES_MAX,
@@ -20,11 +21,13 @@ from deltasync.core.metadata import (
     parse_file_name,
     parse_metadata,
 )
+from deltasync.core.recipe import FEATURE, RECIPE_BYTES_MAX, Recipe
 from deltasync.core.wire import Limits
 
 __all__ = [
     "METADATA_MEMBERS",
     "BundleReader",
+    "Content",
     "FileName",
     "Manifest",
     "Metadata",
@@ -44,26 +47,41 @@ _SMALL_BYTES = 256 * 1024
 """Content up to this size is verified before it is handed out, and comes as one view."""
 
 Read = Callable[[Operation], Iterable[bytes | memoryview]]
-"""Gives the content that an operation names, in pieces; each is used up before the next is asked for."""
+"""Gives the content that an operation names, or the new bytes of its recipe, in pieces; each is used up before the
+next is asked for."""
+_WHOLE: Mapping[str, Recipe] = {}
 
 
 def seal(
-    metadata: Metadata, digests: Collection[str], read: Read, *, level: int = 1, threads: int = 0
+    metadata: Metadata,
+    digests: Collection[str],
+    read: Read,
+    *,
+    recipes: Mapping[str, Recipe] = _WHOLE,
+    level: int = 1,
+    threads: int = 0,
 ) -> Iterator[bytes]:
     """Yield the bundle file that carries the content of those digests: all, or what the receiver lacks (spec B-56).
 
     read: must give exactly the content that the operation's digest names; only its size is checked here (ValueError).
-    threads: zstd's own worker threads; 0 compresses in the calling thread.
+    recipes: by digest, for content that does not travel whole. threads: zstd's own worker threads; 0 compresses in
+    the calling thread.
     """
-    carried = [operation for digest, operation in content_operations(metadata).items() if digest in digests]
-    pieces = _pieces(metadata, carried, read)
-    return compress(pieces, _archive_bytes(metadata, carried), level=level, threads=threads)
+    carried = _carried(metadata, digests, recipes)
+    return compress(_pieces(metadata, carried, read), _archive_bytes(metadata, carried), level=level, threads=threads)
 
 
-def sealed_bytes(metadata: Metadata, digests: Collection[str]) -> int:
+def sealed_bytes(metadata: Metadata, digests: Collection[str], recipes: Mapping[str, Recipe] = _WHOLE) -> int:
     """Return how many bytes the bundle has before compression."""
+    return _archive_bytes(metadata, _carried(metadata, digests, recipes))
+
+
+_Carried = list[tuple[Operation, Recipe | None]]
+
+
+def _carried(metadata: Metadata, digests: Collection[str], recipes: Mapping[str, Recipe]) -> _Carried:
     contents = content_operations(metadata)
-    return _archive_bytes(metadata, [operation for digest, operation in contents.items() if digest in digests])
+    return [(operation, recipes.get(digest)) for digest, operation in contents.items() if digest in digests]
 
 
 def _members(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
@@ -72,30 +90,73 @@ def _members(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
     )
 
 
-def _archive_bytes(metadata: Metadata, carried: Iterable[Operation]) -> int:
+def _archive_bytes(metadata: Metadata, carried: _Carried) -> int:
     members = sum(tar.member_bytes(name, len(content)) for name, content in _members(metadata))
-    return members + sum(tar.member_bytes(_name(each), each.size) for each in carried) + len(tar.END)
+    for operation, made in carried:
+        if made is None:
+            members += tar.member_bytes(_name(operation), operation.size)
+        else:
+            members += tar.member_bytes(_recipe_name(operation), len(made.encoded()))
+            members += tar.member_bytes(_chunks_name(operation), made.new_bytes + DIGEST_BYTES)
+    return members + len(tar.END)
 
 
 def _name(operation: Operation) -> bytes:
     return ("files/" + operation.operation + "/" + operation.path).encode()
 
 
-def _pieces(metadata: Metadata, carried: Iterable[Operation], read: Read) -> Iterator[bytes | memoryview]:
+def _recipe_name(operation: Operation) -> bytes:
+    return b"metadata/recipes/" + (operation.digest or "").encode()
+
+
+def _chunks_name(operation: Operation) -> bytes:
+    return b"chunks/" + (operation.digest or "").encode()
+
+
+def _pieces(metadata: Metadata, carried: _Carried, read: Read) -> Iterator[bytes | memoryview]:
     for name, content in _members(metadata):
-        yield tar.header(name, len(content))
-        yield content
-        yield tar.padding(len(content))
-    for operation in carried:
-        yield tar.header(_name(operation), operation.size)
-        left = operation.size
-        for piece in read(operation):
-            left -= len(piece)
+        yield from _member(name, content)
+    for operation, made in carried:
+        if made is None:
+            yield tar.header(_name(operation), operation.size)
+            yield from _exactly(read(operation), operation, operation.size)
+            yield tar.padding(operation.size)
+            continue
+        yield from _member(_recipe_name(operation), made.encoded())
+        size, hashed = made.new_bytes + DIGEST_BYTES, hasher()
+        yield tar.header(_chunks_name(operation), size)
+        for piece in _exactly(read(operation), operation, made.new_bytes):
+            hashed.update(piece)
             yield piece
-        if left:
-            raise ValueError(f"the content of {operation.path!r} is not of the {operation.size} bytes that it names")
-        yield tar.padding(operation.size)
+        yield hashed.digest()
+        yield tar.padding(size)
     yield tar.END
+
+
+def _member(name: bytes, content: bytes) -> Iterator[bytes]:
+    yield tar.header(name, len(content))
+    yield content
+    yield tar.padding(len(content))
+
+
+def _exactly(pieces: Iterable[bytes | memoryview], operation: Operation, size: int) -> Iterator[bytes | memoryview]:
+    left = size
+    for piece in pieces:
+        left -= len(piece)
+        yield piece
+    if left:
+        raise ValueError(f"the content of {operation.path!r} is not of the {size} bytes that it names")
+
+
+class Content(NamedTuple):
+    """One content that a bundle carries."""
+
+    operation: Operation
+    """What it travels under."""
+    views: Iterator[memoryview]
+    """Its bytes, or the new bytes of its recipe; each view is valid until the next step."""
+    recipe: Recipe | None
+    """How it is made of what the receiver holds and of the new bytes; None when it travels whole."""
 
 
 class BundleReader:
@@ -118,18 +179,19 @@ class BundleReader:
             self._metadata = parse_metadata(manifest, operations, hashes, self._limits)
         return self._metadata
 
-    def contents(self) -> Iterator[tuple[Operation, Iterator[memoryview]]]:
-        """Yield each content that the bundle carries, once, with the operation that it travels under.
+    def contents(self) -> Iterator[Content]:
+        """Yield each content that the bundle carries, once.
 
-        Its bytes come as views that are valid until the next step. Content up to 256 KiB is verified before it is
-        handed out and comes as one view (none when empty); of larger content the last step verifies the whole.
+        Content up to 256 KiB is verified before it is handed out and comes as one view (none when empty); of larger
+        content, and of new bytes, the last step verifies the whole. What is made by a recipe must be verified by the
+        one who makes it (spec B-64).
         """
         return self._contents
 
     def finish(self) -> None:
         """Check what was not read yet, and that the archive, the frame and the source end here."""
-        for _, views in self._contents:
-            for _ in views:
+        for content in self._contents:
+            for _ in content.views:
                 pass
         if not self._frame.starts_with(tar.END):
             raise Refused("B-14", "the archive does not end with two blocks of zeros")
@@ -175,23 +237,56 @@ class BundleReader:
         if len(self._frame.peek(size)) < size:
             raise Refused("B-9", "the archive is truncated")
 
-    def _read_contents(self) -> Iterator[tuple[Operation, Iterator[memoryview]]]:
+    def _read_contents(self) -> Iterator[Content]:
         frame = self._frame
         end = tar.END[: tar.BLOCK]
         contents = content_operations(self.metadata())
+        may_have_recipes = FEATURE in self.metadata().manifest.requires
         for operation in contents.values():
             header = tar.header(_name(operation), operation.size)
-            if not frame.starts_with(header):
-                if frame.starts_with(end):
-                    return
+            if frame.starts_with(header):
+                frame.skip(len(header))
+                views = self._verified_view(operation) if operation.size <= _SMALL_BYTES else self._verified(operation)
+                made = None
+            elif frame.starts_with(end):
+                return
+            elif may_have_recipes and frame.starts_with(_recipe_name(operation) + b"\x00"):
+                made = self._read_recipe(operation)
+                views = self._new_bytes(operation, made)
+            else:
                 continue  # this content is not carried: the next one may be (spec B-53)
-            frame.skip(len(header))
-            views = self._verified_view(operation) if operation.size <= _SMALL_BYTES else self._verified(operation)
-            yield operation, views
+            yield Content(operation, views, made)
             for _ in views:
                 pass
         if not frame.starts_with(end):
             raise self._why_not(contents)
+
+    def _read_recipe(self, operation: Operation) -> Recipe:
+        found = tar.parse(self._frame.peek(tar.HEADER_BYTES_MAX))
+        if found.size > RECIPE_BYTES_MAX:
+            raise LimitExceeded("B-62", f"a recipe has {found.size} bytes", limit=RECIPE_BYTES_MAX)
+        self._frame.skip(len(tar.header(*found)))
+        content = b"".join(bytes(view) for view in self._read_views(found.size))
+        self._skip_padding(found.size)
+        return recipe.parse(content, operation.size)
+
+    def _new_bytes(self, operation: Operation, made: Recipe) -> Iterator[memoryview]:
+        size = made.new_bytes + DIGEST_BYTES
+        header = tar.header(_chunks_name(operation), size)
+        if not self._frame.starts_with(header):
+            self._refuse_unless_whole(len(header))
+            raise Refused("B-60", f"the new bytes of {operation.path!r} do not follow its recipe", path=operation.path)
+        self._frame.skip(len(header))
+        return self._verified_new_bytes(operation, made)
+
+    def _verified_new_bytes(self, operation: Operation, made: Recipe) -> Iterator[memoryview]:
+        hashed = hasher()
+        for view in self._read_views(made.new_bytes):
+            hashed.update(view)
+            yield view
+        if b"".join(bytes(view) for view in self._read_views(DIGEST_BYTES)) != hashed.digest():
+            raise Refused("B-63", f"the new bytes of {operation.path!r} are not of their digest", path=operation.path)
+        self._skip_padding(made.new_bytes + DIGEST_BYTES)
 
     def _verified_view(self, operation: Operation) -> Iterator[memoryview]:
         size = operation.size

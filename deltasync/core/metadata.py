@@ -14,12 +14,13 @@ from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, SIZE_MAX, Operation, Verb
 from deltasync.core.names import NameRefused, parse_path, parse_target, parse_workspace, shown
+from deltasync.core.recipe import FEATURE
 from deltasync.core.sequence import Header
 from deltasync.core.wire import Limits
 
 VERSION = "2.0"
-FEATURES: frozenset[str] = frozenset()
-"""What a bundle may require of a reader of this release; `recipes` and `parts` are reserved names."""
+FEATURES: frozenset[str] = frozenset((FEATURE,))
+"""What a bundle may require of a reader of this release; `parts` is a reserved name."""
 SEQUENCE_MAX = 2**53 - 1
 MANIFEST_BYTES_MAX = 64 * 1024
 WORKSPACE_PATH_MAX = 4096
@@ -120,6 +121,7 @@ def compose(
     client_id: str,
     bundle_id: str,
     created_at: datetime,
+    requires: Sequence[str] = (),
 ) -> Metadata:
     """Return the metadata of a new bundle; the operations are trusted to keep the rules, as `diff` writes them.
 
@@ -146,7 +148,7 @@ def compose(
         root=root.hex(),
         client_id=client_id,
         hash="blake3",
-        requires=[],
+        requires=list(requires),
         operations_digest=digest_of(operations_bytes).hex(),
         hashes_digest=digest_of(hashes_bytes).hex(),
     )

@@ -82,6 +82,8 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     wanted: list[str] = []
     """Digests whose blobs were found damaged: the client sends their content again."""
     limits: Limits = Limits()
+    features: list[str] = []
+    """What the manifest of a bundle for this server may require (spec B-22)."""
 
 
 class WorkspaceList(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +101,10 @@ class Staging:
         os.mkdir(self._name, 0o700, dir_fd=parent.fd)
         self.folder = parent.enter(self._name)
         self.staged: dict[bytes, Operation] = {}
+        self.assembled: set[bytes] = set()
+        """What of that was made by a recipe: no journal file can give it again."""
         self.content_bytes = 0
+        """What arrived of it."""
         self.is_durable = False
         """Content is fsynced here, because no journal file stands for it."""
 
@@ -127,18 +130,25 @@ class Staging:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         return os.open(operation.digest or "", flags, mode, dir_fd=self.folder.fd)
 
-    def take(self, operation: Operation) -> None:
-        """Count a content that lies in the folder, complete, under its digest."""
-        self.staged[bytes.fromhex(operation.digest or "")] = operation
-        self.content_bytes += operation.size
+    def take(self, operation: Operation, *, new_bytes: int | None = None) -> None:
+        """Count a content that lies in the folder, complete, under its digest. new_bytes: what arrived of it."""
+        digest = bytes.fromhex(operation.digest or "")
+        self.staged[digest] = operation
+        if new_bytes is not None:
+            self.assembled.add(digest)
+        self.content_bytes += operation.size if new_bytes is None else new_bytes
 
     def drop(self, operation: Operation) -> None:
         """Remove the file of a content that was not taken."""
         os.unlink(operation.digest or "", dir_fd=self.folder.fd)
 
+    def unjournalled(self) -> Collection[bytes]:
+        """Return the contents for which no journal file stands."""
+        return self.staged.keys() if self.is_durable else self.assembled
+
     def make_durable(self) -> None:
-        """Fsync what was staged (spec ST-16)."""
-        for digest in self.staged:
+        """Fsync what no journal file stands for (spec ST-16, ST-17)."""
+        for digest in self.unjournalled():
             descriptor = open_regular(digest.hex(), at=self.folder.fd)
             try:
                 os.fsync(descriptor)
@@ -235,8 +245,8 @@ class Cache:
                     fresh.append(digest)
                 actual = mtime_of(operation.mtime_ns)
                 rows.append(BlobRow(digest, operation.size, actual, operation.executable))
-            if staging.is_durable:
-                self.make_names_durable(row.digest for row in rows)
+            unjournalled = staging.unjournalled()
+            self.make_names_durable(row.digest for row in rows if row.digest in unjournalled)
             yield rows
         except BaseException:
             for digest in fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sqlite3
 import threading
 import time
@@ -30,14 +31,28 @@ from deltasync.core.errors import (
     SequenceGap,
     StaleEpoch,
 )
-from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.names import WorkspaceName
+from deltasync.core.recipe import FEATURE, Recipe
 from deltasync.core.sequence import Head, Header, Verdict, decide
 from deltasync.disk import space_guard
+from deltasync_server.assembly import assemble
 from deltasync_server.blobs import Cache, Leases, Staging
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Adopted, Spool
-from deltasync_server.state import BlobRow, State, blob_rows, head_of, loader, receipt_row, workspace_row, write_blobs
+from deltasync_server.offer import opened_blob
+from deltasync_server.state import (
+    BlobRow,
+    State,
+    blob_row,
+    blob_rows,
+    head_of,
+    loader,
+    receipt_row,
+    workspace_row,
+    write_blobs,
+)
+from deltasync_server.tree import Trees
 
 LEASE_SECONDS = 3600
 ARRIVAL_SECONDS = 7 * 24 * 3600.0
@@ -147,6 +162,7 @@ class Rooms:
     cache: Cache
     leases: Leases
     arrivals: Arrivals
+    trees: Trees
     syncs: ThreadPoolExecutor
     """Threads that make journal files durable beside the computation of the tree."""
 
@@ -203,7 +219,7 @@ class Intake:
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with self.rooms.cache.staging() as staging:
-            if _brings_large_content(metadata):
+            if _brings_large_content(metadata) or FEATURE in metadata.manifest.requires:
                 self._do_without_journal(staging)
             self._stage(reader, metadata, staging)
             if not staging.staged:
@@ -225,12 +241,16 @@ class Intake:
     @contextmanager
     def _being_made_durable(self, staging: Staging) -> Iterator[Future[None]]:
         """Make the journal file, or the content itself, durable beside a block; nobody uses either behind it."""
-        what = staging if staging.is_durable else self.spool
-        durable = self.rooms.syncs.submit(what.make_durable)
+        durable = self.rooms.syncs.submit(self._make_durable, staging)
         try:
             yield durable
         finally:
             durable.exception()
+
+    def _make_durable(self, staging: Staging) -> None:
+        staging.make_durable()
+        if not staging.is_durable:
+            self.spool.make_durable()
 
     def _judge(self, metadata: Metadata, *, may_wait: bool) -> wire.Receipt | None:
         """Return the first receipt of a duplicate, None when the bundle may go on, or raise the verdict."""
@@ -259,11 +279,36 @@ class Intake:
         with self.rooms.leases.guard, self.rooms.state.read() as db:
             present = blob_rows(db, named)
             self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
-        for operation, views in reader.contents():
+        for content in reader.contents():
+            operation = content.operation
             row = present.get(bytes.fromhex(operation.digest or ""))
-            if row is None or not self.rooms.cache.has_unchanged(row):
-                staging.write(operation, views)
+            if row is not None and self.rooms.cache.has_unchanged(row):
+                continue
+            if content.recipe is None:
+                staging.write(operation, content.views)
+            else:
+                self._assemble(staging, operation, content.recipe, content.views)
         reader.finish()
+
+    def _assemble(self, staging: Staging, operation: Operation, recipe: Recipe, views: Iterator[memoryview]) -> None:
+        """Make a content by its recipe; where that fails it is missing, and the sender is asked for it (spec B-64)."""
+        descriptor = staging.create(operation)
+        try:
+            digest = assemble(descriptor, recipe, views, self._opened)
+            os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
+        finally:
+            os.close(descriptor)
+        if digest is not None and digest.hex() == operation.digest:
+            staging.take(operation, new_bytes=recipe.new_bytes)
+            return
+        staging.drop(operation)
+        if digest is not None:  # a base may have other bytes than its digest says, or the sender erred
+            self.rooms.trees.prove(recipe.bases)
+
+    def _opened(self, digest: bytes) -> tuple[int, int] | None:
+        with self.rooms.state.read() as db:
+            row = blob_row(db, digest)
+        return opened_blob(self.rooms.cache, self.rooms.trees, digest, row)
 
     def _commit(self, metadata: Metadata, staging: Staging, durable: Future[None]) -> Committed:
         """Compute the tree, publish the content, and move the head (spec ST-13, ST-14)."""
@@ -358,7 +403,7 @@ class _Commit:
         )
 
     def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str | None) -> None:
-        carried = b"".join(sorted(self._staging.staged)) if journal else None
+        carried = b"".join(sorted(self._staging.staged.keys() - self._staging.assembled)) if journal else None
         body = msgspec.json.encode(receipt)
         values = (self._name, receipt.sequence, receipt.epoch, self._metadata.identity, root, body)
         self._db.execute(

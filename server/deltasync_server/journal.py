@@ -204,8 +204,8 @@ class Journal:
         try:
             with self._open(receipt) as source, self._cache.staging() as staging:
                 reader = BundleReader(source, self._limits)
-                for operation, views in reader.contents():
-                    if bytes.fromhex(operation.digest or "") in wrong:
+                for operation, views, recipe in reader.contents():
+                    if recipe is None and bytes.fromhex(operation.digest or "") in wrong:
                         staging.write(operation, views)
                 with self._state.hold(), self._cache.published(staging, {}) as rows, self._state.write() as db:
                     update = "UPDATE blobs SET mtime_ns = ?, executable = ? WHERE digest = ?"

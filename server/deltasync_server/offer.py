@@ -1,4 +1,4 @@
-"""Offers: many blobs or directory objects as one stream of frames, in pieces of bounded size (spec H-38)."""
+"""Offers: many blobs or directory objects as one stream of frames, the chunks of one blob; in bounded pieces."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from deltasync.core import frames
+from deltasync.core.chunks import Chunker
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
 from deltasync_server.blobs import Cache
 from deltasync_server.state import BATCH, BlobRow, State, batched, blob_rows, object_body
 from deltasync_server.tree import Trees
 
 PIECE_BYTES = 1 << 20
+CUT_BYTES = 8 << 20
+"""What is read of a blob at a time to cut it."""
 Opened = Callable[[bytes, BlobRow | None], tuple[int, int] | None]
 """Gives the descriptor and size of a blob whose fingerprint is right, or None."""
 
@@ -57,6 +60,20 @@ def _contents(descriptor: int, size: int) -> Iterator[bytes]:
             yield content
     finally:
         os.close(descriptor)
+
+
+def chunk_pieces(descriptor: int, average_bytes: int) -> Generator[bytes, None, None]:
+    """Yield the packed list of an open blob's chunks, and close it (spec H-40)."""
+    chunker, buffer = Chunker(average_bytes), memoryview(bytearray(CUT_BYTES))
+    try:
+        while count := os.readv(descriptor, [buffer]):
+            chunker.update(buffer[:count])
+            if piece := chunker.take():
+                yield piece
+    finally:
+        os.close(descriptor)
+    if piece := chunker.finish():
+        yield piece
 
 
 def object_pieces(state: State, digests: Iterable[bytes]) -> Generator[bytes, None, None]:

@@ -16,9 +16,11 @@ from typing import BinaryIO, Self
 from deltasync import __version__
 from deltasync.core import wire
 from deltasync.core.bundle import Source
+from deltasync.core.chunks import is_average
 from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFound, SequenceGone, UsageError
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
+from deltasync.core.metadata import FEATURES
 from deltasync.core.names import WorkspaceName
 from deltasync.disk import Lock, space_guard
 from deltasync_server.blobs import Cache, Leases
@@ -27,7 +29,7 @@ from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Rooms
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
-from deltasync_server.offer import blob_pieces, object_pieces, opened_blob
+from deltasync_server.offer import blob_pieces, chunk_pieces, object_pieces, opened_blob
 from deltasync_server.state import (
     BlobRow,
     State,
@@ -74,7 +76,7 @@ class Store:
         self.leases = Leases()
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
-        self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self._syncs)
+        self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self.trees, self._syncs)
         self.uploads = Uploads(config, self.state, self._arrivals, self.require_space)
         self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads)
@@ -195,6 +197,7 @@ class Store:
             lag=row.sequence - row.tree_sequence,
             wanted=[digest.hex() for (digest,) in wanted],
             limits=self.config.limits,
+            features=sorted(FEATURES),
         )
 
     def wait_for_tree(self, name: WorkspaceName, sequence: int, seconds: float) -> wire.WorkspaceState:
@@ -281,6 +284,17 @@ class Store:
     def offer_blobs(self, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these blobs (spec H-37)."""
         return blob_pieces(self.state, self._opened, self._asked(digests))
+
+    def offer_chunks(self, digest: bytes, average_bytes: int) -> Generator[bytes, None, None]:
+        """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-40)."""
+        if not is_average(average_bytes):
+            raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
+        with self.state.read() as db:
+            row = blob_row(db, digest)
+        found = self._opened(digest, row)
+        if found is None:
+            raise NotFound(f"the cache has no blob {digest.hex()}")
+        return chunk_pieces(found[0], average_bytes)
 
     def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these directory objects (spec H-39)."""

@@ -256,6 +256,12 @@ class Trees:
                     self._cache.restamp(digest, row.mtime_ns, executable=row.executable)
                 return row if is_right else None
 
+    def prove(self, digests: Collection[bytes]) -> None:
+        """Read blobs whose fingerprint is right and quarantine those whose bytes are not (spec ST-26)."""
+        wrong = [digest for digest in digests if not self._cache.holds_right_bytes(digest)]
+        if wrong:
+            self.quarantine(wrong)
+
     def quarantine(self, wrong: Collection[bytes]) -> None:
         """Take damaged blobs out of the cache and out of every tree, and ask for their content (spec ST-26)."""
         _log.error("quarantining %d damaged blob(s), the first is %s", len(wrong), next(iter(wrong)).hex())

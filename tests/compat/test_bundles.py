@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 import zstandard
 from corpus_faults import FAULTS
-from corpus_good import good_chain, tree_text
+from corpus_good import good_chain, recipe_chain, tree_text
 
-from deltasync.core.bundle import BundleReader, file_name
+from deltasync.core.bundle import BundleReader, Content, file_name
 from deltasync.core.delta import apply
 from deltasync.core.errors import DeltasyncError, RootMismatch
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, decode_directory
 from deltasync.core.tree import walk
 from deltasync.core.wire import Limits
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 GOOD: list[dict[str, Any]] = json.loads((BUNDLES / "good/index.json").read_text(encoding="utf-8"))
+RECIPES: list[dict[str, Any]] = json.loads((BUNDLES / "recipes/index.json").read_text(encoding="utf-8"))
 REFUSED: list[dict[str, Any]] = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
 
 
@@ -31,7 +33,7 @@ class Receiver:
     def __init__(self) -> None:
         self.root = EMPTY_ROOT
         self.objects: dict[bytes, bytes] = {}
-        self.cache: set[str] = set()
+        self.cache: dict[str, bytes] = {}
 
     def load(self, digest: bytes) -> list[Entry]:
         return decode_directory(self.objects[digest])
@@ -40,17 +42,29 @@ class Receiver:
         """Read a bundle strictly to its end, then apply it to the tree."""
         reader = BundleReader(io.BytesIO(raw), Limits())
         metadata = reader.metadata()
-        carried = {operation.digest or "" for operation, _ in reader.contents()}
+        carried = {content.operation.digest or "": self._made(content) for content in reader.contents()}
         reader.finish()
+        assert all(digest_of(content).hex() == digest for digest, content in carried.items())
         assert metadata.header.parent_root == self.root
         applied = apply(self.root, metadata.operations, self.load)
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch("the operations lead to another root")
-        absent = {operation.digest for operation in metadata.operations if operation.digest} - carried
-        assert absent <= self.cache
+        absent = {operation.digest for operation in metadata.operations if operation.digest} - carried.keys()
+        assert absent <= self.cache.keys()
         self.objects |= applied.objects
         self.root = applied.root
         self.cache |= carried
+
+    def _made(self, content: Content) -> bytes:
+        """Return a content that travels whole, or make it by its recipe."""
+        new = b"".join(map(bytes, content.views))
+        if content.recipe is None:
+            return new
+        bases, made = [self.cache[digest.hex()] for digest in content.recipe.bases], b""
+        for base, offset, size in content.recipe.segments():
+            made += bases[base - 1][offset : offset + size] if base else new[:size]
+            new = new if base else new[size:]
+        return made
 
     def text(self) -> str:
         """Write the tree as the files in trees/ do."""
@@ -82,6 +96,16 @@ def test_the_good_chain_leads_to_the_tree_beside_each_bundle() -> None:
     assert [row["sequence"] for row in GOOD] == list(range(1, 11))
 
 
+def test_the_chain_with_recipes_leads_to_the_tree_beside_each_bundle() -> None:
+    """The second bundle carries less than a tenth of what it names; every content has its digest."""
+    receiver = Receiver()
+    for row in RECIPES:
+        raw = (BUNDLES / "recipes" / row["file"]).read_bytes()
+        receiver.receive(raw)
+        assert receiver.text() == (BUNDLES / "recipes" / row["tree"]).read_text(encoding="utf-8")
+    assert len(raw) < 4_000 and sum(map(len, receiver.cache.values())) > 60_000
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["file"].removesuffix(".tar.zst"))
 def test_a_refused_bundle_is_refused_by_exactly_its_rule(row: dict[str, Any]) -> None:
     """Each bundle has one fault, and the error names it; what the receiver holds stays as it was."""
@@ -95,18 +119,20 @@ def test_a_refused_bundle_is_refused_by_exactly_its_rule(row: dict[str, Any]) ->
 
 def test_the_folder_has_a_row_for_every_file_and_enough_of_them() -> None:
     """Nothing lies in bundles/ that no index names; at least 45 are refused."""
-    for part, rows in (("good", GOOD), ("refused", REFUSED)):
+    for part, rows in (("good", GOOD), ("recipes", RECIPES), ("refused", REFUSED)):
         assert {file.name for file in (BUNDLES / part).glob("*.tar.zst")} == {row["file"] for row in rows}
     assert len(REFUSED) >= 45
 
 
-def test_the_good_chain_is_built_again_from_its_parts() -> None:
+@pytest.mark.parametrize("part", ["good", "recipes"])
+def test_a_good_chain_is_built_again_from_its_parts(part: str) -> None:
     """Names, identities, trees and archives are those of the frozen files, whatever the release of zstd."""
     unpack = zstandard.ZstdDecompressor().decompress
-    for row, step in zip(GOOD, good_chain(), strict=True):
-        frozen = (BUNDLES / "good" / row["file"]).read_bytes()
+    rows, chain = (GOOD, good_chain()) if part == "good" else (RECIPES, recipe_chain())
+    for row, step in zip(rows, chain, strict=True):
+        frozen = (BUNDLES / part / row["file"]).read_bytes()
         assert (row["file"], row["title"]) == (file_name(step.metadata), step.title)
-        assert tree_text(step.tree) == (BUNDLES / "good" / row["tree"]).read_text(encoding="utf-8")
+        assert tree_text(step.tree) == (BUNDLES / part / row["tree"]).read_text(encoding="utf-8")
         assert unpack(frozen) == unpack(step.sealed)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from deltasync.core.errors import DeltasyncError
+from deltasync.core.hashing import digest_of
 from deltasync.core.names import parse_workspace
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 GOOD: list[dict[str, Any]] = json.loads((BUNDLES / "good/index.json").read_text(encoding="utf-8"))
+RECIPES: list[dict[str, Any]] = json.loads((BUNDLES / "recipes/index.json").read_text(encoding="utf-8"))
 REFUSED: list[dict[str, Any]] = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
 LIFE = parse_workspace("life")
 
@@ -30,6 +32,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
             sealed = io.BytesIO((BUNDLES / "good" / row["file"]).read_bytes())
             assert store.receive(LIFE, sealed, expected_identity=None).root == row["root"]
         yield store
+
+
+def test_the_store_makes_files_by_their_recipes(tmp_path: Path) -> None:
+    """The chain with recipes leads to its tree on disk."""
+    with Store(StoreConfig(data=tmp_path / "data")) as store:
+        store.recover()
+        for row in RECIPES:
+            sealed = io.BytesIO((BUNDLES / "recipes" / row["file"]).read_bytes())
+            assert store.receive(LIFE, sealed, expected_identity=None).root == row["root"]
+        store.trees.bring_forward(LIFE)
+        for line in (BUNDLES / "recipes" / RECIPES[-1]["tree"]).read_text(encoding="utf-8").splitlines()[1:]:
+            _, _, _, _, digest, path = line.split("\t")
+            assert digest_of((store.trees.path(LIFE) / path).read_bytes()).hex() == digest
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["file"].removesuffix(".tar.zst"))

@@ -62,7 +62,7 @@ def _metadata(operations: list[Operation], parent_root: bytes, root: bytes, sequ
 def _open(raw: bytes) -> tuple[Metadata, dict[str, bytes]]:
     reader = BundleReader(io.BytesIO(raw), Limits())
     metadata = reader.metadata()
-    contents = {operation.digest or "": b"".join(map(bytes, views)) for operation, views in reader.contents()}
+    contents = {operation.digest or "": b"".join(map(bytes, views)) for operation, views, _ in reader.contents()}
     reader.finish()
     return metadata, contents
 

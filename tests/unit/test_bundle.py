@@ -79,7 +79,7 @@ def opened(raw: bytes, limits: Limits | None = None) -> tuple[Metadata, dict[str
     """Read a whole bundle; return its metadata and the content it carries by path."""
     reader = BundleReader(io.BytesIO(raw), limits or Limits())
     metadata = reader.metadata()
-    contents = {operation.path: b"".join(map(bytes, views)) for operation, views in reader.contents()}
+    contents = {operation.path: b"".join(map(bytes, views)) for operation, views, _ in reader.contents()}
     reader.finish()
     return metadata, contents
 
@@ -131,7 +131,7 @@ def test_small_content_comes_as_one_verified_view_and_large_content_in_pieces() 
     """Up to 256 KiB a consumer sees one view; beyond, several, none larger than the window."""
     files = {"small": b"s" * 256 * 1024, "large": b"l" * 5_000_000, "none": b""}
     reader = BundleReader(io.BytesIO(sealed(of(files), files)), Limits())
-    counts = {operation.path: [len(view) for view in views] for operation, views in reader.contents()}
+    counts = {operation.path: [len(view) for view in views] for operation, views, _ in reader.contents()}
     assert counts["small"] == [256 * 1024]
     assert counts["none"] == []
     assert sum(counts["large"]) == 5_000_000
@@ -143,7 +143,7 @@ def test_content_that_nobody_reads_is_checked_all_the_same() -> None:
     files = {"a": b"a" * 1_000_000, "b": b"b" * 1_000_000, "c": b"c"}
     raw = sealed(of(files), files)
     reader = BundleReader(io.BytesIO(raw), Limits())
-    _, views = next(reader.contents())
+    _, views, _ = next(reader.contents())
     next(views)
     reader.finish()
     BundleReader(io.BytesIO(raw), Limits()).finish()

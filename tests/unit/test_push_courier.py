@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from deltasync.client.courier import Courier, Parcel, Undelivered
-from deltasync.client.report import Moved
+from deltasync.client.report import Avoided
 from deltasync.client.seal import Writer, composed
 from deltasync.core import wire
 from deltasync.core.errors import HostUnreachable
@@ -62,7 +62,7 @@ class Gate:
 def parcel(number: int, chunks: Iterator[bytes] | None = None) -> Parcel:
     writer = Writer("w", "/w", "a" * 32, "1" * 32)
     manifest = composed((), writer, sequence=number, parent_root=EMPTY_ROOT, root=EMPTY_ROOT).manifest
-    return Parcel(manifest, bytes([number]) * 32, f"{number}", chunks or iter([b"x"]), 0, Moved(0, 0))
+    return Parcel(manifest, bytes([number]) * 32, f"{number}", chunks or iter([b"x"]), 0, Avoided(0, 0))
 
 
 def test_receipts_come_in_order_and_bodies_one_after_the_other() -> None:

@@ -8,14 +8,15 @@ import logging
 import re
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
+from deltasync.core.chunks import AVERAGE_BYTES
 from deltasync.core.errors import UsageError
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
@@ -111,7 +112,18 @@ def byte_range(text: str | None, size: int) -> tuple[int, int]:
     return start, end
 
 
+Average = Annotated[int, Query(ge=1, le=1 << 30, description="bytes of a chunk on average")]
 Pieces = Generator[bytes, None, None]
+
+
+@router.get(
+    "/workspaces/{workspace}/recipes/{digest}", summary="The recipe of a blob", **openapi.gives_bytes(200, 400, 404)
+)
+async def recipe(request: Request, workspace: str, digest: str, average: Average = AVERAGE_BYTES) -> Response:
+    """Return the list of a blob's chunks, cut now, so that a sender finds out which of them it need not send (H-40)."""
+    here, _ = context_of(request), workspace_of(workspace)
+    offer = partial(here.store.offer_chunks, digest_of_path(digest), average)
+    return _PiecesResponse(here, await here.workers.quick(offer))
 
 
 @router.post(

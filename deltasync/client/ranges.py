@@ -1,0 +1,168 @@
+"""Which ranges of a large file the receiver holds already, so that only the bytes between them travel (spec B-60)."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from deltasync.client import recipes
+from deltasync.client.recipes import Known
+from deltasync.core import recipe
+from deltasync.core.chunks import CHUNK_FROM_BYTES, KEY_BYTES, LISTED_BYTES, chunks
+from deltasync.core.errors import NotFound
+from deltasync.core.manifest import Operation
+from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
+
+if TYPE_CHECKING:
+    from deltasync.client.state import State
+
+WORTH = 0.9
+"""A recipe that carries more than this share of the file is not worth its trouble."""
+_FRESH = struct.Struct(f">QI{KEY_BYTES}s")
+
+
+class Receiver(Protocol):
+    """A server that holds bases."""
+
+    def missing(self, name: str, digests: Sequence[str]) -> list[str]:
+        """Lease these digests, and return those that are not there."""
+
+    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
+        """Return the packed list of the chunks of a content."""
+
+
+class Fresh(NamedTuple):
+    """A chunk that no base has: where it is in the file, and the beginning of its BLAKE3."""
+
+    offset: int
+    size: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one content travels: its recipe, and the chunks that are sent with it."""
+
+    recipe: Recipe
+    packed: bytes
+
+    def fresh(self) -> Iterator[Fresh]:
+        """Yield the chunks to send, in the order of the file."""
+        return map(Fresh._make, _FRESH.iter_unpack(self.packed))
+
+    @property
+    def saved_bytes(self) -> int:
+        """How much less travels than the whole."""
+        return self.recipe.size - self.recipe.new_bytes
+
+
+class Planner:
+    """Plans how large files travel to one receiver."""
+
+    def __init__(self, state: State, receiver: Receiver, workspace: str) -> None:
+        """Ask nothing yet."""
+        self._state, self._receiver, self._workspace = state, receiver, workspace
+
+    def plans(self, operations: Iterable[Operation], digests: Collection[str]) -> dict[str, Plan]:
+        """Return the plans of those contents, by digest, that need not travel whole.
+
+        Only a file that was cut when it was read has one, and that is a file for which there was a base then.
+        """
+        found: dict[str, Plan] = {}
+        for operation in operations:
+            digest = operation.digest
+            if digest in digests and digest not in found and digest and operation.size >= CHUNK_FROM_BYTES:
+                known = recipes.recipe_of(self._state, bytes.fromhex(digest))
+                plan = self._plan(operation, known) if known else None
+                if plan is not None:
+                    found[digest] = plan
+        return found
+
+    def _plan(self, operation: Operation, known: Known) -> Plan | None:
+        former = bytes.fromhex(operation.base) if operation.base and operation.base != operation.digest else None
+        tried = [former] if former else []
+        tried += recipes.similar(self._state, known.digest, but=tried)
+        if not tried:
+            return None
+        # What is there is leased by the answer: it is not collected before the bundle comes.
+        missing = set(self._receiver.missing(self._workspace, [each.hex() for each in tried]))
+        bases = (each for each in tried[:BASES_MAX] if each.hex() not in missing)
+        return matched(known.listed, filter(None, (self._base(each, known.average_bytes) for each in bases)))
+
+    def _base(self, digest: bytes, average_bytes: int) -> Known | None:
+        """Return the recipe of a base, with chunks of this size: as it is remembered, or from the receiver."""
+        known = recipes.recipe_of(self._state, digest)
+        if known is not None and known.average_bytes == average_bytes:
+            return known
+        try:
+            listed = self._receiver.recipe(self._workspace, digest, average_bytes)
+        except NotFound:
+            return None
+        if len(listed) % LISTED_BYTES:
+            return None
+        known = Known(digest, average_bytes, listed)
+        recipes.remember(self._state, [known], [])
+        return known
+
+
+def matched(listed: bytes, bases: Iterable[Known]) -> Plan | None:
+    """Return the plan for a content with these chunks; None when it had better travel whole.
+
+    bases: tried in this order; the lookup table of one is in memory at a time.
+    """
+    match = _Match(listed)
+    used = tuple(base.digest for base in bases if match.has_any_of(base.listed))
+    if not used:
+        return None
+    plan = match.plan(used)
+    carried = plan.recipe.new_bytes + len(plan.recipe.body)
+    return plan if len(plan.recipe.body) < RECIPE_BYTES_MAX // 2 and carried <= WORTH * plan.recipe.size else None
+
+
+class _Match:
+    """For each chunk of a content, the base that has it, and where."""
+
+    def __init__(self, listed: bytes) -> None:
+        count = len(listed) // LISTED_BYTES
+        self._listed = listed
+        self._base = array("B", bytes(count))
+        self._offset = array("Q", bytes(8 * count))
+        self._used = 0
+
+    def has_any_of(self, listed: bytes) -> bool:
+        """Look the chunks that no earlier base has up in another one; False when it has none of them."""
+        starts, at = array("Q"), 0
+        index: dict[bytes, int] = {}
+        for number, chunk in enumerate(chunks(listed)):
+            starts.append(at)
+            index.setdefault(listed[number * LISTED_BYTES : (number + 1) * LISTED_BYTES], number)
+            at += chunk.size
+        following, mark, found = 0, self._used + 1, False
+        for number in range(len(self._base)):
+            if self._base[number]:
+                continue
+            text = self._listed[number * LISTED_BYTES : (number + 1) * LISTED_BYTES]
+            # the chunk behind the last one found, where content repeats itself: ranges stay long
+            here = following if listed.startswith(text, following * LISTED_BYTES) else index.get(text)
+            if here is not None:
+                self._base[number], self._offset[number] = mark, starts[here]
+                following, found = here + 1, True
+        self._used += found
+        return found
+
+    def plan(self, bases: tuple[bytes, ...]) -> Plan:
+        packed = bytearray()
+
+        def segments() -> Iterator[Segment]:
+            at = 0
+            for number, chunk in enumerate(chunks(self._listed)):
+                base = self._base[number]
+                if not base:
+                    packed.extend(_FRESH.pack(at, *chunk))
+                yield Segment(base, self._offset[number], chunk.size)
+                at += chunk.size
+
+        return Plan(recipe.compose(bases, segments()), bytes(packed))
