@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import folders
 import msgspec
+from corpus import FOLDER as BUNDLES
+from corpus_good import File, noise, recipe_chain
 
 from deltasync.core.hashing import digest_of
 from deltasync_server import intake
@@ -150,6 +152,16 @@ class ClientPush(Scenario):
         assert not list(self.media.rglob("*.tmp"))
 
 
+class ClientPushLarge(ClientPush):
+    """The change is one of a large file, which goes as a recipe."""
+
+    def prepare(self) -> None:
+        self.media = self.folder / "media"
+        large = folders.write(self.media, "large.bin", bytes(range(256)) * 20 + noise("large", 4_500_000))
+        self.run(self.push)
+        folders.write(self.media, "large.bin", b"new header" + large.read_bytes() + b"more")
+
+
 class ClientSeal(Scenario):
     """A client without a server seals bundle files and is killed; what it sealed replays into an empty server."""
 
@@ -225,6 +237,13 @@ class ServerReplayDirect(ServerReplay):
         return super().act()
 
 
+class ServerReplayRecipes(ServerReplay):
+    """A server applies bundles with recipes."""
+
+    def act(self) -> int:
+        return server("replay", BUNDLES / "recipes", "--data", self.data, "--workspace", "life", "--json")
+
+
 class ServerUpload(Scenario):
     """A bundle and a file come in pieces to a store that is killed; their sender asks what is there and goes on."""
 
@@ -257,7 +276,6 @@ class ServerUpload(Scenario):
         return 0
 
     def _plain(self) -> bytes:
-        from corpus_good import noise
 
         return noise("plain", 20_000)
 
@@ -273,7 +291,6 @@ class ServerUpload(Scenario):
         store.complete_upload(state.upload_id, wire.UploadComplete())
 
     def verify(self) -> None:
-        from corpus_good import noise
 
         tree, digest = self.data / "workspaces/life/tree", digest_of(self._plain()).hex()
         assert (tree / "large.bin").read_bytes() == noise("life", 40_000)
@@ -347,10 +364,12 @@ def _copy_links(root: Path) -> Callable[[str, str], str]:
 
 SCENARIOS: dict[str, type[Scenario]] = {
     "client-push": ClientPush,
+    "client-push-large": ClientPushLarge,
     "client-seal": ClientSeal,
     "client-fetch": ClientFetch,
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
+    "server-replay-recipes": ServerReplayRecipes,
     "server-upload": ServerUpload,
     "server-collect": ServerCollect,
     "server-adopt": ServerAdopt,
@@ -391,8 +410,14 @@ def fetched_server(shared: Path):
 
 def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager[None]:
     """Make what every point of a scenario starts from."""
-    if name == "client-push":
+    if name in ("client-push", "client-push-large"):
         return live_server(shared)
+    if name == "server-replay-recipes":
+        expected = shared / "expected"
+        for path, thing in recipe_chain()[-1].tree.items():
+            assert isinstance(thing, File)
+            os.utime(folders.write(expected, path, thing.content), ns=(thing.mtime_ns, thing.mtime_ns))
+        return contextlib.nullcontext()
     if name == "client-fetch":
         return fetched_server(shared)
     if name.startswith("server-"):

@@ -213,7 +213,8 @@ def test_trouble_with_a_folder_is_told_of_what_is_in_it(state: State, root: Path
 def test_a_file_that_changes_while_it_is_read_waits(state: State, root: Path) -> None:
     """What is read is not what is there afterwards: it is still being written, so much so far, since then."""
     large = root / "large"
-    large.write_bytes(bytes(9 << 20))  # more than one piece
+    with large.open("wb") as file:
+        file.truncate(2 << 30)  # so much that the writer gets its turn before the end
     before = large.stat()
     endless = "import os, sys\nwhile True: os.utime(sys.argv[1])"
     with subprocess.Popen([sys.executable, "-c", endless, large]) as writer:
