@@ -250,18 +250,20 @@ SETTINGS: Mapping[str, Setting] = {setting.key: setting for setting in _ALL}
 def load(
     flags: Mapping[str, Raw | None], environment: Mapping[str, str], files: Iterable[tuple[Path, bool]] = ()
 ) -> Settings:
-    """Return the settings: a file's, over them the environment's, over them the flags'.
+    """Return the settings: a file's, over them the environment's, over them the flags'; lists add up in this order.
 
     flags: by key; None and an empty list are not given. files: each with whether it is a workspace's own.
     Raises UsageError that names where a bad value stands and what is allowed there.
     """
+    layers = [_from_file(path, is_workspace=is_workspace) for path, is_workspace in files]
+    layers.append(_from_environment(environment))
+    given = {key: raw for key, raw in flags.items() if raw is not None and raw != []}
+    layers.append({key: _parsed(f"--{key}", SETTINGS[key], raw) for key, raw in given.items()})
     merged: dict[str, Value] = {}
-    for path, is_workspace in files:
-        merged |= _from_file(path, is_workspace=is_workspace)
-    merged |= _from_environment(environment)
-    for key, raw in flags.items():
-        if raw is not None and raw != []:
-            merged[key] = _parsed(f"--{key}", SETTINGS[key], raw)
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            merged[key] = (*before, *value) if isinstance(before, tuple) and isinstance(value, tuple) else value
     return msgspec.convert(merged, Settings)
 
 

@@ -141,11 +141,13 @@ def _parameter(name: str, setting: config.Setting) -> inspect.Parameter:
 def place_of(path: Path, call: Call) -> tuple[Path, str]:
     """Return the workspace's folder that holds a path, and the path inside of it, '' for the folder itself.
 
-    A workspace inside another one belongs to that one first. No link is followed at the path's end.
+    Of workspaces inside each other it is the inner one, which the outer one leaves out. No link is followed at the
+    path's end.
     """
     absolute = Path(os.path.normpath(path.absolute()))
     state_dir = call.settings().state_dir
-    for root in (*absolute.parents, absolute):
+    itself = [absolute] if absolute.is_dir() and not absolute.is_symlink() else []
+    for root in (*itself, *absolute.parents):
         if (root / RESERVED / "state.db").is_file() or (state_dir and _is_root_of(root, Path(state_dir))):
             inside = absolute.relative_to(root).as_posix()
             return root, "" if inside == "." else inside

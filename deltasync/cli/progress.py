@@ -46,7 +46,7 @@ class _Lines(Meter):
         if progress.bundles > self._bundles:
             self._bundles = progress.bundles
             done = f"{bytes_text(progress.content_bytes)} of {bytes_text(progress.total_bytes)}"
-            self._out.say(f"{count_text(progress.bundles, 'bundle')} sent, {done}")
+            self._out.say(f"{count_text(progress.bundles, 'bundle')}, {done} read")
 
     def fetched(self, size_bytes: int, total_bytes: int) -> None:
         if size_bytes - self._fetched_bytes >= LINE_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,14 @@ from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text, seconds_text
 from deltasync.cli.progress import meter
 from deltasync.client import outbox
+from deltasync.client.opening import DATABASE
 from deltasync.client.push import WAIT_SECONDS, Pusher, PushOptions
 from deltasync.client.report import Counts, PushReport
 from deltasync.client.scan import ScanReport, scan
 from deltasync.client.state import State
 from deltasync.config import Settings
 from deltasync.core.errors import DeltasyncError, UsageError, from_problem
-from deltasync.core.names import shown
+from deltasync.core.names import RESERVED, shown
 
 PROBLEMS_SHOWN = 20
 _WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", *options.WIRE, *options.OUTBOX)
@@ -170,14 +172,17 @@ def push_options(settings: Settings) -> PushOptions:
 
 @contextlib.contextmanager
 def opened(call: Call, root: Path, settings: Settings) -> Iterator[State]:
-    """Open a workspace for writing and say what its state has to tell."""
-    state = State.open(
-        root,
-        state_dir=Path(settings.state_dir) if settings.state_dir else None,
-        workspace=settings.workspace,
-        take_over=settings.take_over,
-    )
-    with state:
+    """Open a workspace for writing and say what its state has to tell.
+
+    A rehearsal in a folder that is no workspace yet leaves none behind: its state is kept elsewhere and removed.
+    """
+    with contextlib.ExitStack() as stack:
+        state_dir = Path(settings.state_dir) if settings.state_dir else None
+        if settings.dry_run and not ((state_dir or root / RESERVED) / DATABASE).exists():
+            state_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deltasync-")))
+        workspace, take_over = settings.workspace, settings.take_over
+        state = State.open(root, state_dir=state_dir, workspace=workspace, take_over=take_over)
+        stack.enter_context(state)
         for note in state.notes:
             call.out.note(note)
         yield state
@@ -189,8 +194,7 @@ def opened(call: Call, root: Path, settings: Settings) -> Iterator[State]:
 def _exit_code(report: PushReport, settings: Settings) -> int:
     if report.waiting is not None:
         return 6
-    is_behind = (report.tree_sequence or 0) < report.sequence and report.tree_sequence is not None
-    if is_behind and not (settings.no_wait or settings.dry_run):
+    if report.tree_behind and not settings.no_wait:
         return 4
     return 3 if report.problems else 0
 
@@ -206,7 +210,10 @@ def _say(call: Call, report: PushReport, settings: Settings) -> None:
     if report.pending and not report.dry_run:
         call.out.note(f"the outbox holds {count_text(report.pending, 'bundle')} for a server; name one with --to")
     if _exit_code(report, settings) == 4:
-        call.out.warn("the server has everything, but its folder is not complete yet; ask again with status")
+        call.out.warn(
+            "the server has everything, but its folder is not complete yet; ask again with status, "
+            "and look into its log if that stays so"
+        )
     shown_max = len(report.problems) if call.out.is_verbose else PROBLEMS_SHOWN
     for problem in report.problems[:shown_max]:
         call.out.warn(f"{problem.path}: {problem.reason}")
@@ -217,7 +224,8 @@ def _say(call: Call, report: PushReport, settings: Settings) -> None:
 def _summary(report: PushReport) -> str:
     verbs = _counted(report.operations)
     if not verbs:
-        return f"nothing to send, at sequence {report.sequence};"
+        told = "took the workspace over, nothing else to send" if report.taken_over else "nothing to send"
+        return f"{told}, at sequence {report.sequence};"
     told, size_bytes, done = "sent", report.sent_bytes, "sent"
     if report.dry_run:
         told, size_bytes, done = "would send", report.content_bytes, "of content"
@@ -228,7 +236,11 @@ def _summary(report: PushReport) -> str:
 
 
 def _avoided(report: PushReport) -> str:
-    ways = {"in the cache": report.avoided_by_cache_bytes, "by moves": report.avoided_by_move_bytes}
+    ways = {
+        "in the cache": report.avoided_by_cache_bytes,
+        "by chunks": report.avoided_by_chunks_bytes,
+        "by moves": report.avoided_by_move_bytes,
+    }
     told = ", ".join(f"{bytes_text(count)} {way}" for way, count in ways.items() if count)
     return f" avoided {told};" if told else ""
 

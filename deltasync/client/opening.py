@@ -52,8 +52,10 @@ def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
     """Open the state of the workspace at `root`, or make it."""
     require_confinement()
     real = usable_root(root)
-    _refuse_nested(real)
     folder = asked.state_dir.absolute() if asked.state_dir else real / RESERVED
+    if not (folder / DATABASE).is_file():
+        _refuse_nested(real)
+        _refuse_strangers(folder, asked.state_dir)
     if asked.read_only:
         if not (folder / DATABASE).is_file():
             raise NotFound(
@@ -147,13 +149,43 @@ def _client_id_path() -> Path:
 
 
 def _refuse_nested(root: Path) -> None:
+    """Refuse a new workspace inside of one that carries its files; one that was there before it is left out of it."""
+    if RESERVED in root.parts:
+        raise UsageError(f"{shown(str(root))} lies inside a folder {RESERVED}, which is our own")
     for parent in root.parents:
-        with contextlib.suppress(OSError):
-            if (parent / RESERVED / DATABASE).is_file():
-                raise UsageError(
-                    f"{shown(str(root))} lies inside the workspace {shown(str(parent))}; use that one, "
-                    "or a folder outside of it"
-                )
+        if _has_history(parent / RESERVED):
+            raise UsageError(
+                f"{shown(str(root))} lies inside the workspace {shown(str(parent))}; use that one, or a folder outside "
+                f"of it (or remove {shown(str(parent / RESERVED))}, if that was never meant to be a workspace)"
+            )
+
+
+def _has_history(folder: Path) -> bool:
+    """Tell whether something was ever sealed from a state that is kept in a folder; one that cannot be read counts."""
+    try:
+        is_there = (folder / DATABASE).is_file()
+    except OSError:
+        return False
+    row = _first_row(folder, "SELECT sealed_sequence FROM head") if is_there else None
+    return is_there and (row is None or bool(row[0]))
+
+
+def _refuse_strangers(folder: Path, state_dir: Path | None) -> None:
+    """Refuse to keep a state among files of other kinds, where it would be carried, or removed, with them."""
+    with contextlib.suppress(OSError):
+        if state_dir is not None and not (folder / LOCK).exists() and any(folder.iterdir()):
+            raise UsageError(f"{shown(str(folder))} holds other files; name an empty folder with --state-dir")
+
+
+def refuse_inside(folder: Path, root: Path) -> None:
+    """Refuse a folder for bundles that lies inside of a workspace, which would carry them: its own, or another one."""
+    real = folder.resolve()
+    for parent in (real, *real.parents):
+        if parent == root or _has_history(parent / RESERVED):
+            raise UsageError(
+                f"{shown(str(folder))} lies inside the workspace {shown(str(parent))}, which would carry the bundles "
+                "as files; name a folder outside of it with --to"
+            )
 
 
 def _make_folder(folder: Path) -> bool:
@@ -337,7 +369,8 @@ def _recognise(state: Opened, asked: Asked) -> None:
     meta = dict(state.connection.execute("SELECT key, value FROM meta").fetchall())
     here = _place(state.root)
     if meta["client_id"] != client_id():
-        _renew(state, {"client_id": client_id()}, "this state was written by another machine or user")
+        reason = "this state was written by another machine or user"
+        _renew(state, {"client_id": client_id()}, reason, drop_pending=True)
     if meta["root"] == here["root"]:
         return
     former = _stated_root(meta)
@@ -361,7 +394,7 @@ def _recognise(state: Opened, asked: Asked) -> None:
     _renew(state, here, f"this workspace was {told} from {shown(str(former))}", forget=is_copy and fresh_name)
 
 
-def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool) -> None:
+def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool = False) -> None:
     """Remember, for this machine and user, which folder is a workspace at a receiver; refuse a second one.
 
     folder: of the state, which is bound to both. The server tells clients apart, not folders: of two that bear one
@@ -430,10 +463,13 @@ def _workspace(connection: sqlite3.Connection) -> str | None:
     return name
 
 
-def _renew(state: Opened, meta: dict[str, str], reason: str, *, forget: bool = False) -> None:
+def _renew(
+    state: Opened, meta: dict[str, str], reason: str, *, forget: bool = False, drop_pending: bool = False
+) -> None:
     """Go on in a new epoch; forget: with nothing sealed, under another name.
 
     Bundles sealed before stay pending: the server takes them, has them, or sees in them that the histories parted.
+    drop_pending: not so, because they would make the workspace another client's; what they carry is sealed again.
     """
     with db.transaction(state.connection) as connection:
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
@@ -441,5 +477,10 @@ def _renew(state: Opened, meta: dict[str, str], reason: str, *, forget: bool = F
             connection.execute("DELETE FROM outbox")
             connection.execute("DELETE FROM head")
             connection.execute(*_FIRST_HEAD)
+        if drop_pending:
+            connection.execute("DELETE FROM outbox WHERE state = 'pending'")
+            connection.execute(
+                "UPDATE head SET sealed_sequence = acknowledged_sequence, sealed_root = acknowledged_root"
+            )
         connection.execute("UPDATE head SET epoch = ?", (new_epoch(),))
     state.notes.append(f"{reason}; a new history begins")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deltasync.client.address import normal_url
-from deltasync.client.opening import remember
-from deltasync.core.errors import UsageError
+from deltasync.client import opening
+from deltasync.client.address import folder_of, is_folder, normal_url
+from deltasync.core.errors import HostUnreachable, UsageError
 from deltasync.core.metadata import Metadata, parse_metadata
 from deltasync.core.names import shown
 from deltasync.core.wire import Limits
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "outbox"
 LIMIT_BYTES = 2 * 2**30
 PENDING, KEPT = "pending", "kept"
-_NO_DELETE = "no_delete"
+_NO_DELETE, _MOUNT = "no_delete", "folder_mount"
 _DISCARDED = "discarded"
 _DISCARDED_MAX = 16
 _COLUMNS = "sequence, epoch, identity, parent_root, root, file, left_machine, state, content_bytes, sealed_at"
@@ -89,7 +89,7 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
     """
     row, url = check_bound(state, workspace, url), url and normal_url(url)
     if (row.workspace, row.url) != (workspace, url or row.url):
-        remember(state.folder, workspace, url or row.url)
+        opening.remember(state.folder, workspace, url or row.url)
         with state.writing():
             state.db.execute("UPDATE head SET workspace = ?, url = coalesce(?, url)", (workspace, url))
     return head(state)
@@ -98,6 +98,8 @@ def bind(state: State, workspace: str, url: str | None) -> HeadRow:
 def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
     """Return the head, or raise UsageError when the folder belongs to another name or server."""
     row, url = head(state), url and normal_url(url)
+    if url is not None and is_folder(url):
+        opening.refuse_inside(folder_of(url), state.root)
     if row.workspace not in (None, workspace) and row.sealed_sequence:
         raise UsageError(f"this folder is the workspace {shown(row.workspace or '')}, not {shown(workspace)}")
     if url is not None and row.url not in (None, url) and row.acknowledged_sequence:
@@ -106,6 +108,25 @@ def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
             f"its new address, or a new server, remove {shown(str(state.folder / 'state.db'))} and push again"
         )
     return row
+
+
+def note_mount(state: State, url: str) -> None:
+    """Remember where the disk is mounted that holds a folder of bundles; nothing is remembered of the root's."""
+    path = folder_of(url).resolve()
+    mount = next((str(each) for each in (path, *path.parents[:-1]) if each.is_mount()), None)
+    if state.get_meta(_MOUNT) != mount:
+        with state.writing():
+            state.set_meta(_MOUNT, mount)
+
+
+def require_mount(state: State) -> None:
+    """Raise HostUnreachable where the disk that bundles went to is not there: an empty folder is all that is left."""
+    mount = state.get_meta(_MOUNT)
+    if mount is not None and not Path(mount).is_mount():
+        raise HostUnreachable(
+            f"nothing is mounted at {shown(mount)}, where the bundles of this workspace went; mount the disk and try "
+            f"again (if they are to go to a folder without one, remove {shown(str(state.folder / 'state.db'))} first)"
+        )
 
 
 def note_no_delete(state: State, is_so: bool) -> None:

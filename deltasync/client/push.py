@@ -202,8 +202,13 @@ class Pusher:
             raise db.damaged(self._state.folder / "state.db", error) from error
         if self._transport is not None:
             report.sent_bytes += self._transport.sent_bytes - self._sent_before
+            report.tree_behind = self._is_tree_behind(self._transport)
         report.seconds = time.monotonic() - started
         return report
+
+    def _is_tree_behind(self, transport: Transport) -> bool:
+        sequence = outbox.head(self._state).acknowledged_sequence
+        return transport.has_cache and not self._options.dry_run and (self._tally.report.tree_sequence or 0) < sequence
 
     def _push(self) -> None:
         transport = self._transport
@@ -242,6 +247,7 @@ class Pusher:
                 self._await_tree(transport)
                 if self._wants_more(transport):
                     continue
+                self._note_receiver()
                 if self._tally.report.bundles:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True
@@ -289,15 +295,16 @@ class Pusher:
         server = transport.workspace(self._name)
         if server.sequence or server.client_id or server.wanted:
             return None
-        opening.claim(self._state.folder, transport.url, self._name, take_over=self._options.take_over)
+        if not self._options.take_over:
+            opening.claim(self._state.folder, transport.url, self._name)
         self._difference.knows_all = True
         return _Ahead(server, Courier(transport, self._name, self._received))
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
         state, server = self._state, transport.workspace(self._name)
-        bound = outbox.head(state)
-        opening.claim(state.folder, bound.url or transport.url, self._name, take_over=self._options.take_over)
+        if not self._options.take_over:
+            opening.claim(state.folder, transport.url, self._name)
         self._takes_over = resync.check_owner(server, state.client_id, take_over=self._options.take_over)
         self._is_claim_due = self._takes_over
         meeting = resync.meet(state, server, has_cache=transport.has_cache)
@@ -488,9 +495,17 @@ class Pusher:
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._asked_for = receipt.wanted
+        self._note_receiver()
         self._tally.add(manifest, parcel.content_bytes, parcel.avoided)
         if self._reasons is not None:
             self._reasons.count(parcel.identity)
+
+    def _note_receiver(self) -> None:
+        """Remember whose folder this workspace is there, once it is, and where the disk of a folder is mounted."""
+        if self._transport is not None and self._options.take_over:
+            opening.claim(self._state.folder, self._transport.url, self._name, take_over=True)
+        if self._transport is not None and not self._transport.has_cache:
+            outbox.note_mount(self._state, self._transport.url)
 
     def _record_kept(self, sequence: int, name: str) -> None:
         if self._options.keep_sent_seconds and (outbox.folder(self._state) / name).is_file():
@@ -558,7 +573,7 @@ class Pusher:
         """Wait until the server's plain tree holds what was acknowledged, as long as the options say."""
         wanted = outbox.head(self._state).acknowledged_sequence
         deadline, attempt = time.monotonic() + self._options.wait, 0
-        while transport.has_cache and (self._tally.report.tree_sequence or 0) < wanted:
+        while self._is_tree_behind(transport):
             asked = time.monotonic()
             if asked >= deadline:
                 return
@@ -583,6 +598,7 @@ class Pusher:
 
     def _note_tree(self, tree_sequence: int | None) -> None:
         self._tally.report.tree_sequence = tree_sequence
+        self._tally.report.taken_over |= self._takes_over
         outbox.note_tree(self._state, tree_sequence)
 
     # Without a receiver
@@ -600,14 +616,14 @@ class Pusher:
         return False
 
     def _write_files(self) -> None:
-        limit = self._options.outbox_limit
+        limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
         for cut in self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect):
             metadata = cut.metadata
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:
                 self._tally.report.waiting = (
-                    f"the outbox is full (--outbox-limit is {limit} bytes); "
-                    "sealing goes on when the server has taken some of it"
+                    f"the outbox is full (--outbox-limit is {limit} bytes, the next bundle has {cut.content_bytes}); "
+                    + ("sealing goes on when the server has taken some of it" if url else "name a server with --to")
                 )
                 return
             path = pack.write_bundle(outbox.folder(self._state), metadata, self._packed(metadata, cut.digests))

@@ -74,7 +74,11 @@ class PushReport:
     problems: list[PathProblem] = field(default_factory=list)
     seconds: float = 0.0
     tree_sequence: int | None = None
-    """Which sequence the server's plain tree held at the end; None when it is not known."""
+    """Which sequence the server's plain tree held at the end; None when it moves, or is not known."""
+    tree_behind: bool = False
+    """The server's plain tree did not hold the last sequence at the end, or was not waited for."""
+    taken_over: bool = False
+    """The workspace was another client's before."""
     pending: int = 0
     """Sealed bundles that wait for the server."""
     waiting: str | None = None

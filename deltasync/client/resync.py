@@ -61,6 +61,7 @@ def meet(state: State, server: WorkspaceState, *, has_cache: bool) -> Meeting:
     if (server.sequence, root) == (here.acknowledged_sequence, here.acknowledged_root):
         return Meeting.SAME
     if not has_cache and server.sequence == 0:
+        outbox.require_mount(state)
         return Meeting.SAME  # its bundles were carried away: the chain goes on
     for row in outbox.pending(state):
         if (server.epoch, server.sequence, root) == (row.epoch, row.sequence, row.root):

@@ -16,82 +16,20 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import folders
 import pytest
 from serving import Served, serving
+from user import SECONDS, User, Word
 
 from deltasync.client.moves import Stats
 from deltasync.core.manifest import decode_directory
 
-BINARY = Path(sys.executable).parent / "deltasync"
-SECONDS = 40.0
 REPORT = {
     "workspace", "sequence", "root", "operations", "bundles", "content_bytes", "sent_bytes", "avoided_bytes",
     "problems", "seconds",
 }  # fmt: skip
-Word = str | os.PathLike[str] | bytes
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one JSON object on stdout."""
-        assert self.out.count("\n") == 1, self.out
-        return json.loads(self.out)
-
-
-class User:
-    """One user with a home of their own."""
-
-    def __init__(self, home: Path) -> None:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("DELTASYNC_", "REMOTE_UPLOAD_", "XDG_"))
-        }
-        self.home = home
-        self.environment = kept | {
-            "DELTASYNC_HOME": str(home / "own"),
-            "XDG_RUNTIME_DIR": str(home / "run"),
-            "HOME": str(home),
-            "PYTHONUTF8": "1",
-        }
-        (home / "run").mkdir(parents=True, mode=0o700, exist_ok=True)
-
-    def run(self, *words: Word, cwd: Path | None = None, **variables: str) -> Done:
-        """Run one command to its end."""
-        done = subprocess.run(
-            [BINARY, *words],
-            capture_output=True,
-            cwd=cwd or self.home,
-            env=self.environment | variables,
-            timeout=SECONDS,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    def start(self, *words: Word, **options: Any) -> subprocess.Popen[str]:
-        """Start a command."""
-        return subprocess.Popen(
-            [BINARY, *words],
-            stdout=options.pop("stdout", subprocess.PIPE),
-            stderr=options.pop("stderr", subprocess.PIPE),
-            text=True,
-            env=self.environment,
-            cwd=self.home,
-            **options,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +81,7 @@ def test_a_push_makes_the_servers_folder_equal_and_prints_what_scripts_rely_on(
     folders.later(folder)
     moved = user.run("push", folder, "-v")
     assert (moved.code, moved.err) == (0, "")
-    assert "files looked at, " in moved.out and "\n1 bundle sent, " in moved.out
+    assert "files looked at, " in moved.out and "\n1 bundle, " in moved.out
     assert " moved" in moved.out and "now at sequence 2" in moved.out
     folders.assert_same(folder, tree(server, folder))
 
@@ -676,9 +614,9 @@ def test_a_terminal_sees_a_bar_and_a_pipe_sees_lines(user: User, server: Served,
     os.close(master)
     out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0 and b"sending" in seen
-    assert out.count("\n") == 1 and "bundle sent" not in out
+    assert out.count("\n") == 1 and "1 bundle, " not in out
     folders.write(folder, "more.bin", os.urandom(1 << 20))
-    assert "1 bundle sent, 1.0 MiB of 1.0 MiB\n" in user.run("push", folder).out
+    assert "1 bundle, 1.0 MiB of 1.0 MiB read\n" in user.run("push", folder).out
 
 
 # Beside a watcher

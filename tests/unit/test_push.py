@@ -203,6 +203,21 @@ def test_a_rehearsal_says_what_a_push_then_does(served: Served, desk: Desk) -> N
     assert dry.sequence == 0
 
 
+def test_a_tree_that_cannot_be_made_is_no_success(tmp_path: Path) -> None:
+    """The server has everything and cannot complete its folder: the report says it, also when nobody waits."""
+    with serving(tmp_path / "data") as running:
+        desk = Desk(tmp_path / "behind", running.url)
+        folders.write(desk.root, "a", b"1")
+        assert not desk.push().tree_behind
+        aside = tmp_path / "data/workspaces/behind/aside"
+        shutil.rmtree(aside)
+        aside.write_bytes(b"in the way")
+        folders.write(desk.root, "b", b"2")
+        for wait in (0.0, 0.5):
+            report = desk.push(wait=wait)
+            assert report.tree_behind and report.sequence == 2
+
+
 def test_the_workspace_is_named_after_the_folder_or_as_asked(served: Served, desk: Desk, tmp_path: Path) -> None:
     """The name is the option, or the folder's; one that cannot be a name is refused with the option's name."""
     named = Desk(tmp_path / "folder", desk.url)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from observed import check, look, look_until_quiet, naive_root, seal, write
 
-from deltasync.client import opening
+from deltasync.client import opening, outbox
 from deltasync.client.state import Problem, State
 from deltasync.core.errors import (
     AlreadyRunning,
@@ -140,10 +140,12 @@ def test_a_root_that_is_a_link_is_the_folder_behind_it(tmp_path: Path) -> None:
 
 def test_a_workspace_inside_a_workspace_is_refused(tmp_path: Path) -> None:
     """At any depth, and our own folder too (F40)."""
-    State.open(tmp_path / "ws").close()
+    with State.open(tmp_path / "ws") as state:
+        assert not outbox.head(state).sealed_sequence
+        outbox.adopt(state, 1, EMPTY_ROOT, opens_epoch=False)
     write(tmp_path / "ws", {"a/b/": ""})
     for inner in ("a", "a/b", ".deltasync"):
-        with pytest.raises(UsageError, match="inside the workspace"):
+        with pytest.raises(UsageError, match="lies inside"):
             State.open(tmp_path / "ws" / inner)
 
 
