@@ -104,8 +104,8 @@ def _run_steps(workload: Workload, folder: Path, order: list[str], results: Resu
         servers = [stack.enter_context(SERVERS[name](folder / name)) for name in order]
         memory = PeakMemory() if is_counting else None
         proxies = [CountingProxy(server.port) if is_counting else None for server in servers]
-        for step, change in list(STEPS.items())[: None if workload.has_changes else 1]:
-            change(workload, source)
+        for step in workload.steps:
+            STEPS[step](workload, source)
             for server, proxy in zip(servers, proxies, strict=True):
                 os.sync()  # nobody pays for the pages that somebody else left dirty
                 sample = _sync(server, source, folder, proxy, memory)

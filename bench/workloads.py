@@ -27,8 +27,15 @@ class Workload:
     folders: int
     sizes: tuple[int, ...]
     """The sizes of files, used in turn; both halves begin at the first."""
-    has_changes: bool = True
-    """Whether the steps after the first sync are measured too."""
+    steps: tuple[str, ...] = (
+        "first sync",
+        "no change",
+        "1 % edited",
+        "half renamed",
+        "half duplicated",
+        "duplicated, new times",
+    )
+    """Which of STEPS are measured, one after another."""
 
     @property
     def total_bytes(self) -> int:
@@ -54,12 +61,12 @@ def workloads(scale: float) -> list[Workload]:
     return [
         Workload("media", f"24 files, {_shown(2 * sum(media))} of incompressible media", 24, 4, media),
         Workload(
-            "one",
-            "one incompressible file of 2 GiB" if scale == 1 else f"one file of {_shown(round(2**31 * scale))}",
+            "model",
+            f"one incompressible file of {_shown(round(2**32 * scale))}",
             1,
             1,
-            (round(2**31 * scale),),
-            has_changes=False,
+            (round(2**32 * scale),),
+            steps=("first sync", "edited throughout", "copy, other header"),
         ),
         Workload(
             "small", f"{small:,} files of about 10 KiB", small, max(2, small // 100), tuple(range(8_192, 12_289, 61))
@@ -113,6 +120,34 @@ def duplicate_half_anew(_: Workload, root: Path) -> None:
     shutil.copytree(root / HALVES[1], root / RECOPIED, copy_function=shutil.copyfile)
 
 
+def edit_throughout(workload: Workload, root: Path) -> None:
+    """Change the one file as training changes a checkpoint: 1 MiB inserted near the front, 1 % overwritten in 1,024
+    places, 16 MiB appended (each in proportion, for other sizes)."""
+    ((path, size),) = workload.layout()
+    file, anew = root / path, root / f"{path}.new"
+    fresh = blake3(b"edited throughout")
+    at, share = size // 4096, size >> 12
+    with file.open("rb") as old, anew.open("wb", buffering=0) as new:
+        new.write(old.read(at))
+        new.write(fresh.digest(length=share))
+        shutil.copyfileobj(old, new, _BLOCK_BYTES)
+        new.write(fresh.digest(length=16 * share, seek=share))
+        piece = size // 100 // 1024
+        for number in range(1024):
+            place = (number * 2_654_435_761) % (size - piece)
+            new.seek(place)
+            new.write(fresh.digest(length=piece, seek=17 * share + number * piece))
+    anew.replace(file)
+
+
+def copy_with_another_header(workload: Workload, root: Path) -> None:
+    """Save the one file under another name, with a first KiB of its own."""
+    ((path, _),) = workload.layout()
+    shutil.copyfile(root / path, root / f"{path}.copy")
+    with (root / f"{path}.copy").open("r+b", buffering=0) as file:
+        file.write(blake3(b"header").digest(length=1024))
+
+
 STEPS: dict[str, Callable[[Workload, Path], None]] = {
     "first sync": make,
     "no change": lambda _workload, _root: None,
@@ -120,8 +155,10 @@ STEPS: dict[str, Callable[[Workload, Path], None]] = {
     "half renamed": rename_half,
     "half duplicated": duplicate_half,
     "duplicated, new times": duplicate_half_anew,
+    "edited throughout": edit_throughout,
+    "copy, other header": copy_with_another_header,
 }
-"""Each step's change to the tree, in order; the sync after it is what is measured."""
+"""Each step's change to the tree; the sync after it is what is measured."""
 
 
 def difference(left: Path, right: Path) -> str | None:
