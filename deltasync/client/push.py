@@ -424,40 +424,44 @@ class Pusher:
         if row.file and also is None:
             self._coming.update(named)
             chunks = pack.file_chunks(outbox.folder(self._state) / row.file)
-            return self._parcel(metadata, chunks, row.content_bytes, 0, is_last=is_last)
+            return self._parcel(metadata, chunks, row.content_bytes, {}, is_last=is_last)
         missing = set(ask(list(named)))
         self._coming.update(named)
         digests = {digest for digest in named if digest in missing} | (also or set())
         # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
         may_plan = planner is not None and FEATURE in metadata.manifest.requires
         plans = planner.plans(metadata.operations, digests - (also or set())) if planner and may_plan else {}
-        saved_bytes = seal.saved_bytes(plans)
-        content_bytes = seal.carried_bytes(metadata.operations, digests) - saved_bytes
+        content_bytes = seal.carried_bytes(metadata.operations, digests) - seal.saved_bytes(plans)
         chunks = self._packed(metadata, digests, plans)
-        return self._parcel(metadata, chunks, content_bytes, saved_bytes, is_last=is_last)
+        return self._parcel(metadata, chunks, content_bytes, plans, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
         outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
         self._sealed_here.add(cut.metadata.identity)
         chunks = self._packed(cut.metadata, cut.digests, cut.plans)
-        saved_bytes = seal.saved_bytes(cut.plans)
-        return self._parcel(cut.metadata, chunks, cut.content_bytes, saved_bytes, is_last=cut.is_last and is_all)
+        return self._parcel(cut.metadata, chunks, cut.content_bytes, cut.plans, is_last=cut.is_last and is_all)
 
     def _parcel(
-        self, metadata: Metadata, chunks: Iterator[bytes], content_bytes: int, saved_bytes: int, *, is_last: bool
+        self,
+        metadata: Metadata,
+        chunks: Iterator[bytes],
+        content_bytes: int,
+        plans: Mapping[str, Plan],
+        *,
+        is_last: bool,
     ) -> Parcel:
         from deltasync.client.courier import Parcel
 
         self._is_claim_due = False
         if self._reasons is not None:
-            self._reasons.note(metadata)
+            self._reasons.note(metadata, plans)
         return Parcel(
             metadata.manifest,
             metadata.identity,
             file_name(metadata),
             chunks,
             content_bytes,
-            self._avoided(metadata, saved_bytes),
+            self._avoided(metadata, seal.saved_bytes(plans)),
             self._takes_over,  # also those after the first: they may arrive before it is applied
             is_last,
         )
@@ -665,10 +669,11 @@ class Pusher:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             digests = contents.take(run)
-            saved_bytes = seal.saved_bytes(planner.plans(run, digests)) if planner else 0
+            plans = planner.plans(run, digests) if planner else {}
+            saved_bytes = seal.saved_bytes(plans)
             self._tally.add_operations(run, seal.carried_bytes(run, digests) - saved_bytes, saved_bytes)
             if self._reasons is not None:
-                self._reasons.add(run, base, load)
+                self._reasons.add(run, base, load, plans)
 
 
 def _workspace_name(state: State, options: PushOptions) -> str:

@@ -48,6 +48,13 @@ class Plan:
 
     recipe: Recipe
     packed: bytes
+    chunks: int
+    """How many the whole content has."""
+
+    @property
+    def fresh_chunks(self) -> int:
+        """How many of them are sent."""
+        return len(self.packed) // _FRESH.size
 
     def fresh(self) -> Iterator[Fresh]:
         """Yield the chunks to send, in the order of the file."""
@@ -165,4 +172,5 @@ class _Match:
                 yield Segment(base, self._offset[number], chunk.size)
                 at += chunk.size
 
-        return Plan(recipe.compose(bases, segments()), bytes(packed))
+        made = recipe.compose(bases, segments())
+        return Plan(made, bytes(packed), len(self._base))

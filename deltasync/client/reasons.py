@@ -7,11 +7,13 @@ from itertools import islice
 
 import msgspec
 
+from deltasync.client.ranges import Plan
 from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
 from deltasync.core.metadata import Metadata
 from deltasync.core.names import shown
 from deltasync.core.tree import Loader, walk
 
+NO_PLANS: Mapping[str, Plan] = {}
 REASONS_MAX = 1_000
 """How many reasons an answer gives; the others are counted."""
 
@@ -36,13 +38,13 @@ class Reasons:
         self.more = 0
         """How many operations went out beyond those that have their reason in the list."""
 
-    def note(self, metadata: Metadata) -> None:
-        """Find the reasons of a bundle that is about to go out."""
+    def note(self, metadata: Metadata, plans: Mapping[str, Plan] = NO_PLANS) -> None:
+        """Find the reasons of a bundle that is about to go out. plans: of the contents that do not travel whole."""
         manifest = metadata.manifest
         before = bytes.fromhex(manifest.parent_root)
         first = self._first(metadata.operations)
         is_resent = manifest.root == manifest.parent_root  # nothing changes: the receiver asked for content again
-        found = _resent(first) if is_resent else explained(first, before, self._load)
+        found = _resent(first) if is_resent else explained(first, before, self._load, plans)
         self._noted[metadata.identity] = (found, len(metadata.operations))
 
     def count(self, identity: bytes) -> None:
@@ -50,9 +52,11 @@ class Reasons:
         found, count = self._noted.pop(identity, ([], 0))
         self._give(found, count)
 
-    def add(self, operations: Sequence[Operation], before: bytes, load: Loader) -> None:
+    def add(
+        self, operations: Sequence[Operation], before: bytes, load: Loader, plans: Mapping[str, Plan] = NO_PLANS
+    ) -> None:
         """Give the reasons of operations that are not sealed."""
-        self._give(explained(self._first(operations), before, load), len(operations))
+        self._give(explained(self._first(operations), before, load, plans), len(operations))
 
     def _first(self, operations: Sequence[Operation]) -> list[Operation]:
         return list(islice(operations, REASONS_MAX - len(self.given)))
@@ -63,11 +67,21 @@ class Reasons:
         self.more += count - len(taken)
 
 
-def explained(operations: Collection[Operation], before: bytes, load: Loader) -> list[Reason]:
+def explained(
+    operations: Collection[Operation], before: bytes, load: Loader, plans: Mapping[str, Plan] = NO_PLANS
+) -> list[Reason]:
     """Return the reason of each operation; the tree before is walked only when files were created."""
     created = {each.digest for each in operations if each.operation is Verb.CREATED and each.digest and each.size}
     copies = paths_with(created, before, load)
-    return [reason_of(each, copies) for each in operations]
+    return [_with_chunks(reason_of(each, copies), plans.get(each.digest or "")) for each in operations]
+
+
+def _with_chunks(reason: Reason, plan: Plan | None) -> Reason:
+    if plan is None:
+        return reason
+    return msgspec.structs.replace(
+        reason, reason=f"{reason.reason} ({plan.fresh_chunks:,} of {plan.chunks:,} chunks are new to the server)"
+    )
 
 
 def paths_with(digests: Collection[str], root: bytes, load: Loader) -> dict[str, str]:

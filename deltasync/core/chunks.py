@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pyfastcdc import FastCDC
-
 from deltasync.core.hashing import digest_of
 
 CHUNK_FROM_BYTES = 4 << 20
@@ -55,6 +53,8 @@ class Chunker:
 
     def __init__(self, average_bytes: int) -> None:
         """Begin with nothing. average_bytes: a power of two."""
+        from pyfastcdc import FastCDC  # few commands cut anything
+
         fast = FastCDC(avg_size=average_bytes)
         self._cut, self._max = fast.cut_buf, fast.max_size
         self._tail = b""

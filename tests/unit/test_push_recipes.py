@@ -96,8 +96,9 @@ def test_a_changed_file_sends_what_is_new(served: Served, desk: Desk, way: Count
     """The recipe of the first version is asked for; of later ones the client has its own."""
     before = content(desk)
     folders.write(desk.root, BIG, edited(before))
-    report = desk.push(transport=way)
+    report = desk.push(transport=way, explain=True)
     assert 12_000 < report.content_bytes < SOME
+    assert report.reasons is not None and "chunks are new to the server)" in report.reasons[0].reason
     assert report.content_bytes + report.avoided_bytes == len(content(desk))
     assert report.avoided_by_chunks_bytes == report.avoided_bytes
     assert report.sent_bytes < report.content_bytes + 2_000
