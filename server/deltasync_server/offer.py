@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import BinaryIO
 
 from deltasync.core import frames
 from deltasync.core.chunks import Chunker
@@ -62,16 +63,14 @@ def _contents(descriptor: int, size: int) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def chunk_pieces(descriptor: int, average_bytes: int) -> Generator[bytes, None, None]:
+def chunk_pieces(blob: BinaryIO, average_bytes: int) -> Generator[bytes, None, None]:
     """Yield the packed list of an open blob's chunks, and close it (spec H-40)."""
     chunker, buffer = Chunker(average_bytes), memoryview(bytearray(CUT_BYTES))
-    try:
-        while count := os.readv(descriptor, [buffer]):
+    with blob:
+        while count := os.readv(blob.fileno(), [buffer]):
             chunker.update(buffer[:count])
             if piece := chunker.take():
                 yield piece
-    finally:
-        os.close(descriptor)
     if piece := chunker.finish():
         yield piece
 

@@ -289,12 +289,7 @@ class Store:
         """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-40)."""
         if not is_average(average_bytes):
             raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
-        with self.state.read() as db:
-            row = blob_row(db, digest)
-        found = self._opened(digest, row)
-        if found is None:
-            raise NotFound(f"the cache has no blob {digest.hex()}")
-        return chunk_pieces(found[0], average_bytes)
+        return chunk_pieces(self.open_blob(digest)[0], average_bytes)
 
     def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these directory objects (spec H-39)."""
