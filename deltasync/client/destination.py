@@ -142,6 +142,11 @@ class Destination:
         self.remove(need.digest.hex())
         return False
 
+    def open_former(self, place: Place) -> int:
+        """Return a descriptor of the file that a content is about to replace; raises OSError where none is."""
+        folder, name = self._folder_of(place.path)
+        return open_regular(name, at=folder.fd)
+
     def _copy(self, source: int, name: str) -> None:
         target = self.create(name)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -9,12 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Protocol
 
-from deltasync.client.comparison import Need
+from deltasync.client.comparison import Need, Place
 from deltasync.client.destination import PART, RANGES, Destination
 from deltasync.client.incoming import Incoming
+from deltasync.client.patch import Spans, gaps, patched
 from deltasync.client.patience import patiently
+from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for, chunks
 from deltasync.core.errors import DeltasyncError, NotFound
 from deltasync.core.hashing import hasher
 from deltasync.disk import open_regular, space_guard, write_all
@@ -42,6 +46,9 @@ class Source(Protocol):
 
     def blobs(self, name: str, digests: Sequence[bytes]) -> AbstractContextManager[Incoming]:
         """Fetch many blobs once, as one stream of frames."""
+
+    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
+        """Return the packed list of the chunks of a content."""
 
     def blob_range(self, digest: bytes, start: int, end: int, size: int) -> AbstractContextManager[Incoming]:
         """Fetch a range of a blob once."""
@@ -248,6 +255,8 @@ class _Large:
         self._part, self._note = need.digest.hex() + PART, need.digest.hex() + RANGES
         self._guard = threading.Lock()
         self._done: set[int] = set()
+        self._here: Spans = []
+        """What of it was found in DEST, in an earlier version of the file."""
         self._is_begun = self._is_given_up = self._was_wrong = False
         self._users = 0
         self._descriptor = self._note_descriptor = -1
@@ -259,7 +268,36 @@ class _Large:
         """Return what is to be done, after a look at what an earlier fetch left."""
         self._done = self._noted()
         self._download.resumed(sum(self._span(number)[1] - self._span(number)[0] for number in self._done))
-        return self._left() or [self._finish]
+        return ([self._patch] if self._has_former() else self._left()) or [self._finish]
+
+    def _has_former(self) -> bool:
+        return len(self._done) < self._count() and any(place.is_replacing for place in self._need.places)
+
+    def _patch(self) -> None:
+        """Take from the file that has the place now what it has of the content, then fetch the rest (spec F-29)."""
+        average = average_for(self._need.size)
+        if average is not None:
+            with contextlib.suppress(OSError, NotFound):  # it is a help and no more: without it all is fetched
+                self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
+        self._download.again(self._left())
+
+    def _patch_from(self, place: Place, average: int) -> None:
+        download = self._download
+        source = download.dest.open_former(place)
+        try:
+            if os.fstat(source).st_size < CHUNK_FROM_BYTES:
+                return
+            listed = download.source.recipe(download.workspace, self._need.digest, average)
+            if sum(chunk.size for chunk in chunks(listed)) != self._need.size:
+                return
+            with self._opened(), space_guard(download.dest.path):
+                write = partial(_write_at, self._descriptor)
+                self._here = patched(source, average, listed, write, download.check)
+        finally:
+            os.close(source)
+        spans = [self._span(number) for number in range(self._count()) if number not in self._done]
+        lacking = sum(end - start for span in spans for start, end in gaps(*span, self._here))
+        download.resumed(sum(end - start for start, end in spans) - lacking)
 
     def _left(self) -> list[Callable[[], None]]:
         return [self._unit(number) for number in range(self._count()) if number not in self._done]
@@ -319,7 +357,8 @@ class _Large:
             return
         with self._opened():
             try:
-                self._receive(*self._span(number))
+                for gap in gaps(*self._span(number), self._here):
+                    self._receive(*gap)
             except NotFound:
                 self._is_given_up = True
                 self._download.give_up(self._need, ABSENT)
@@ -356,7 +395,7 @@ class _Large:
             return
         dest.remove(self._note)  # before the content: a note without it says nothing
         dest.remove(self._part)
-        self._done, self._is_begun = set(), False
+        self._done, self._is_begun, self._here = set(), False, []
         if self._was_wrong:
             self._download.give_up(self._need, DAMAGED, is_damaged=True)
             return
@@ -370,7 +409,7 @@ class _Large:
         self._descriptor = self._note_descriptor = -1
 
 
-def _write_at(descriptor: int, content: bytes, offset: int) -> None:
+def _write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
     view = memoryview(content)
     while view:
         count = os.pwrite(descriptor, view, offset)

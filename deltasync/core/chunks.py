@@ -7,7 +7,7 @@ one module that imports pyfastcdc.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from deltasync.core.hashing import digest_of
@@ -51,8 +51,8 @@ def chunks(listed: bytes) -> Iterator[Chunk]:
 class Chunker:
     """Cuts content that comes in parts of any size, and lists its chunks."""
 
-    def __init__(self, average_bytes: int) -> None:
-        """Begin with nothing. average_bytes: a power of two."""
+    def __init__(self, average_bytes: int, found: Callable[[bytes, memoryview], None] | None = None) -> None:
+        """Begin with nothing. average_bytes: a power of two. found: told how each chunk is listed, and its bytes."""
         from pyfastcdc import FastCDC  # few commands cut anything
 
         fast = FastCDC(avg_size=average_bytes)
@@ -60,6 +60,7 @@ class Chunker:
         self._tail = b""
         """The last chunk so far: it may go on."""
         self._listed = bytearray()
+        self._found = found
 
     def update(self, part: memoryview) -> None:
         """Take the next bytes; the view is of no use to this afterwards."""
@@ -95,4 +96,7 @@ class Chunker:
         return self.take()
 
     def _list(self, chunk: memoryview) -> None:
-        self._listed += _LISTED.pack(len(chunk), digest_of(chunk)[:KEY_BYTES])
+        listed = _LISTED.pack(len(chunk), digest_of(chunk)[:KEY_BYTES])
+        self._listed += listed
+        if self._found is not None:
+            self._found(listed, chunk)

@@ -399,6 +399,52 @@ def test_what_arrived_damaged_by_the_disk_is_fetched_again(
     folders.assert_same(desk.root, dest)
 
 
+def test_a_large_file_that_changed_fetches_what_is_new(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes
+) -> None:
+    """The chunks that the file in DEST still has are taken from it; what breaks off is taken up the same way."""
+    dest, between = tmp_path / "dest", Between(origin)
+    fetched(origin, desk, dest)
+    new = b"inserted" * 1000 + large[:5_000_000] + bytes(4000) + large[5_000_000:-700_000]
+    folders.write(desk.root, "large.bin", new)
+    desk.push()
+
+    def fail() -> None:
+        if len(between.ranges) > 1:
+            raise HostUnreachable("cut")
+
+    between.before = fail
+    with pytest.raises(HostUnreachable):
+        fetched(between, desk, dest, jobs=1)
+    assert (dest / "large.bin").read_bytes() == large
+    report = fetched(origin, desk, dest)
+    assert report.verified and 0 < report.fetched_bytes < 300_000
+    assert report.found_bytes == report.bytes - report.fetched_bytes
+    folders.assert_same(desk.root, dest)
+    assert not (dest / ".deltasync").exists()
+
+
+@pytest.mark.parametrize("recipe", ["none", "short", "lies"])
+def test_a_recipe_that_is_of_no_use_costs_nothing(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes, recipe: str
+) -> None:
+    """A server that knows no recipes, or gives a wrong one: the digest decides, and all of it comes."""
+    dest, between = tmp_path / "dest", Between(origin)
+    folders.write(dest, "large.bin", large[3_000_000:] + large[:3_000_000])
+
+    def wrong(name: str, digest: bytes, average_bytes: int) -> bytes:
+        if recipe == "none":
+            raise NotFound("no such route")
+        listed = origin.recipe(name, digest, average_bytes)
+        swapped = listed[-20:] + listed[20:-20] + listed[:20]
+        return listed[:-20] if recipe == "short" else swapped
+
+    between.recipe = wrong  # type: ignore[attr-defined]
+    report = fetched(between, desk, dest)
+    assert report.verified and report.damaged == []
+    folders.assert_same(desk.root, dest)
+
+
 def test_a_broken_answer_goes_on_with_what_is_left(
     desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes
 ) -> None:
