@@ -17,6 +17,7 @@ from deltasync.core.names import NameRefused, parse_workspace, shown
 PREFIX = "DELTASYNC_"
 HOME = "DELTASYNC_HOME"
 JOBS_MAX = 64
+CHUNK_FROM_MIN = 128 << 10
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
 Raw = str | int | float | bool | Sequence[str]
@@ -45,6 +46,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rehash: bool = False
     scan: bool = False
     settle_seconds: float = msgspec.field(default=2.0, name="settle")
+    chunk_from_bytes: int = msgspec.field(default=4 << 20, name="chunk-from")
     debounce_seconds: float = msgspec.field(default=0.25, name="debounce")
     rescan_seconds: float = msgspec.field(default=60.0, name="rescan")
     rehash_days: float = 0.0
@@ -111,6 +113,13 @@ def parse_size(raw: Raw) -> int:
     base = 1000 if (tail or "").lower() == "b" else 1024
     power = " kmgt".index(letter.lower()) if letter else 0
     return round(float(number) * float(base**power))
+
+
+def _chunked(raw: Raw) -> int:
+    size = parse_size(raw)
+    if size < CHUNK_FROM_MIN:
+        raise ValueError("smaller than any file that is cut")
+    return size
 
 
 def parse_seconds(raw: Raw) -> float:
@@ -195,6 +204,7 @@ def _positive_seconds(raw: Raw) -> float:
 SWITCH = Kind(parse_switch, "true or false")
 PATTERNS = Kind(_patterns, "a list of patterns in the syntax of .gitignore", "PATTERN", is_list=True)
 SIZE = Kind(parse_size, "a size such as 500k, 10M or 2GiB", "SIZE")
+CHUNKED = Kind(_chunked, "a size of at least 128k", "SIZE")
 SECONDS = Kind(parse_seconds, "a time such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 POSITIVE = Kind(_positive_seconds, "a time above zero such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 COUNT = Kind(_count, "a whole number from 0", "N")
@@ -227,6 +237,7 @@ _ALL = (
     Setting("rehash", SWITCH, "Read every file again instead of trusting its times.", in_file=False),
     Setting("scan", SWITCH, "Look at every folder although a watcher runs.", in_file=False),
     Setting("settle", SECONDS, "How long a file must stay unchanged [2s]."),
+    Setting("chunk-from", CHUNKED, "Send only the new parts of changed files from this size on [4MiB]."),
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),

@@ -174,6 +174,7 @@ def scan_options(state: State, settings: config.Settings) -> ScanOptions:
         no_delete=settings.no_delete,
         rehash=settings.rehash,
         settle_seconds=settings.settle_seconds,
+        chunk_from_bytes=settings.chunk_from_bytes,
         allow_emptied=settings.allow_mass_delete,
     )
 

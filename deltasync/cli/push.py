@@ -27,7 +27,7 @@ from deltasync.core.errors import DeltasyncError, UsageError, from_problem
 from deltasync.core.names import RESERVED, shown
 
 PROBLEMS_SHOWN = 20
-_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", *options.WIRE, *options.OUTBOX)
+_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", "chunk-from", *options.WIRE, *options.OUTBOX)
 """What a running watcher was started with; a push beside it cannot change it."""
 
 app = new_app()
@@ -44,6 +44,7 @@ app = new_app()
     "rehash",
     "scan",
     "settle",
+    "chunk-from",
     *options.OUTBOX,
     *options.WIRE,
 )

@@ -20,6 +20,7 @@ app = new_app()
     *options.DELETING,
     "take-over",
     "settle",
+    "chunk-from",
     "debounce",
     "rescan",
     "rehash-days",

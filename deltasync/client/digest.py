@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from deltasync.core.chunks import CHUNK_FROM_BYTES, Chunker
+from deltasync.core.chunks import Chunker
 from deltasync.core.hashing import digest_of, hasher
 from deltasync.disk import FILE_FLAGS
 
@@ -69,7 +69,7 @@ class Digester:
             else:
                 if count:
                     os.lseek(descriptor, 0, os.SEEK_SET)  # some file systems give less than there is
-                average = cutting(descriptor, size) if cutting is not None and size >= CHUNK_FROM_BYTES else None
+                average = cutting(descriptor, size) if cutting is not None else None
                 chunker = Chunker(average) if average else None
                 count, digest = self._digest_large(descriptor, before, chunker)
             after = os.fstat(descriptor)

@@ -20,7 +20,7 @@ from deltasync.client.moves import joined
 from deltasync.client.observation import IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
 from deltasync.client.state import KEPT, RACY, Problem
-from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for
+from deltasync.core.chunks import average_for
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
 
@@ -249,8 +249,11 @@ class Files:
 
     def _cutting(self, item: Item | None, edges: list[Edges], descriptor: int, size: int) -> int | None:
         """Have a large file cut when there may be a base for it: what it was before, or one that begins or ends so."""
+        least = self._options.chunk_from_bytes
+        if size < least:
+            return None
         edges.append(recipes.edges_of(descriptor, size))
-        is_update = item is not None and item.entry.kind is Kind.FILE and item.entry.size >= CHUNK_FROM_BYTES
+        is_update = item is not None and item.entry.kind is Kind.FILE and item.entry.size >= least
         return average_for(size) if is_update or recipes.has_similar(self.ledger.state, edges[0]) else None
 
     def _tell(self, read_bytes: int) -> None:

@@ -53,6 +53,7 @@ class Lookout:
             no_delete=settings.no_delete,
             rehash=settings.rehash,
             settle_seconds=settings.settle_seconds,
+            chunk_from_bytes=settings.chunk_from_bytes,
             allow_emptied=settings.allow_mass_delete,
         )
         self.hints = Hints(wake, settle_seconds=settings.settle_seconds, clock=clock)

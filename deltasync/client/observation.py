@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.state import Problem
+from deltasync.core.chunks import CHUNK_FROM_BYTES
 
 IsSettled = Callable[[str, os.stat_result], bool]
 Progress = Callable[[int, int], None]
@@ -26,6 +27,8 @@ class ScanOptions:
     """Every file is read again, whatever its stat says."""
     settle_seconds: float = 2.0
     """How long a file that changes while it is read is waited for, where nobody else judges (see scan)."""
+    chunk_from_bytes: int = CHUNK_FROM_BYTES
+    """Files from this size are cut into chunks where a base may be known."""
     allow_emptied: bool = False
     """An empty folder is taken for what it is."""
 

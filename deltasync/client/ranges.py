@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from deltasync.client import recipes
 from deltasync.client.recipes import Known
 from deltasync.core import recipe
-from deltasync.core.chunks import CHUNK_FROM_BYTES, KEY_BYTES, LISTED_BYTES, chunks
+from deltasync.core.chunks import KEY_BYTES, LISTED_BYTES, chunks
 from deltasync.core.errors import NotFound
 from deltasync.core.manifest import Operation
 from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 WORTH = 0.9
 """A recipe that carries more than this share of the file is not worth its trouble."""
+_PLAN_FROM_BYTES = 128 << 10
+"""Files that are smaller are never cut: no recipe need be looked up."""
 _FRESH = struct.Struct(f">QI{KEY_BYTES}s")
 
 
@@ -81,7 +83,7 @@ class Planner:
         found: dict[str, Plan] = {}
         for operation in operations:
             digest = operation.digest
-            if digest in digests and digest not in found and digest and operation.size >= CHUNK_FROM_BYTES:
+            if digest in digests and digest not in found and digest and operation.size >= _PLAN_FROM_BYTES:
                 known = recipes.recipe_of(self._state, bytes.fromhex(digest))
                 plan = self._plan(operation, known) if known else None
                 if plan is not None:

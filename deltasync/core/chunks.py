@@ -13,7 +13,7 @@ from typing import NamedTuple
 from deltasync.core.hashing import digest_of
 
 CHUNK_FROM_BYTES = 4 << 20
-"""Smaller files are never cut."""
+"""Smaller files are not cut, unless the user says so."""
 AVERAGE_BYTES = 16 << 10
 AVERAGE_BYTES_MAX = 1 << 20
 CHUNKS_MAX = 300_000
@@ -35,7 +35,7 @@ def average_for(size_bytes: int) -> int | None:
     average = AVERAGE_BYTES
     while size_bytes > CHUNKS_MAX * average:
         average *= 2
-    return average if size_bytes >= CHUNK_FROM_BYTES and average <= AVERAGE_BYTES_MAX else None
+    return average if average <= AVERAGE_BYTES_MAX else None
 
 
 def is_average(average_bytes: int) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltasync.core import recipe
-from deltasync.core.chunks import AVERAGE_BYTES, CHUNK_FROM_BYTES, CHUNKS_MAX, Chunker, average_for, chunks, is_average
+from deltasync.core.chunks import AVERAGE_BYTES, CHUNKS_MAX, Chunker, average_for, chunks, is_average
 from deltasync.core.errors import Refused
 from deltasync.core.hashing import digest_of
 
@@ -52,8 +52,8 @@ def test_an_insertion_changes_few_chunks() -> None:
 
 
 def test_the_average_grows_with_the_size() -> None:
-    """No list has too many chunks; what is too small or too large is not cut."""
-    assert average_for(CHUNK_FROM_BYTES - 1) is None and average_for(CHUNK_FROM_BYTES) == AVERAGE_BYTES
+    """No list has too many chunks; what is too large is not cut."""
+    assert average_for(0) == average_for(CHUNKS_MAX * AVERAGE_BYTES) == AVERAGE_BYTES
     for size in (4 << 30, 40 << 30, 250 << 30):
         average = average_for(size)
         assert average is not None and is_average(average) and size / average <= CHUNKS_MAX

@@ -108,6 +108,7 @@ def test_every_setting_has_a_variable() -> None:
         config.SWITCH: ("yes", True),
         config.PATTERNS: ("*.tmp  build/", ("*.tmp", "build/")),
         config.SIZE: ("3k", 3072),
+        config.CHUNKED: ("1M", 1 << 20),
         config.SECONDS: ("3m", 180.0),
         config.POSITIVE: ("3m", 180.0),
         config.COUNT: ("3", 3),

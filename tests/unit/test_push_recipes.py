@@ -139,6 +139,20 @@ def test_a_file_with_nothing_in_common_travels_whole(served: Served, desk: Desk)
     assert_in_step(served, desk, report)
 
 
+def test_the_user_says_from_which_size_on(served: Served, desk: Desk) -> None:
+    """Smaller files are cut when the user wants it, larger ones are not when he does not."""
+    small = random.Random(7).randbytes(400_000)
+    folders.write(desk.root, "small.bin", small)
+    desk.push()
+    for least, most in ((SIZE * 2, SIZE + 400_000), (200_000, SOME)):
+        desk.scan_options = {"chunk_from_bytes": least}
+        folders.write(desk.root, BIG, edited(content(desk)))
+        folders.write(desk.root, "small.bin", b"new" + content(desk, "small.bin"))
+        report = desk.push()
+        assert (report.avoided_by_chunks_bytes == 0) == (least > SIZE) and report.content_bytes < most + 50_000
+        assert_in_step(served, desk, report)
+
+
 def test_a_server_that_knows_no_recipes_gets_whole_files(served: Served, desk: Desk, way: Counting) -> None:
     """The feature is used only where it was announced."""
     folders.write(desk.root, BIG, edited(content(desk)))
