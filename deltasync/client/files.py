@@ -17,7 +17,7 @@ from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, Seen, clamped, signed
 from deltasync.client.moves import joined
-from deltasync.client.observation import IsSettled, Progress, ScanOptions, Waiting
+from deltasync.client.observation import Expect, IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
 from deltasync.client.state import KEPT, RACY, Problem
 from deltasync.core.chunks import average_for
@@ -67,10 +67,11 @@ class Files:
         clock: Clock,
         is_settled: IsSettled | None,
         progress: Progress | None,
+        expect: Expect | None = None,
     ) -> None:
         """Begin with nothing read."""
         self.ledger, self._options, self._clock = ledger, options, clock
-        self._is_settled, self._progress = is_settled, progress
+        self._is_settled, self._progress, self._expect = is_settled, progress, expect
         self.is_alone = is_settled is None
         """Nobody else judges whether a file has settled."""
         self._digester = Digester(self._tell if progress else None)
@@ -253,8 +254,14 @@ class Files:
         if size < least:
             return None
         edges.append(recipes.edges_of(descriptor, size))
-        is_update = item is not None and item.entry.kind is Kind.FILE and item.entry.size >= least
-        return average_for(size) if is_update or recipes.has_similar(self.ledger.state, edges[0]) else None
+        if item is not None and item.entry.kind is Kind.FILE and item.entry.size >= least:
+            base: bytes | None = item.entry.digest
+        else:
+            base = recipes.latest_with(self.ledger.state, edges[0])
+        average = average_for(size) if base is not None else None
+        if base is not None and average is not None and self._expect is not None:
+            self._expect(base, average)
+        return average
 
     def _tell(self, read_bytes: int) -> None:
         if self._progress is not None:

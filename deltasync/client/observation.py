@@ -12,6 +12,8 @@ from deltasync.core.chunks import CHUNK_FROM_BYTES
 
 IsSettled = Callable[[str, os.stat_result], bool]
 Progress = Callable[[int, int], None]
+Expect = Callable[[bytes, int], None]
+"""Is told of a large file that is about to be cut: the content that is its likely base, and the size of chunks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class Pusher:
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._reasons = Reasons(state.load) if options.explain else None
+        self._planner = Planner(state, transport, self._name) if transport and transport.has_cache else None
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
         is_first = state.observed_root() == EMPTY_ROOT
@@ -382,7 +383,7 @@ class Pusher:
             self._coming.clear()
             self._difference.forget()
         self._unhealed = set(server.wanted)
-        planner = self._planner(transport, server)
+        planner = self._planner_for(server)
         for row in rows:
             yield self._sealed_before(ask, row, planner, is_last=is_all and row is rows[-1])
         cuts = self._difference.cuts(
@@ -398,8 +399,13 @@ class Pusher:
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(self._difference.claim())
 
-    def _planner(self, transport: Transport, server: wire.WorkspaceState) -> Planner | None:
-        return Planner(self._state, transport, self._name) if FEATURE in server.features else None
+    def expect(self, digest: bytes, average_bytes: int) -> None:
+        """Hear that a large file is read now which was this content before, or is like it."""
+        if self._planner is not None:
+            self._planner.expect(digest, average_bytes)
+
+    def _planner_for(self, server: wire.WorkspaceState) -> Planner | None:
+        return self._planner if FEATURE in server.features else None
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -654,7 +660,7 @@ class Pusher:
             resync.check_owner(server, state.client_id, take_over=self._options.take_over)
             meeting = resync.meet(state, server, has_cache=transport.has_cache)
             limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
-            planner = self._planner(transport, server)
+            planner = self._planner_for(server)
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
                 is_strange = self._is_strange(meeting, base)

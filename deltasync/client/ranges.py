@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+import threading
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ from deltasync.client import recipes
 from deltasync.client.recipes import Known
 from deltasync.core import recipe
 from deltasync.core.chunks import KEY_BYTES, LISTED_BYTES, chunks
-from deltasync.core.errors import NotFound
+from deltasync.core.errors import DeltasyncError, NotFound
 from deltasync.core.manifest import Operation
 from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 WORTH = 0.9
 """A recipe that carries more than this share of the file is not worth its trouble."""
+ENOUGH = 0.02
+"""Where no more than this share of a file is lacking, no further base is asked for."""
 _PLAN_FROM_BYTES = 128 << 10
 """Files that are smaller are never cut: no recipe need be looked up."""
 _FRESH = struct.Struct(f">QI{KEY_BYTES}s")
@@ -74,6 +77,15 @@ class Planner:
     def __init__(self, state: State, receiver: Receiver, workspace: str) -> None:
         """Ask nothing yet."""
         self._state, self._receiver, self._workspace = state, receiver, workspace
+        self._early: dict[tuple[bytes, int], _Early] = {}
+
+    def expect(self, digest: bytes, average_bytes: int) -> None:
+        """Hear that a file is read now whose base is this content: its recipe is asked for meanwhile."""
+        known = recipes.recipe_of(self._state, digest)
+        if (known is None or known.average_bytes != average_bytes) and (digest, average_bytes) not in self._early:
+            asked = _Early(lambda: self._receiver.recipe(self._workspace, digest, average_bytes))
+            self._early[digest, average_bytes] = asked
+            asked.start()
 
     def plans(self, operations: Iterable[Operation], digests: Collection[str]) -> dict[str, Plan]:
         """Return the plans of those contents, by digest, that need not travel whole.
@@ -106,8 +118,9 @@ class Planner:
         known = recipes.recipe_of(self._state, digest)
         if known is not None and known.average_bytes == average_bytes:
             return known
+        early = self._early.pop((digest, average_bytes), None)
         try:
-            listed = self._receiver.recipe(self._workspace, digest, average_bytes)
+            listed = early.result() if early else self._receiver.recipe(self._workspace, digest, average_bytes)
         except NotFound:
             return None
         if len(listed) % LISTED_BYTES:
@@ -117,16 +130,45 @@ class Planner:
         return known
 
 
+class _Early(threading.Thread):
+    """A request that is made while a file is read; nobody waits for it when nobody wants its answer any more."""
+
+    def __init__(self, ask: Callable[[], bytes]) -> None:
+        super().__init__(name="recipe", daemon=True)
+        self._ask = ask
+        self._answer = b""
+        self._error: DeltasyncError | None = None
+
+    def run(self) -> None:
+        """Make the request."""
+        try:
+            self._answer = self._ask()
+        except DeltasyncError as error:
+            self._error = error
+
+    def result(self) -> bytes:
+        """Wait for the answer and return it, or raise what came instead."""
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+
 def matched(listed: bytes, bases: Iterable[Known]) -> Plan | None:
     """Return the plan for a content with these chunks; None when it had better travel whole.
 
-    bases: tried in this order; the lookup table of one is in memory at a time.
+    bases: tried in this order until little is lacking; the lookup table of one is in memory at a time.
     """
     match = _Match(listed)
-    used = tuple(base.digest for base in bases if match.has_any_of(base.listed))
+    used: list[bytes] = []
+    for base in bases:
+        if match.has_any_of(base.listed):
+            used.append(base.digest)
+            if match.lacking_bytes <= ENOUGH * match.size:
+                break
     if not used:
         return None
-    plan = match.plan(used)
+    plan = match.plan(tuple(used))
     carried = plan.recipe.new_bytes + len(plan.recipe.body)
     return plan if len(plan.recipe.body) < RECIPE_BYTES_MAX // 2 and carried <= WORTH * plan.recipe.size else None
 
@@ -140,6 +182,7 @@ class _Match:
         self._base = array("B", bytes(count))
         self._offset = array("Q", bytes(8 * count))
         self._used = 0
+        self.size = self.lacking_bytes = sum(chunk.size for chunk in chunks(listed))
 
     def has_any_of(self, listed: bytes) -> bool:
         """Look the chunks that no earlier base has up in another one; False when it has none of them."""
@@ -158,6 +201,7 @@ class _Match:
             here = following if listed.startswith(text, following * LISTED_BYTES) else index.get(text)
             if here is not None:
                 self._base[number], self._offset[number] = mark, starts[here]
+                self.lacking_bytes -= int.from_bytes(text[:4])
                 following, found = here + 1, True
         self._used += found
         return found

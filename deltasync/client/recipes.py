@@ -70,10 +70,11 @@ def recipe_of(state: State, digest: bytes) -> Known | None:
     return None if row is None else Known(bytes(row[0]), row[1], bytes(row[2]))
 
 
-def has_similar(state: State, edges: Edges) -> bool:
-    """Tell whether a content was seen that begins or ends in the same way."""
-    query = "SELECT EXISTS (SELECT 1 FROM edges WHERE edge IN (?, ?))"
-    return bool(state.db.execute(query, edges).fetchone()[0])
+def latest_with(state: State, edges: Edges) -> bytes | None:
+    """Return the content seen last that begins or ends in the same way."""
+    query = "SELECT digest FROM edges WHERE edge IN (?, ?) ORDER BY rowid DESC LIMIT 1"
+    row = state.db.execute(query, edges).fetchone()
+    return None if row is None else bytes(row[0])
 
 
 def similar(state: State, digest: bytes, but: Collection[bytes] = ()) -> list[bytes]:
