@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from deltasync.client.comparison import Need, Place, is_touched
-from deltasync.client.digest import BUFFER_BYTES
+from deltasync.client.digest import BUFFER_BYTES, FileChanging, is_same
 from deltasync.client.opening import DATABASE
 from deltasync.core.errors import RootUnavailable, UsageError
 from deltasync.core.hashing import hasher
@@ -73,6 +73,8 @@ class Destination:
         """What was done: created, replaced, touched, deleted."""
         self.problems: dict[str, str] = {}
         """Paths that could not be written, and why."""
+        self._stamped: dict[int, os.stat_result] = {}
+        """How files look since they were touched, by inode: one of them may have several names."""
         self._guard = threading.Lock()
         self._near = threading.local()
 
@@ -192,16 +194,24 @@ class Destination:
         self._try(place, put, done="folders")
 
     def touch(self, place: Place) -> None:
-        """Give a file with the right content its time and executable bit."""
+        """Give a file its time and executable bit, if it is still the one that was read (spec F-11)."""
 
         def touch(folder: Folder, name: str) -> None:
             descriptor = open_regular(name, at=folder.fd)
             try:
+                now = os.fstat(descriptor)
+                known = self._stamped.get(now.st_ino, place.read)
+                if known is None or not is_same(known, now):
+                    raise FileChanging(now)
                 stamp(descriptor, place.entry)
+                self._stamped[now.st_ino] = os.fstat(descriptor)
             finally:
                 os.close(descriptor)
 
-        self._try(place, touch, done="touched")
+        try:
+            self._try(place, touch, done="touched")
+        except FileChanging:
+            self.report(place.path, "changed after it was read, and was left as it is; fetch again to replace it")
 
     def delete(self, path: str, entries: int) -> None:
         """Remove what is not wanted, with everything below it; entries: how many that are."""

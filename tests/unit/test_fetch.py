@@ -463,6 +463,38 @@ def test_what_changes_during_a_fetch_is_noticed(desk: Desk, origin: HttpTranspor
     assert "changed meanwhile" in report.problems[0].reason
 
 
+def test_a_file_that_was_edited_after_it_was_read_keeps_its_own_time(
+    desk: Desk, origin: HttpTransport, tmp_path: Path
+) -> None:
+    """A file that was only to get its time back, and was edited meanwhile, stays as it is and is a problem."""
+    dest = tmp_path / "dest"
+    folders.write(dest, "readme.txt", "hello\n")
+
+    class Editor(Meter):
+        def all_is_read(self) -> None:
+            (dest / "readme.txt").write_text("HELLO\n")
+
+    report = fetch(origin, dest, FetchOptions(workspace=desk.root.name), Editor())
+    assert [each.path for each in report.problems] == ["readme.txt"] and not report.verified
+    assert "changed after it was read" in report.problems[0].reason
+    assert (report.touched, (dest / "readme.txt").read_text()) == (0, "HELLO\n")
+    assert (dest / "readme.txt").stat().st_mtime_ns != (desk.root / "readme.txt").stat().st_mtime_ns
+    assert fetched(origin, desk, dest).verified
+    folders.assert_same(desk.root, dest)
+
+
+def test_two_names_of_one_file_are_touched_together(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """The time that one name got does not pass for an edit of the other."""
+    (desk.root / "second.txt").write_text("hello\n")
+    os.utime(desk.root / "second.txt", ns=(7, (desk.root / "readme.txt").stat().st_mtime_ns))
+    desk.push()
+    dest = tmp_path / "dest"
+    folders.write(dest, "readme.txt", "hello\n")
+    os.link(dest / "readme.txt", dest / "second.txt")
+    report = fetched(origin, desk, dest)
+    assert report.verified and report.touched == 2, report.problems
+
+
 def test_a_hidden_folder_that_is_a_link_is_not_followed(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """What arrives never lies outside of DEST."""
     (tmp_path / "dest").mkdir()
