@@ -302,14 +302,19 @@ class _Check:
 
     def folder(self, folder: Folder, path: str, digest: bytes) -> bool:
         """Tell whether a folder holds the wanted entries of a directory of the tree."""
-        wanted = self._wanted.entries(path, digest)
-        found = [entry for each in wanted if (entry := self._entry(folder, joined(path, each.name), each)) is not None]
+        wanted, names = self._wanted.entries(path, digest), set(folder.names())
+        there = [each for each in wanted if each.name in names]
+        found = [entry for each in there if (entry := self._entry(folder, joined(path, each.name), each)) is not None]
         if self._wanted.scope.covers(path) and directory_digest(encode_directory(found)) == digest:
             return True
         right = set(found)
         wrong = [each for each in wanted if each not in right]
         for each in wrong:
-            if each.kind is not Kind.DIRECTORY:
+            twin = _twin(folder, each.name) if each.name not in names else None
+            if twin is not None:
+                reason = f"is not there: this file system takes it for {shown(twin)}; fetch into one that keeps both"
+                self._dest.report(joined(path, each.name), reason)
+            elif each.kind is not Kind.DIRECTORY:
                 reason = "is not what was fetched: it changed meanwhile, or this file system cannot hold its time"
                 self._dest.report(joined(path, each.name), reason)
         return not wrong
@@ -333,3 +338,12 @@ class _Check:
             return None
         with folder.enter(wanted.name) as inside:
             return wanted if self.folder(inside, path, wanted.digest) else None
+
+
+def _twin(folder: Folder, name: str) -> str | None:
+    """Return the name that a folder lists for what it shows under another one, which it does not list."""
+    try:
+        status = folder.stat(name)
+        return next((each for each in folder.names() if os.path.samestat(folder.stat(each), status)), None)
+    except OSError:
+        return None

@@ -495,6 +495,44 @@ def test_two_names_of_one_file_are_touched_together(desk: Desk, origin: HttpTran
     assert report.verified and report.touched == 2, report.problems
 
 
+def test_two_names_that_are_one_in_dest_are_not_both_there(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that does not tell `A` from `a` the name that DEST does not list is a problem, with its twin."""
+    for name in ("A", "a", "D/same", "d/same"):
+        os.utime(folders.write(desk.root, f"twins/{name}", name[:1]), ns=(7, 7))
+    desk.push()
+    dest = tmp_path / "dest"
+    folds_case(monkeypatch, dest / "twins")
+    report = fetched(origin, desk, dest, "twins")
+    assert [(each.path, each.reason) for each in report.problems] == [
+        ("twins/A", "is not there: this file system takes it for a; fetch into one that keeps both"),
+        ("twins/D", "is not there: this file system takes it for d; fetch into one that keeps both"),
+        ("twins/d", "cannot be written (File exists)"),
+    ]
+    assert not report.verified and fetched_folder(dest / "twins") == {"a", "d", "d/same"}
+
+
+def folds_case(monkeypatch: pytest.MonkeyPatch, top: Path) -> None:
+    """Have the system calls take upper for lower case in a folder, and below it."""
+
+    def folded(name: Any, folder: int | None) -> Any:
+        is_below = isinstance(name, str) and folder is not None and os.readlink(f"/proc/self/fd/{folder}") == str(top)
+        return name.lower() if is_below else name
+
+    def rename(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        real_rename(source, folded(target, dst_dir_fd), src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def patched(real: Any) -> Any:
+        return lambda name, *rest, dir_fd=None, **more: real(folded(name, dir_fd), *rest, dir_fd=dir_fd, **more)
+
+    real_rename = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    for call in ("open", "stat", "mkdir", "unlink"):
+        monkeypatch.setattr(os, call, patched(getattr(os, call)))
+    monkeypatch.setattr(os, "supports_dir_fd", {*os.supports_dir_fd, os.open})
+
+
 def test_a_hidden_folder_that_is_a_link_is_not_followed(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """What arrives never lies outside of DEST."""
     (tmp_path / "dest").mkdir()
