@@ -52,23 +52,19 @@ class Destination:
         may_delete: a folder that is not empty may give way to a file or a link.
         """
         self.path, self._may_delete = path, may_delete
+        sentence = f"another fetch fills {shown(str(path))}; wait until it ends, or stop it"
         try:
-            with space_guard(path):
+            with contextlib.ExitStack() as held, space_guard(path):
                 path.mkdir(parents=True, exist_ok=True)
-                self.folder = Folder.open(path)
-                self.arrivals = self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True)
+                self.folder = held.enter_context(Folder.open(path))
+                self.arrivals = held.enter_context(self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True))
                 os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
+                self._lock = Lock(LOCK, sentence, at=self.arrivals.fd)
+                held.pop_all()
         except OSError as error:
             raise RootUnavailable(
                 f"{shown(str(path))} cannot be written ({error.strerror}); name another folder"
             ) from error
-        lock = path / RESERVED / ARRIVALS / LOCK
-        try:
-            self._lock = Lock(lock, f"another fetch fills {shown(str(path))}; wait until it ends, or stop it")
-        except BaseException:
-            self.arrivals.close()
-            self.folder.close()
-            raise
         self.counts: Counter[str] = Counter()
         """What was done: created, replaced, touched, deleted."""
         self.problems: dict[str, str] = {}

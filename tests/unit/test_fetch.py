@@ -543,6 +543,16 @@ def test_a_hidden_folder_that_is_a_link_is_not_followed(desk: Desk, origin: Http
     assert not list((tmp_path / "outside").iterdir())
 
 
+def test_a_lock_that_is_a_link_is_not_followed(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """A link among the arrivals makes no file outside of DEST."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "dest/.deltasync/fetch").mkdir(parents=True)
+    (tmp_path / "dest/.deltasync/fetch/lock").symlink_to(tmp_path / "outside/made")
+    with pytest.raises(RootUnavailable, match="cannot be written"):
+        fetched(origin, desk, tmp_path / "dest")
+    assert not list((tmp_path / "outside").iterdir())
+
+
 def test_dest_must_be_a_folder(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """A file is not filled."""
     with pytest.raises(UsageError, match="is not a folder"):
