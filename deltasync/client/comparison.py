@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from deltasync.client.digest import Digester, FileChanging
-from deltasync.client.listing import clamped
+from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
 from deltasync.client.opening import DATABASE
 from deltasync.client.wanted import Wanted
@@ -187,7 +187,7 @@ class Comparing:
 
 def is_touched(entry: Entry, status: os.stat_result) -> bool:
     """Tell whether a file with the right content has another time or executable bit."""
-    return (clamped(status.st_mtime_ns), bool(status.st_mode & stat.S_IXUSR)) != (entry.mtime_ns, entry.executable)
+    return (clamped(status.st_mtime_ns), is_executable(status.st_mode)) != (entry.mtime_ns, entry.executable)
 
 
 def refuse_workspace(folder: Folder, path: str) -> None:

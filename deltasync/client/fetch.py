@@ -15,7 +15,7 @@ from deltasync.client.comparison import Comparing, Comparison, Need, files_below
 from deltasync.client.destination import Destination, usable
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.download import Download, Source
-from deltasync.client.listing import clamped
+from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
 from deltasync.client.resync import root_of
 from deltasync.client.seal import GUARD_ENTRIES
@@ -330,8 +330,8 @@ class _Check:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        is_executable = bool(status.st_mode & stat.S_IXUSR)
-        return Entry(wanted.name, Kind.FILE, status.st_size, clamped(status.st_mtime_ns), is_executable, wanted.digest)
+        has_bit = is_executable(status.st_mode)
+        return Entry(wanted.name, Kind.FILE, status.st_size, clamped(status.st_mtime_ns), has_bit, wanted.digest)
 
     def _directory(self, folder: Folder, path: str, wanted: Entry) -> Entry | None:
         if wanted.kind is not Kind.DIRECTORY:

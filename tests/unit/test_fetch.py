@@ -483,6 +483,19 @@ def test_a_file_that_was_edited_after_it_was_read_keeps_its_own_time(
     folders.assert_same(desk.root, dest)
 
 
+def test_an_execute_bit_of_a_group_is_enough(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """What was pushed as executable is as wanted with any of the three bits, and plain with none."""
+    (desk.root / "bin/run.sh").chmod(0o654)
+    desk.push()
+    assert fetched(origin, desk, tmp_path / "dest").verified
+    assert (tmp_path / "dest/bin/run.sh").stat().st_mode & 0o100
+    (tmp_path / "dest/bin/run.sh").chmod(0o645)
+    (tmp_path / "dest/readme.txt").chmod(0o645)
+    report = fetched(origin, desk, tmp_path / "dest")
+    assert report.verified and report.touched == 1
+    assert (tmp_path / "dest/readme.txt").stat().st_mode & 0o777 == 0o644
+
+
 def test_two_names_of_one_file_are_touched_together(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """The time that one name got does not pass for an edit of the other."""
     (desk.root / "second.txt").write_text("hello\n")
