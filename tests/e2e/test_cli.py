@@ -25,6 +25,7 @@ import pytest
 from serving import Served, serving
 
 from deltasync.client.moves import Stats
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import decode_directory
 
 BINARY = Path(sys.executable).parent / "deltasync"
@@ -399,6 +400,28 @@ def test_verify_notices_a_server_that_lost_what_it_acknowledged(user: User, serv
     done = user.run("verify", folder, "--json")
     assert (done.code, done.json["server_lost_it"], done.json["in_sync"]) == (8, True, True)
     assert "another tree under the sequence" in user.run("verify", folder).err
+
+
+def test_verify_tells_what_the_server_asks_for_again(user: User, server: Served, folder: Path) -> None:
+    """Content that the server found damaged in its cache is lost, although both roots are equal (8); push heals it."""
+    content = folders.write(folder, "media/only here.bin", f"{folder.name}" * 1000).read_bytes()
+    user.run("push", folder, "--to", server.url)
+    digest = digest_of(content).hex()
+    blob = server.data / "cache" / digest[:2] / digest
+    blob.chmod(0o644)
+    blob.write_bytes(content[::-1])
+    blob.chmod(0o444)
+    server.get(f"/api/v1/blobs/{digest}")
+    assert server.get(f"/api/v1/workspaces/{folder.name}").json["wanted"] == [digest]
+    done = user.run("verify", folder, "--json")
+    assert (done.code, done.json["server_lost_it"], done.json["in_sync"]) == (8, True, False)
+    assert done.json["lost"] == ["media/only here.bin"]
+    told = user.run("verify", folder)
+    assert told.code == 8 and "equal to" not in told.out
+    assert "media/only here.bin: the server has lost its content; push sends it again" in told.err
+    assert user.run("push", folder).code == 0
+    healed = user.run("verify", folder, "--json")
+    assert (healed.code, healed.json["server_lost_it"], healed.json["lost"]) == (0, False, [])
 
 
 def rot(root: Path, directory: str, name: str) -> None:
