@@ -55,7 +55,7 @@ def _show(call: Call, settings: Settings, state: State | None) -> int:
     here, workspace, url = None, settings.workspace or "", settings.to
     if state is not None:
         workspace, url = _bound(state, settings)
-        here = halves.local(state)
+        here = halves.examined(state, halves.local(state))
     there, trouble = _ask_server(settings, workspace, url)
     watcher = _ask_watcher(state) if state is not None else None
     together = halves.together(workspace, here, there)
@@ -114,7 +114,7 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
             f"local   sequence {here.sequence}, root {here.root[:16]}, {count_text(here.files, 'file')}, "
             f"{bytes_text(here.bytes)}; {watched}"
         )
-        lines += [f"        {words}" for words in (*_left(here), *_told(watcher or {}))]
+        lines += [f"        {words}" for words in dict.fromkeys((*_left(here), *_told(watcher or {})))]
     if there is not None:
         tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
         if there.url.startswith("file:"):
@@ -140,12 +140,16 @@ def _left(here: halves.Local) -> list[str]:
     left = []
     if here.no_delete:
         left.append("--no-delete: what is gone here stays on the server, and only what was sent is compared")
-    if here.changed:
+    if here.changed and not here.blocked:
         left.append("changes wait to be sealed")
+    if here.guard:
+        left.append(here.guard)
     if here.pending:
         left.append(f"{count_text(here.pending, 'bundle')} to be sent, {bytes_text(here.outbox_bytes)} in files")
     if here.waiting:
         left.append(f"{count_text(here.waiting, 'file')} still being written")
     if here.problems:
-        left.append(f"{count_text(here.problems, 'problem')}; deltasync push lists them")
+        former = f"the former state of {count_text(here.held_back, 'path')} stands on the server; "
+        problems = count_text(here.problems, "problem")
+        left.append(f"{problems}; {former if here.held_back else ''}deltasync push lists them")
     return left

@@ -254,6 +254,78 @@ def test_no_delete_is_told_and_what_is_gone_here_is_no_difference(user: User, se
     folders.assert_same(folder, tree(server, folder))
 
 
+def test_what_could_not_be_sent_is_no_sync(user: User, server: Served, folder: Path) -> None:
+    """A path that became a problem, while the server has what it was before, is told by status as by push."""
+    os.mkfifo(folder / "never sent")
+    assert user.run("push", folder, "--to", server.url).code == 3
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["problems"], found["local"]["held_back"]) == (True, 1, 0)
+    for name in ("readme.txt", "media/raw/a.dat"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert user.run("push", folder).code == 3
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["problems"], found["local"]["held_back"]) == (False, 3, 2)
+    text = user.run("status", folder).out
+    assert "differs from" in text and "changes wait" not in text
+    assert "3 problems; the former state of 2 paths stands on the server; deltasync push lists them" in text
+
+
+def test_status_and_push_agree_on_a_change_that_cannot_be_sent(user: User, server: Served, folder: Path) -> None:
+    """A change that was looked at, and became a problem before it was sent, does not wait to be sealed."""
+    user.run("push", folder, "--to", server.url)
+    folders.write(folder, "readme.txt", f"what no server has: {folder.name}")
+    assert user.run("push", folder, "-n", "--json").json["operations"]["updated"] == 1
+    assert "changes wait to be sealed" in user.run("status", folder).out
+    (folder / "readme.txt").unlink()
+    os.mkfifo(folder / "readme.txt")
+    pushed = user.run("push", folder)
+    assert pushed.code == 3 and "nothing to send" in pushed.out
+    text = user.run("status", folder).out
+    assert "differs from" in text and "changes wait" not in text and "1 problem; the former state of 1 path" in text
+    assert user.run("status", folder, "--json").json["local"]["blocked"] is True
+
+
+def test_a_link_in_place_of_an_ignore_file_is_in_sync(user: User, server: Served, folder: Path) -> None:
+    """It is a problem of its rules, and is carried as a link all the same."""
+    folders.write(folder, "rules", "*.tmp\n")
+    (folder / ".deltasyncignore").symlink_to("rules")
+    assert user.run("push", folder, "--to", server.url).code == 3
+    assert user.run("status", folder, "--json").json["in_sync"] is True
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_status_says_that_everything_is_gone(user: User, server: Served, folder: Path, elsewhere: bool) -> None:
+    """An emptied folder is not in sync with what the server has, before and after the push that the guard stops."""
+    state = ["--state-dir", folder / "own"] if elsewhere else []
+    user.run("push", folder, "--to", server.url, *state)
+    for path in folder.iterdir():
+        if path.name not in (".deltasync", "own"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for _ in range(2):
+        found = user.run("status", folder, "--json", *state).json
+        assert found["in_sync"] is False and "is gone" in found["local"]["guard"]
+        told = user.run("status", folder, *state).out
+        assert "differs from" in told and told.count("unless you say --allow-mass-delete") == 1
+        assert user.run("push", folder, *state).code == 6
+    assert user.run("push", folder, "--allow-mass-delete", *state).code == 0
+    assert user.run("status", folder, "--json", *state).json["in_sync"] is True
+
+
+def test_status_names_the_guard_that_stopped_a_push(user: User, server: Served, folder: Path) -> None:
+    """After a push that a mass deletion stopped, status says without any watcher which flag lets it go on."""
+    for number in range(150):
+        folders.write(folder, f"many/{number}", "x")
+    user.run("push", folder, "--to", server.url)
+    shutil.rmtree(folder / "many")
+    assert user.run("push", folder).code == 6
+    told = user.run("status", folder)
+    assert told.code == 0 and "differs from" in told.out and "changes wait to be sealed" in told.out
+    assert "151 of 165 entries would be deleted on the server; nothing was sent; if that is meant, push" in told.out
+    assert user.run("push", folder, "--allow-mass-delete").code == 0
+    assert "in sync with" in user.run("status", folder).out
+
+
 def test_a_lost_database_loses_neither_name_nor_server(user: User, server: Served, folder: Path) -> None:
     """With its database removed, a workspace goes on under its name and with its server, without being told them."""
     assert user.run("push", folder, "--to", server.url, "--workspace", f"{folder.name}-x").code == 0
@@ -757,7 +829,8 @@ def test_status_tells_what_keeps_a_watcher(user: User, server: Served, folder: P
         (folder / "everything").rename(everything)  # in one step: the watcher may look at any moment
         assert user.run("push", folder).code == 6
         status = user.run("status", folder)
-        assert status.code == 0 and "--allow-mass-delete" in status.out
+        assert status.code == 0 and status.out.count("--allow-mass-delete") == 1
+        assert "differs from" in status.out
 
 
 def test_a_watcher_without_a_server_prints_lines_for_people(user: User, folder: Path) -> None:
