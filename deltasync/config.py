@@ -226,7 +226,7 @@ _ALL = (
     Setting("take-over", SWITCH, "Become the workspace's owner, in place of its client.", in_file=False),
     Setting("rehash", SWITCH, "Read every file again instead of trusting its times.", in_file=False),
     Setting("scan", SWITCH, "Look at every folder although a watcher runs.", in_file=False),
-    Setting("settle", SECONDS, "How long a file must stay unchanged [2s]."),
+    Setting("settle", SECONDS, "How long to wait for a file that changes while it is read [2s]."),
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import keyword
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,11 +88,18 @@ Command = Callable[..., int]
 """Takes the call first, then its own arguments by name, and returns the exit code."""
 
 
-def command(app: typer.Typer, *keys: str, name: str | None = None) -> Callable[[Command], Command]:
-    """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`."""
+def command(
+    app: typer.Typer, *keys: str, name: str | None = None, helps: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`.
+
+    helps: what an option means here, by key, where that is not what it means elsewhere.
+    """
 
     def decorate(function: Command) -> Command:
-        fields = {_field(key): config.SETTINGS[key] for key in (*keys, *COMMON)}
+        settings_here = {key: config.SETTINGS[key] for key in (*keys, *COMMON)}
+        settings_here |= {key: replace(config.SETTINGS[key], help=text) for key, text in (helps or {}).items()}
+        fields = {_field(key): setting for key, setting in settings_here.items()}
 
         def run(**values: object) -> int:
             flags = {setting.key: _given(values.pop(field)) for field, setting in fields.items()}

@@ -16,7 +16,8 @@ from deltasync.client import outbox
 from deltasync.client import status as halves
 from deltasync.client.state import State
 from deltasync.config import Settings
-from deltasync.core.errors import DeltasyncError, UsageError
+from deltasync.core.errors import DeltasyncError, NotFound, UsageError
+from deltasync.core.names import shown
 
 ASK_SECONDS = 1.0
 """How long a busy watcher may take to answer; without it, `status` tells the same from the state."""
@@ -33,7 +34,8 @@ def status(
     """Show whether both sides are equal.
 
     It tells what is sealed here and what the server holds. Nothing is scanned: the local half is as of the last
-    scan. With --to and --workspace alone, only the server is asked. Exit 4 when the server does not answer.
+    scan. With --to and --workspace alone, only the server is asked; exit 1 when nothing was ever pushed under that
+    name. Exit 4 when the server does not answer.
     """
     if path is None and call.flags["to"] and call.flags["workspace"]:
         return _show(call, call.settings(), None)
@@ -63,6 +65,9 @@ def _show(call: Call, settings: Settings, state: State | None) -> int:
     if trouble is not None:
         extra["error"] = {**trouble.facts, "code": trouble.code, "detail": trouble.sentence}
     call.out.answer({**msgspec.structs.asdict(together), **extra})
+    if state is None and there is not None and not there.sequence:
+        call.out.warn(f"{url} has no workspace {shown(workspace)}: nothing was ever pushed under this name; check it")
+        return NotFound.exit_code
     for line in _lines(together, watcher, url):
         call.out.say(line)
     if trouble is None:

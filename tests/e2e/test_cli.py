@@ -234,6 +234,15 @@ def test_status_tells_both_halves(user: User, server: Served, folder: Path) -> N
     assert user.run("status", folder, "--json").json["local"]["sequence"] == 2
 
 
+def test_status_of_a_name_that_was_never_pushed_is_an_error(user: User, server: Served, folder: Path) -> None:
+    """A misspelt name is no empty workspace (1); programs still get what the server says."""
+    told = user.run("status", "--to", server.url, "--workspace", "misspelt")
+    assert (told.code, told.out) == (1, "")
+    assert "has no workspace misspelt: nothing was ever pushed under this name" in told.err
+    asked = user.run("status", "--to", server.url, "--workspace", "misspelt", "--json")
+    assert (asked.code, asked.json["server"]["sequence"], asked.json["local"]) == (1, 0, None)
+
+
 def test_no_delete_is_told_and_what_is_gone_here_is_no_difference(user: User, server: Served, folder: Path) -> None:
     """After --no-delete the trees are compared over what was sent: status says so, verify agrees; a push ends it."""
     folders.write(folder, "old", "x")
@@ -597,6 +606,8 @@ BAD: list[tuple[list[str], int, str, str]] = [
     (["push", "w", "w2", "--workspace", "x"], 2, "USAGE", "push each folder by itself"),
     (["bundle", "show", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "show", "file.txt"], 8, "BUNDLE_REFUSED", "B-"),
+    (["bundle", "show", "w"], 2, "USAGE", "w is a folder; name the bundle files in it, such as w/*.tar.zst"),
+    (["bundle", "verify", "w"], 2, "USAGE", "w is a folder; name the bundle files in it"),
     (["bundle", "verify", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "replay", "w"], 2, "USAGE", "name the server with --to URL"),
     (["bundle", "replay", "w", "--to", "http://127.0.0.1:1"], 1, "NOT_FOUND", "holds no bundle"),
@@ -880,6 +891,16 @@ def test_a_command_loads_only_what_it_needs(user: User, server: Served, folder: 
     user.run("push", local)
     assert not modules_after(user, "status", local) & (HEAVY | {"requests", "urllib3"})
     assert not modules_after(user, "ignore", local / "x") & (HEAVY | {"requests", "zstandard"})
+
+
+def test_the_help_of_a_command_says_what_its_options_do_there(user: User) -> None:
+    """Nothing is remembered by fetch or replay; push waits for no age, as watch does."""
+    texts = {name: " ".join(user.run(*name.split(), "--help").out.split()) for name in ("fetch", "bundle replay")}
+    assert "Name of the workspace on the server." in texts["fetch"]
+    assert "without it each bundle goes to the one that it names" in texts["bundle replay"]
+    assert not any("remembered" in text for text in texts.values())
+    assert "a file that changes while it is read" in " ".join(user.run("push", "--help").out.split())
+    assert "its writer has not closed" in " ".join(user.run("watch", "--help").out.split())
 
 
 def test_version_and_help_answer_at_once(user: User) -> None:
