@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import os
@@ -153,12 +154,36 @@ def place_of(path: Path, call: Call) -> tuple[Path, str]:
     absolute = Path(os.path.normpath(path.absolute()))
     state_dir = call.settings().state_dir
     for root in (*absolute.parents, absolute):
-        if (root / RESERVED / "state.db").is_file() or (state_dir and _is_root_of(root, Path(state_dir))):
+        if _holds_state(root) or (state_dir and _is_root_of(root, Path(state_dir))):
             inside = absolute.relative_to(root).as_posix()
             return root, "" if inside == "." else inside
-    if (absolute / RESERVED).is_dir():
-        return absolute, ""
+    with contextlib.suppress(PermissionError):
+        if (absolute / RESERVED).is_dir():
+            return absolute, ""
     raise NotFound(f"{shown(str(path))} lies in no workspace; run `deltasync push` or `deltasync watch` on one first")
+
+
+def _holds_state(root: Path) -> bool:
+    """Tell whether a folder is a workspace; one that cannot be looked into may lie in another, which says so."""
+    try:
+        return (root / RESERVED / "state.db").is_file()
+    except PermissionError:
+        return False
+
+
+def rule_origin(call: Call, root: Path, rule: str) -> str:
+    """Say where a rule that stands in no ignore file is from: a flag, a variable or a configuration file."""
+    key = "include" if rule.startswith("!") and rule[1:] in call.settings(root).include else "exclude"
+    if call.flags[key]:
+        return "on the command line"
+    variable = config.SETTINGS[key].variable
+    if os.environ.get(variable, "").strip():
+        return f"in {variable}"
+    for path, is_workspace in reversed(config.files_of(root, os.environ)):
+        found = config.load({}, {}, [(path, is_workspace)])
+        if found.include if key == "include" else found.exclude:
+            return f"in {shown(str(path))}"
+    return "in the settings"
 
 
 def _is_root_of(root: Path, state_dir: Path) -> bool:

@@ -539,6 +539,15 @@ def test_ignore_names_the_rule_that_decides(user: User, server: Served, folder: 
     assert "raw/ in media/.deltasyncignore, line 1" in user.run("ignore", folder / "media/raw/a.dat").out
     assert "*.txt on the command line" in user.run("ignore", folder / "readme.txt", "--exclude", "*.txt").out
     assert not (tree(server, folder) / "media/raw").exists()
+    told = user.run("ignore", folder / "readme.txt", DELTASYNC_EXCLUDE="*.txt")
+    assert told.out == "readme.txt is ignored: *.txt in DELTASYNC_EXCLUDE\n"
+    settings = folders.write(folder, ".deltasync/config.toml", 'exclude = ["*.txt"]\ninclude = ["keep.txt"]\n')
+    assert user.run("ignore", folder / "readme.txt").out == f"readme.txt is ignored: *.txt in {settings}\n"
+    assert user.run("ignore", folder / "keep.txt").out == f"keep.txt is carried: !keep.txt in {settings}\n"
+    assert user.run("why", folder / "readme.txt").out.startswith(f"readme.txt: ignored: *.txt in {settings}; what was")
+    settings.unlink()
+    own = folders.write(user.home, "own/config.toml", 'exclude = ["*.txt"]\n')
+    assert user.run("ignore", folder / "readme.txt").out == f"readme.txt is ignored: *.txt in {own}\n"
 
 
 def test_doctor_lists_what_may_go_wrong(user: User, server: Served, folder: Path) -> None:
