@@ -115,6 +115,8 @@ def export(
     for each in files:
         call.out.say(each)
     call.out.say(f"{count_text(len(files), 'bundle')} written; the tree after the last has root {done.root[:16]}")
+    if not files:
+        call.out.note("no bundle waits or is kept; --full writes a chain that carries everything")
     for problem in problems:
         call.out.warn(f"{problem['path']}: {problem['reason']}")
     return 3 if problems else 0

@@ -106,6 +106,8 @@ def command(
             flags = {setting.key: _given(values.pop(field)) for field, setting in fields.items()}
             settings = config.load(flags, os.environ)
             out = Output(json=settings.json, quiet=settings.quiet, verbose=settings.verbose)
+            for name, near in config.mistyped(os.environ).items():
+                out.note(f"{shown(name)} is no setting and has no effect; did you mean {near}?")
             return function(Call(flags, out), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

@@ -404,6 +404,39 @@ def test_bundles_are_listed_shown_verified_exported_and_replayed(user: User, ser
         folders.assert_same(folder, other.data / "workspaces" / folder.name / "tree")
 
 
+def test_a_thin_bundle_names_what_it_does_not_carry(user: User, folder: Path, tmp_path: Path) -> None:
+    """Into an empty server a thin chain cannot be replayed: bundle, first path and the way out are named."""
+    with serving(tmp_path / "first") as first:
+        folders.write(folder, "big.bin", "known content")
+        user.run("push", folder, "--to", first.url)
+        thin = user.home / "thin"
+        thin.mkdir()
+        folders.write(thin, "copies/a.bin", "known content")
+        folders.write(thin, "copies/readme.txt", "hello\n")
+        user.run("push", thin, "--to", first.url, "--keep-sent", "7d")
+    out = user.home / "out"
+    assert user.run("bundle", "export", thin, out).code == 0
+    (name,) = (each.name for each in out.iterdir())
+    expected = (
+        f"{name} is thin: it does not carry the content of copies/a.bin and 1 more, and the {{}} lacks it; "
+        "`deltasync bundle export PATH DIR --full` writes bundles that carry everything\n"
+    )
+    with serving(tmp_path / "second") as second:
+        done = user.run("bundle", "replay", out, "--to", second.url)
+        assert (done.code, done.err) == (5, f"deltasync: {expected.format('server')}")
+    words = [BINARY.with_name("deltasync-server"), "replay", out, "--data", tmp_path / "third"]
+    offline = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=user.environment)
+    assert (offline.returncode, offline.stderr) == (5, f"deltasync-server: {expected.format('store')}")
+
+
+def test_an_export_of_nothing_names_the_whole_one(user: User, server: Served, folder: Path) -> None:
+    """Where no bundle waits or is kept, an export writes none and says how to get them all."""
+    user.run("push", folder, "--to", server.url)
+    done = user.run("bundle", "export", folder, user.home / "out")
+    assert done.code == 0 and done.out.startswith("0 bundles written")
+    assert done.err == "deltasync: no bundle waits or is kept; --full writes a chain that carries everything\n"
+
+
 def test_a_damaged_bundle_and_a_missing_one_are_named(user: User, server: Served, folder: Path) -> None:
     """A damaged bundle file fails verification (8), and a missing one stops a replay, by name (5)."""
     shutil.rmtree(folder)
@@ -648,6 +681,14 @@ def test_another_kind_of_server_is_told_apart(user: User, folder: Path) -> None:
         assert user.run("status", "--to", url, "--workspace", "x").code == 1
 
 
+def test_a_plain_server_at_a_https_address_is_named(user: User, server: Served, folder: Path) -> None:
+    """Who writes https for a server without TLS reads which address is meant, and no text of OpenSSL."""
+    done = user.run("push", folder, "--to", server.url.replace("http", "https"))
+    assert (done.code, done.out) == (1, "")
+    https = server.url.replace("http", "https")
+    assert done.err == f"deltasync: {https} answers plain http; use {server.url}\n"
+
+
 def test_a_folder_has_one_server_one_name_and_one_place(user: User, server: Served, folder: Path) -> None:
     """A second server, a second name, a nested folder and a copy are refused, each with what to do."""
     assert user.run("push", folder, "--to", server.url).code == 0
@@ -725,6 +766,15 @@ def test_a_bad_variable_and_a_bad_file_are_named(
     folders.write(user.home, "own/config.toml", config)
     done = user.run("push", folder, **variables)
     assert (done.code, done.out) == (2, "") and words in done.err and done.err.count("\n") == 1
+
+
+def test_a_mistyped_variable_is_told_once(user: User, server: Served, folder: Path) -> None:
+    """A variable that looks like a setting and is none has no effect, and says so on stderr; others are let be."""
+    done = user.run("push", folder, "--json", DELTASYNC_EXCLUDES="*", DELTASYNC_OWN="x", DELTASYNC_SERVER_DATA="/x")
+    assert done.code == 0 and done.json["operations"]["created"] == 14
+    assert done.err.count("DELTASYNC_EXCLUDES is no setting and has no effect; did you mean DELTASYNC_EXCLUDE?") == 1
+    assert done.err.count("DELTASYNC_") == 2
+    assert "DELTASYNC_" not in user.run("push", folder, "-q", DELTASYNC_EXCLUDES="*").err
 
 
 def test_variables_and_files_set_what_flags_set(user: User, server: Served, folder: Path) -> None:
