@@ -1,4 +1,4 @@
-"""`deltasync verify`: read every local file again and compare with the server."""
+"""`deltasync verify`: read every local file again and compare with what the server says that it holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ app = new_app()
 def verify_folder(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
     """Read every file again and compare roots.
 
-    Nothing is recorded or sent. Exit 8 when a file's bytes changed although its size and time did not, or when the
+    Nothing is recorded or sent. The server tells the root of its tree and what it lost; its files are not read, which
+    deltasync-server check does. Exit 8 when a file's bytes changed although its size and time did not, or when the
     server no longer holds what it acknowledged; 5 when the trees merely differ; 3 when a file could not be read.
     """
     root = Path(path)
