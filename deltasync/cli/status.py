@@ -128,6 +128,8 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
         lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}")
         if there.tree_path:
             lines.append(f"        {there.tree_path}")
+        if there.wanted:
+            lines.append(f"        asks again for {count_text(there.wanted, 'content')} that it lost; push sends it")
     return lines
 
 

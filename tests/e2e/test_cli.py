@@ -533,6 +533,7 @@ def test_verify_tells_what_the_server_asks_for_again(user: User, server: Served,
     told = user.run("verify", folder)
     assert told.code == 8 and "equal to" not in told.out
     assert "media/only here.bin: the server has lost its content; push sends it again" in told.err
+    assert "asks again for 1 content that it lost; push sends it" in user.run("status", folder).out
     assert user.run("push", folder).code == 0
     healed = user.run("verify", folder, "--json")
     assert (healed.code, healed.json["server_lost_it"], healed.json["lost"]) == (0, False, [])
