@@ -278,6 +278,9 @@ def test_what_could_not_be_sent_is_no_sync(user: User, server: Served, folder: P
     text = user.run("status", folder).out
     assert "differs from" in text and "changes wait" not in text
     assert "3 problems; the former state of 2 paths stands on the server; deltasync push lists them" in text
+    folders.write(folder, "bin/.deltasync/state.db")
+    assert user.run("push", folder).code == 3
+    assert user.run("status", folder, "--json").json["local"]["held_back"] == 3, "and the folder that is left alone"
 
 
 def test_status_and_push_agree_on_a_change_that_cannot_be_sent(user: User, server: Served, folder: Path) -> None:
