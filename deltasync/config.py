@@ -18,6 +18,8 @@ PREFIX = "DELTASYNC_"
 HOME = "DELTASYNC_HOME"
 JOBS_MAX = 64
 CHUNK_FROM_MIN = 128 << 10
+_OTHERS = ("SERVER_", "HOME", "CLIENT_ID_FILE")
+"""Variables that are no settings of the client, without the prefix."""
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
 Raw = str | int | float | bool | Sequence[str]
@@ -227,8 +229,8 @@ _ALL = (
     Setting("delete", SWITCH, "Delete what DEST has beyond the workspace.", in_file=False),
     Setting("workspace", NAME, "Name on the server; the folder's own name, then remembered.", in_workspace_file=False),
     Setting("state-dir", FOLDER, "Keep the state here, not in PATH/.deltasync.", in_workspace_file=False),
-    Setting("exclude", PATTERNS, "Ignore what matches, as in .gitignore; repeatable."),
-    Setting("include", PATTERNS, "Carry what matches although a rule ignores it; repeatable."),
+    Setting("exclude", PATTERNS, "Ignore what matches, as in .gitignore; repeatable (variable: spaces between)."),
+    Setting("include", PATTERNS, "Carry what matches although a rule ignores it; as --exclude."),
     Setting("gitignore", SWITCH, "Obey .gitignore files too."),
     Setting("delete-excluded", SWITCH, "Delete on the server what is newly ignored."),
     Setting("no-delete", SWITCH, "Never delete on the server."),
@@ -236,7 +238,7 @@ _ALL = (
     Setting("take-over", SWITCH, "Become the workspace's owner, in place of its client.", in_file=False),
     Setting("rehash", SWITCH, "Read every file again instead of trusting its times.", in_file=False),
     Setting("scan", SWITCH, "Look at every folder although a watcher runs.", in_file=False),
-    Setting("settle", SECONDS, "How long a file must stay unchanged [2s]."),
+    Setting("settle", SECONDS, "How long to wait for a file that changes while it is read [2s]."),
     Setting("chunk-from", CHUNKED, "Send only the new parts of changed files from this size on [4MiB]."),
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
@@ -292,6 +294,15 @@ def files_of(root: Path | None, environment: Mapping[str, str]) -> list[tuple[Pa
     if root is not None:
         files.append((root / WORKSPACE_FILE, True))
     return files
+
+
+def mistyped(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are no setting and look like one, each with the one that it looks like."""
+    known = {setting.variable.removeprefix(PREFIX) for setting in _ALL}
+    names = (name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX))
+    strange = (name for name in names if name not in known and not name.startswith(_OTHERS))
+    near = {name: get_close_matches(name, known, 1, cutoff=0.8) for name in strange}
+    return {PREFIX + name: PREFIX + found[0] for name, found in near.items() if found}
 
 
 def is_true(text: str | None) -> bool:

@@ -40,7 +40,7 @@ def _naive(folder: Path, prefix: str, without: frozenset[str]) -> bytes:
             entries.append([name, "symlink", 0, 0, False, b"", os.readlink(path)])
         else:
             digest = blake3(path.read_bytes()).digest()
-            executable = bool(status.st_mode & 0o100)
+            executable = bool(status.st_mode & 0o111)
             entries.append([name, "file", status.st_size, status.st_mtime_ns, executable, digest, ""])
     return blake3(msgspec.msgpack.encode(entries), derive_key_context=CONTEXT).digest()
 

@@ -149,7 +149,7 @@ def seen(folder: Path) -> dict[str, tuple[object, ...]]:
             elif stat.S_ISDIR(status.st_mode):
                 found[key] = ("directory",)
             else:
-                found[key] = ("file", path.read_bytes(), status.st_mtime_ns, bool(status.st_mode & 0o100))
+                found[key] = ("file", path.read_bytes(), status.st_mtime_ns, bool(status.st_mode & 0o111))
     return found
 
 

@@ -61,6 +61,8 @@ def show(call: Call, file: Annotated[str, typer.Argument(metavar="FILE", help="A
 
 
 def _require_file(file: str) -> None:
+    if Path(file).is_dir():
+        raise UsageError(f"{shown(file)} is a folder; name the bundle files in it, such as {shown(file)}/*.tar.zst")
     if not Path(file).is_file():
         raise UsageError(f"{shown(file)} cannot be read: there is no such file")
 
@@ -113,12 +115,24 @@ def export(
     for each in files:
         call.out.say(each)
     call.out.say(f"{count_text(len(files), 'bundle')} written; the tree after the last has root {done.root[:16]}")
+    if not files:
+        call.out.note("no bundle waits or is kept; --full writes a chain that carries everything")
     for problem in problems:
         call.out.warn(f"{problem['path']}: {problem['reason']}")
     return 3 if problems else 0
 
 
-@command(app, "to", "workspace", "take-over", *options.WIRE)
+@command(
+    app,
+    "to",
+    "workspace",
+    "take-over",
+    *options.WIRE,
+    helps={
+        "to": "Server to send to, or file:///FOLDER.",
+        "workspace": "Name on the server; without it each bundle goes to the one that it names.",
+    },
+)
 def replay(call: Call, folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder of bundle files.")]) -> int:
     """Send bundle files to a server in order.
 

@@ -24,7 +24,21 @@ PROBLEMS_SHOWN = 20
 app = new_app()
 
 
-@command(app, "from", "workspace", "at", "dry-run", "delete", "allow-mass-delete", "jobs", *options.WIRE, name="fetch")
+@command(
+    app,
+    "from",
+    "workspace",
+    "at",
+    "dry-run",
+    "delete",
+    "allow-mass-delete",
+    *options.WIRE,
+    name="fetch",
+    helps={
+        "workspace": "Name of the workspace on the server.",
+        "allow-mass-delete": "Let --delete remove most of what is in DEST, or all of it.",
+    },
+)
 def fetch_workspace(
     call: Call,
     dest: Annotated[str, typer.Argument(metavar="DEST", help="The folder to fill; made if there is none.")],

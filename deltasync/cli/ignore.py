@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deltasync.cli.options import RULES, Call, command, new_app, place_of
+from deltasync.cli.options import RULES, Call, command, new_app, place_of, rule_origin
 from deltasync.client.ignore import Decision, IgnoreRules
 from deltasync.core.errors import UsageError
-from deltasync.core.names import RESERVED, shown
+from deltasync.core.names import shown
 
 app = new_app()
 
@@ -28,10 +29,13 @@ def ignore(
     if not inside:
         raise UsageError(f"{shown(path)} is a workspace itself; name a path inside of it")
     settings = call.settings(root)
-    decision = IgnoreRules(root, settings.exclude, settings.include, settings.gitignore).explain(inside)
+    rules = IgnoreRules(root, settings.exclude, settings.include, settings.gitignore)
+    rules.origin = partial(rule_origin, call, root)
+    decision = rules.explain(inside)
     call.out.answer({"path": inside, "workspace": str(root), **_facts(decision)})
     verdict = "is ignored" if decision.ignored else "is carried"
-    call.out.say(f"{inside} {verdict}: {_why(decision)}")
+    named = " ".join(filter(None, (decision.rule, rules.where(decision))))
+    call.out.say(f"{inside} {verdict}: {named or 'no rule matches'}")
     return 0
 
 
@@ -42,11 +46,3 @@ def _facts(decision: Decision) -> dict[str, object]:
         "source_file": decision.source_file,
         "line": decision.line,
     }
-
-
-def _why(decision: Decision) -> str:
-    if decision.rule is None:
-        return "no rule matches"
-    if decision.line is None:
-        return f"{decision.rule}" if decision.rule.startswith(RESERVED) else f"{decision.rule} on the command line"
-    return f"{decision.rule} in {decision.source_file}, line {decision.line}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import keyword
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,16 +90,25 @@ Command = Callable[..., int]
 """Takes the call first, then its own arguments by name, and returns the exit code."""
 
 
-def command(app: typer.Typer, *keys: str, name: str | None = None) -> Callable[[Command], Command]:
-    """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`."""
+def command(
+    app: typer.Typer, *keys: str, name: str | None = None, helps: Mapping[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`.
+
+    helps: what an option means here, by key, where that is not what it means elsewhere.
+    """
 
     def decorate(function: Command) -> Command:
-        fields = {_field(key): config.SETTINGS[key] for key in (*keys, *COMMON)}
+        settings_here = {key: config.SETTINGS[key] for key in (*keys, *COMMON)}
+        settings_here |= {key: replace(config.SETTINGS[key], help=text) for key, text in (helps or {}).items()}
+        fields = {_field(key): setting for key, setting in settings_here.items()}
 
         def run(**values: object) -> int:
             flags = {setting.key: _given(values.pop(field)) for field, setting in fields.items()}
             settings = config.load(flags, os.environ)
             out = Output(json=settings.json, quiet=settings.quiet, verbose=settings.verbose)
+            for name, near in config.mistyped(os.environ).items():
+                out.note(f"{shown(name)} is no setting and has no effect; did you mean {near}?")
             return function(Call(flags, out), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -146,14 +157,45 @@ def place_of(path: Path, call: Call) -> tuple[Path, str]:
     """
     absolute = Path(os.path.normpath(path.absolute()))
     state_dir = call.settings().state_dir
-    itself = [absolute] if absolute.is_dir() and not absolute.is_symlink() else []
+    itself = [absolute] if _is_real_folder(absolute) else []
     for root in (*itself, *absolute.parents):
-        if (root / RESERVED / "state.db").is_file() or (state_dir and _is_root_of(root, Path(state_dir))):
+        if _holds_state(root) or (state_dir and _is_root_of(root, Path(state_dir))):
             inside = absolute.relative_to(root).as_posix()
             return root, "" if inside == "." else inside
-    if (absolute / RESERVED).is_dir():
-        return absolute, ""
+    with contextlib.suppress(PermissionError):
+        if (absolute / RESERVED).is_dir():
+            return absolute, ""
     raise NotFound(f"{shown(str(path))} lies in no workspace; run `deltasync push` or `deltasync watch` on one first")
+
+
+def _holds_state(root: Path) -> bool:
+    """Tell whether a folder is a workspace; one that cannot be looked into may lie in another, which says so."""
+    try:
+        return (root / RESERVED / "state.db").is_file()
+    except PermissionError:
+        return False
+
+
+def rule_origin(call: Call, root: Path, rule: str) -> str:
+    """Say where a rule that stands in no ignore file is from: a flag, a variable or a configuration file."""
+    key = "include" if rule.startswith("!") and rule[1:] in call.settings(root).include else "exclude"
+    if call.flags[key]:
+        return "on the command line"
+    variable = config.SETTINGS[key].variable
+    if os.environ.get(variable, "").strip():
+        return f"in {variable}"
+    for path, is_workspace in reversed(config.files_of(root, os.environ)):
+        found = config.load({}, {}, [(path, is_workspace)])
+        if found.include if key == "include" else found.exclude:
+            return f"in {shown(str(path))}"
+    return "in the settings"
+
+
+def _is_real_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _is_root_of(root: Path, state_dir: Path) -> bool:

@@ -16,7 +16,8 @@ from deltasync.client import outbox
 from deltasync.client import status as halves
 from deltasync.client.state import State
 from deltasync.config import Settings
-from deltasync.core.errors import DeltasyncError, UsageError
+from deltasync.core.errors import DeltasyncError, NotFound, UsageError
+from deltasync.core.names import shown
 
 ASK_SECONDS = 1.0
 """How long a busy watcher may take to answer; without it, `status` tells the same from the state."""
@@ -33,7 +34,8 @@ def status(
     """Show whether both sides are equal.
 
     It tells what is sealed here and what the server holds. Nothing is scanned: the local half is as of the last
-    scan. With --to and --workspace alone, only the server is asked. Exit 4 when the server does not answer.
+    scan. With --to and --workspace alone, only the server is asked; exit 1 when nothing was ever pushed under that
+    name. Exit 4 when the server does not answer.
     """
     if path is None and call.flags["to"] and call.flags["workspace"]:
         return _show(call, call.settings(), None)
@@ -55,7 +57,7 @@ def _show(call: Call, settings: Settings, state: State | None) -> int:
     here, workspace, url = None, settings.workspace or "", settings.to
     if state is not None:
         workspace, url = _bound(state, settings)
-        here = halves.local(state)
+        here = halves.examined(state, halves.local(state))
     there, trouble = _ask_server(settings, workspace, url)
     watcher = _ask_watcher(state) if state is not None else None
     together = halves.together(workspace, here, there)
@@ -63,6 +65,9 @@ def _show(call: Call, settings: Settings, state: State | None) -> int:
     if trouble is not None:
         extra["error"] = {**trouble.facts, "code": trouble.code, "detail": trouble.sentence}
     call.out.answer({**msgspec.structs.asdict(together), **extra})
+    if state is None and there is not None and not there.sequence:
+        call.out.warn(f"{url} has no workspace {shown(workspace)}: nothing was ever pushed under this name; check it")
+        return NotFound.exit_code
     for line in _lines(together, watcher, url):
         call.out.say(line)
     if trouble is None:
@@ -114,7 +119,7 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
             f"local   sequence {here.sequence}, root {here.root[:16]}, {count_text(here.files, 'file')}, "
             f"{bytes_text(here.bytes)}; {watched}"
         )
-        lines += [f"        {words}" for words in (*_left(here), *_told(watcher or {}))]
+        lines += [f"        {words}" for words in dict.fromkeys((*_left(here), *_told(watcher or {})))]
     if there is not None:
         tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
         if there.url.startswith("file:"):
@@ -123,6 +128,8 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
         lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}")
         if there.tree_path:
             lines.append(f"        {there.tree_path}")
+        if there.wanted:
+            lines.append(f"        asks again for {count_text(there.wanted, 'content')} that it lost; push sends it")
     return lines
 
 
@@ -140,12 +147,16 @@ def _left(here: halves.Local) -> list[str]:
     left = []
     if here.no_delete:
         left.append("--no-delete: what is gone here stays on the server, and only what was sent is compared")
-    if here.changed:
+    if here.changed and not here.blocked:
         left.append("changes wait to be sealed")
+    if here.guard:
+        left.append(here.guard)
     if here.pending:
         left.append(f"{count_text(here.pending, 'bundle')} to be sent, {bytes_text(here.outbox_bytes)} in files")
     if here.waiting:
         left.append(f"{count_text(here.waiting, 'file')} still being written")
     if here.problems:
-        left.append(f"{count_text(here.problems, 'problem')}; deltasync push lists them")
+        former = f"the former state of {count_text(here.held_back, 'path')} stands on the server; "
+        problems = count_text(here.problems, "problem")
+        left.append(f"{problems}; {former if here.held_back else ''}deltasync push lists them")
     return left

@@ -1,4 +1,4 @@
-"""`deltasync verify`: read every local file again and compare with the server."""
+"""`deltasync verify`: read every local file again and compare with what the server says that it holds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ app = new_app()
 def verify_folder(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
     """Read every file again and compare roots.
 
-    Nothing is recorded or sent. Exit 8 when a file's bytes changed although its size and time did not, or when the
+    Nothing is recorded or sent. The server tells the root of its tree and what it lost; its files are not read, which
+    deltasync-server check does. Exit 8 when a file's bytes changed although its size and time did not, or when the
     server no longer holds what it acknowledged; 5 when the trees merely differ; 3 when a file could not be read.
     """
     root = Path(path)
@@ -45,7 +46,7 @@ def verify_folder(call: Call, path: Annotated[str, typer.Argument(metavar="PATH"
 
 
 def _exit_code(found: Verification) -> int:
-    if found.silent or found.is_broken_promise:
+    if found.silent or found.is_broken_promise or found.lost:
         return 8
     if found.in_sync is False:
         return 5
@@ -62,7 +63,8 @@ def _answer(workspace: str, url: str | None, found: Verification) -> dict[str, A
         "server": None if server is None else {"url": url, "sequence": server.sequence, "root": server.root},
         "in_sync": found.in_sync,
         "mismatches": found.silent,
-        "server_lost_it": found.is_broken_promise,
+        "server_lost_it": found.is_broken_promise or bool(found.lost),
+        "lost": found.lost,
         "differences": found.differences,
         "differing": found.differing,
         "problems": [{"path": each.path, "reason": each.reason} for each in found.problems],
@@ -85,5 +87,7 @@ def _say(call: Call, workspace: str, url: str | None, found: Verification) -> No
         call.out.warn(f"{path}: its bytes changed although size and time did not; check the disk, restore or touch it")
     if found.is_broken_promise:
         call.out.warn("the server holds another tree under the sequence that it acknowledged; run its check")
+    for path in found.lost:
+        call.out.warn(f"{path}: the server has lost its content; push sends it again, from here")
     for problem in found.problems:
         call.out.warn(f"{problem.path}: {problem.reason}")

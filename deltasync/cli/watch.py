@@ -26,6 +26,7 @@ app = new_app()
     "rehash-days",
     *options.OUTBOX,
     *options.WIRE,
+    helps={"settle": "How long a file that its writer has not closed must stay unchanged [2s]."},
 )
 def watch(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="The folder.")]) -> int:
     """Keep a folder in step, until stopped.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def why_path(
     with State.open(root, state_dir=state_dir, read_only=True) as state:
         state.require_original()
         look = options.scan_options(state, settings)
+        look.ignore.origin = partial(options.rule_origin, call, root)
         found = why(state, inside, look, is_watched=lambda: _is_watched(state))
         workspace = settings.workspace or outbox.head(state).workspace or state.root.name
     call.out.answer({"workspace": workspace, **msgspec.to_builtins(found)})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deltasync.client.digest import Digester, FileChanging
-from deltasync.client.listing import clamped
+from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
 from deltasync.client.opening import DATABASE
 from deltasync.client.wanted import Wanted
@@ -31,6 +31,8 @@ class Place:
     """Something else has the name now."""
     is_folder_there: bool
     """What has the name is a folder, which goes with everything in it."""
+    read: os.stat_result | None = None
+    """How the file that is only to be touched looked when it was read."""
 
 
 @dataclass(slots=True)
@@ -141,9 +143,10 @@ class Comparing:
         found = self.found
         found.files += 1
         found.size_bytes += entry.size
-        if folder is not None and status is not None and self._holds(folder, path, entry, status):
-            if is_touched(entry, status):
-                found.touches.append(_place(path, entry, status))
+        read = self._read_as_wanted(folder, path, entry, status) if folder is not None and status is not None else None
+        if read is not None:
+            if is_touched(entry, read):
+                found.touches.append(replace(_place(path, entry, status), read=read))
             else:
                 found.unchanged += 1
             return
@@ -152,19 +155,22 @@ class Comparing:
             raise Refused("T-5", f"{shown(path)} has the digest of another file and not its size")
         need.places.append(_place(path, entry, status))
 
-    def _holds(self, folder: Folder, path: str, entry: Entry, status: os.stat_result) -> bool:
-        """Tell whether a file has the wanted content: by its size first, then by its bytes (spec F-11)."""
+    def _read_as_wanted(self, folder: Folder, path: str, entry: Entry, status: os.stat_result) -> os.stat_result | None:
+        """Return how a file with the wanted content looked when it was read, else None (spec F-11).
+
+        Its size is asked first, then its bytes.
+        """
         if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
-            return False
+            return None
         try:
-            digest = self._digester.digest_file(entry.name, at=folder.fd).digest
+            digested = self._digester.digest_file(entry.name, at=folder.fd)
         except (OSError, FileChanging):
-            return False  # what cannot be read, or is being written, is not what is wanted
-        self.found.here[path] = digest
+            return None  # what cannot be read, or is being written, is not what is wanted
+        self.found.here[path] = digested.digest
         self._read_bytes += entry.size
         if len(self.found.here) % 256 == 0:
             self._read(len(self.found.here), self._read_bytes)
-        return digest == entry.digest
+        return digested.status if digested.digest == entry.digest else None
 
     def _beyond(self, folder: Folder, path: str, names: set[str]) -> None:
         """Count what is not wanted, and have it deleted where that is asked for."""
@@ -181,7 +187,7 @@ class Comparing:
 
 def is_touched(entry: Entry, status: os.stat_result) -> bool:
     """Tell whether a file with the right content has another time or executable bit."""
-    return (clamped(status.st_mtime_ns), bool(status.st_mode & stat.S_IXUSR)) != (entry.mtime_ns, entry.executable)
+    return (clamped(status.st_mtime_ns), is_executable(status.st_mode)) != (entry.mtime_ns, entry.executable)
 
 
 def refuse_workspace(folder: Folder, path: str) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from deltasync.client.comparison import Need, Place, is_touched
-from deltasync.client.digest import BUFFER_BYTES
+from deltasync.client.digest import BUFFER_BYTES, FileChanging, is_same
 from deltasync.client.opening import DATABASE
 from deltasync.core.errors import RootUnavailable, UsageError
 from deltasync.core.hashing import hasher
@@ -52,27 +52,25 @@ class Destination:
         may_delete: a folder that is not empty may give way to a file or a link.
         """
         self.path, self._may_delete = path, may_delete
+        sentence = f"another fetch fills {shown(str(path))}; wait until it ends, or stop it"
         try:
-            with space_guard(path):
+            with contextlib.ExitStack() as held, space_guard(path):
                 path.mkdir(parents=True, exist_ok=True)
-                self.folder = Folder.open(path)
-                self.arrivals = self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True)
+                self.folder = held.enter_context(Folder.open(path))
+                self.arrivals = held.enter_context(self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True))
                 os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
+                self._lock = Lock(LOCK, sentence, at=self.arrivals.fd)
+                held.pop_all()
         except OSError as error:
             raise RootUnavailable(
                 f"{shown(str(path))} cannot be written ({error.strerror}); name another folder"
             ) from error
-        lock = path / RESERVED / ARRIVALS / LOCK
-        try:
-            self._lock = Lock(lock, f"another fetch fills {shown(str(path))}; wait until it ends, or stop it")
-        except BaseException:
-            self.arrivals.close()
-            self.folder.close()
-            raise
         self.counts: Counter[str] = Counter()
         """What was done: created, replaced, touched, deleted."""
         self.problems: dict[str, str] = {}
         """Paths that could not be written, and why."""
+        self._stamped: dict[int, os.stat_result] = {}
+        """How files look since they were touched, by inode: one of them may have several names."""
         self._guard = threading.Lock()
         self._near = threading.local()
 
@@ -197,16 +195,24 @@ class Destination:
         self._try(place, put, done="folders")
 
     def touch(self, place: Place) -> None:
-        """Give a file with the right content its time and executable bit."""
+        """Give a file its time and executable bit, if it is still the one that was read (spec F-11)."""
 
         def touch(folder: Folder, name: str) -> None:
             descriptor = open_regular(name, at=folder.fd)
             try:
+                now = os.fstat(descriptor)
+                known = self._stamped.get(now.st_ino, place.read)
+                if known is None or not is_same(known, now):
+                    raise FileChanging(now)
                 stamp(descriptor, place.entry)
+                self._stamped[now.st_ino] = os.fstat(descriptor)
             finally:
                 os.close(descriptor)
 
-        self._try(place, touch, done="touched")
+        try:
+            self._try(place, touch, done="touched")
+        except FileChanging:
+            self.report(place.path, "changed after it was read, and was left as it is; fetch again to replace it")
 
     def delete(self, path: str, entries: int) -> None:
         """Remove what is not wanted, with everything below it; entries: how many that are."""

@@ -15,7 +15,7 @@ from deltasync.client.comparison import Comparing, Comparison, Need, files_below
 from deltasync.client.destination import Destination, usable
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.download import Download, Source
-from deltasync.client.listing import clamped
+from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
 from deltasync.client.resync import root_of
 from deltasync.client.seal import GUARD_ENTRIES
@@ -302,14 +302,19 @@ class _Check:
 
     def folder(self, folder: Folder, path: str, digest: bytes) -> bool:
         """Tell whether a folder holds the wanted entries of a directory of the tree."""
-        wanted = self._wanted.entries(path, digest)
-        found = [entry for each in wanted if (entry := self._entry(folder, joined(path, each.name), each)) is not None]
+        wanted, names = self._wanted.entries(path, digest), set(folder.names())
+        there = [each for each in wanted if each.name in names]
+        found = [entry for each in there if (entry := self._entry(folder, joined(path, each.name), each)) is not None]
         if self._wanted.scope.covers(path) and directory_digest(encode_directory(found)) == digest:
             return True
         right = set(found)
         wrong = [each for each in wanted if each not in right]
         for each in wrong:
-            if each.kind is not Kind.DIRECTORY:
+            twin = _twin(folder, each.name) if each.name not in names else None
+            if twin is not None:
+                reason = f"is not there: this file system takes it for {shown(twin)}; fetch into one that keeps both"
+                self._dest.report(joined(path, each.name), reason)
+            elif each.kind is not Kind.DIRECTORY:
                 reason = "is not what was fetched: it changed meanwhile, or this file system cannot hold its time"
                 self._dest.report(joined(path, each.name), reason)
         return not wrong
@@ -325,11 +330,20 @@ class _Check:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        is_executable = bool(status.st_mode & stat.S_IXUSR)
-        return Entry(wanted.name, Kind.FILE, status.st_size, clamped(status.st_mtime_ns), is_executable, wanted.digest)
+        has_bit = is_executable(status.st_mode)
+        return Entry(wanted.name, Kind.FILE, status.st_size, clamped(status.st_mtime_ns), has_bit, wanted.digest)
 
     def _directory(self, folder: Folder, path: str, wanted: Entry) -> Entry | None:
         if wanted.kind is not Kind.DIRECTORY:
             return None
         with folder.enter(wanted.name) as inside:
             return wanted if self.folder(inside, path, wanted.digest) else None
+
+
+def _twin(folder: Folder, name: str) -> str | None:
+    """Return the name that a folder lists for what it shows under another one, which it does not list."""
+    try:
+        status = folder.stat(name)
+        return next((each for each in folder.names() if os.path.samestat(folder.stat(each), status)), None)
+    except OSError:
+        return None

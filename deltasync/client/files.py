@@ -15,7 +15,7 @@ from deltasync.client import recipes
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
-from deltasync.client.listing import Listing, Seen, clamped, signed
+from deltasync.client.listing import Listing, Seen, clamped, is_executable, signed
 from deltasync.client.moves import joined
 from deltasync.client.observation import Expect, IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
@@ -208,7 +208,7 @@ class Files:
 
     def _trust(self, frame: Frame, seen: Seen, item: Item | None) -> None:
         assert item is not None
-        entry = msgspec.structs.replace(item.entry, executable=bool(seen.mode & stat.S_IXUSR))
+        entry = msgspec.structs.replace(item.entry, executable=is_executable(seen.mode))
         self.trusted += 1
         self._take(frame, Item(entry, seen.inode, seen.ctime_ns, 0))
 
@@ -231,7 +231,7 @@ class Files:
         found = self._digester.digest_file(name, at=frame.descriptor, cutting=partial(self._cutting, item, edges))
         status = found.status
         mtime_ns, ctime_ns = clamped(status.st_mtime_ns), clamped(status.st_ctime_ns)
-        entry = Entry(name, Kind.FILE, status.st_size, mtime_ns, bool(status.st_mode & stat.S_IXUSR), found.digest)
+        entry = Entry(name, Kind.FILE, status.st_size, mtime_ns, is_executable(status.st_mode), found.digest)
         flags = RACY if self._clock.is_racy(max(mtime_ns, ctime_ns)) else 0
         inode = signed(status.st_ino)
         if item is not None and item.inode != inode and item.entry.digest != entry.digest and not self.has_trust:

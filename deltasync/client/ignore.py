@@ -10,12 +10,13 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltasync.core.hashing import digest_of
-from deltasync.core.names import RESERVED
+from deltasync.core.names import RESERVED, shown
 from deltasync.disk import Folder, open_regular
 
 IGNORE_FILE = ".deltasyncignore"
@@ -26,6 +27,7 @@ _CLASSES = {
     "graph": "!-~", "lower": "a-z", "print": " -~", "punct": "!-/:-@\\[-`{-~", "space": "\\s", "upper": "A-Z",
     "xdigit": "0-9a-fA-F",
 }  # fmt: skip
+NEVER_CARRIED = f"{RESERVED}/ is never carried"
 _ANY = None
 """The part of a pattern that matches any number of folders: `**`."""
 
@@ -91,6 +93,8 @@ class IgnoreRules:
         """Take the rules of the command line; `gitignore` obeys `.gitignore` files too."""
         self.files = (GITIGNORE_FILE, IGNORE_FILE) if gitignore else (IGNORE_FILE,)
         self._root = root
+        self.origin: Callable[[str], str] = lambda _: "in the settings"
+        """Says where a rule of `exclude` or `include` is from, in words that follow it."""
         lines = [*(f"{text}\n" for text in exclude), *(f"!{text}\n" for text in include)]
         self._command = tuple(parse_rules("".join(lines), None))
         self.command_fingerprint = digest_of("".join(lines).encode(errors="surrogateescape")) if lines else b""
@@ -107,8 +111,16 @@ class IgnoreRules:
 
     def explain(self, path: str) -> Decision:
         """Say which rule decides about a path, which may be any path below the root."""
-        here = self._root / path
-        return self._decide_along(path, is_directory=here.is_dir() and not here.is_symlink())
+        is_directory = False
+        with contextlib.suppress(OSError):  # what cannot be looked at is taken for a file
+            is_directory = stat.S_ISDIR((self._root / path).lstat().st_mode)
+        return self._decide_along(path, is_directory=is_directory)
+
+    def where(self, decision: Decision) -> str:
+        """Say where the rule of a decision stands, in words that follow it; '' for what no rule decides."""
+        if decision.line is not None:
+            return f"in {shown(decision.source_file or '')}, line {decision.line}"
+        return "" if decision.rule in (None, NEVER_CARRIED) else self.origin(decision.rule or "")
 
     def decide(self, level: Level | None, path: str, *, is_directory: bool) -> Decision:
         """Decide about one entry, given the level of the folder that it is in, which is itself not ignored."""
@@ -159,7 +171,7 @@ class IgnoreRules:
         for depth, name in enumerate(parts, start=1):
             is_last = depth == len(parts)
             if name == RESERVED:
-                return Decision(True, f"{RESERVED}/ is never carried")
+                return Decision(True, NEVER_CARRIED)
             here = "/".join(parts[:depth])
             decision = self.decide(level, here, is_directory=is_directory or not is_last)
             if decision.ignored or is_last:

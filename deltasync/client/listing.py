@@ -14,6 +14,7 @@ from deltasync.core.manifest import MTIME_MAX, MTIME_MIN
 
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT, _FOLDER = 0o170000, stat.S_IFDIR
+_EXECUTE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 
 class Seen(NamedTuple):
@@ -69,3 +70,8 @@ def signed(inode: int) -> int:
 def clamped(nanoseconds: int) -> int:
     """Return a time as an entry can carry it; only dates beyond the year 2262 are cut."""
     return nanoseconds if MTIME_MIN <= nanoseconds <= MTIME_MAX else max(MTIME_MIN, min(nanoseconds, MTIME_MAX))
+
+
+def is_executable(mode: int) -> bool:
+    """Tell from a file's mode whether its entry is executable: any of the three bits counts (spec 0-tree)."""
+    return bool(mode & _EXECUTE)

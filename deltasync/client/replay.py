@@ -29,7 +29,7 @@ from deltasync.core.errors import (
     UsageError,
 )
 from deltasync.core.manifest import EMPTY_ROOT
-from deltasync.core.metadata import Metadata, content_operations, file_name, parse_file_name
+from deltasync.core.metadata import Metadata, content_operations, file_name, naming, parse_file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.disk import staged
 
@@ -286,8 +286,10 @@ class _Replay:
             except pack.FileLost as error:
                 raise UsageError(f"{error}; the bundles before it are applied") from error
             except ContentMissing as error:
+                lacking = naming(each.metadata, error.missing)
                 error.sentence = (
-                    f"{shown(link.name)} is thin: {error.sentence}; `bundle export --full` writes whole ones"
+                    f"{shown(link.name)} is thin: it does not carry the content of {lacking}, and the server lacks it; "
+                    "`deltasync bundle export PATH DIR --full` writes bundles that carry everything"
                 )
                 error.args = (error.sentence,)
                 raise

@@ -30,7 +30,7 @@ from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.names import RESERVED, shown
 from deltasync.disk import DIRECTORY_FLAGS, Folder, space_guard
 
-__all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "scan"]
+__all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "emptied", "scan"]
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _RETRY_SECONDS = 0.1
@@ -195,13 +195,9 @@ class _Scan:
         """Stop where an empty root would mean that everything was deleted."""
         if listing.files or listing.folders or self._before == EMPTY_ROOT or self._options.no_delete:
             return
-        name = shown(str(self._state.root))
-        if self._state.get_meta("root_device") != str(os.fstat(self._top.fd).st_dev):
-            raise RootUnavailable(f"{name} is empty and on another device than before; mount what belongs there")
-        if not self._options.allow_emptied:
-            raise GuardStopped(
-                f"everything in {name} is gone; nothing is taken for deleted unless you say --allow-mass-delete"
-            )
+        error = emptied(self._state, os.fstat(self._top.fd))
+        if isinstance(error, RootUnavailable) or not self._options.allow_emptied:
+            raise error
 
     def _enter(self, above: Frame, name: str) -> None:
         """Open a folder inside another one and look at it; where that fails, it stays as it was recorded."""
@@ -463,6 +459,16 @@ class _Scan:
                 continue
             for name, item in items(self._state, digest, Stats.unpack(packed)).items():
                 yield _has_same_inode(joined(path, name), item, self._top.fd)
+
+
+def emptied(state: State, status: os.stat_result) -> RootUnavailable | GuardStopped:
+    """Return what an empty root means, where the tree that was observed last is not empty; status: the root's."""
+    name = shown(str(state.root))
+    if state.get_meta("root_device") != str(status.st_dev):
+        return RootUnavailable(f"{name} is empty and on another device than before; mount what belongs there")
+    return GuardStopped(
+        f"everything in {name} is gone; nothing is taken for deleted unless you say --allow-mass-delete"
+    )
 
 
 def _has_same_inode(path: str, item: Item, top: int) -> bool | None:

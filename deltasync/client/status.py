@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from deltasync.client import outbox
+from deltasync.client.ignore import GITIGNORE_FILE, IGNORE_FILE
+from deltasync.client.moves import joined
 from deltasync.client.state import State
 from deltasync.core import wire
+from deltasync.core.errors import GuardStopped
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation
+from deltasync.core.names import RESERVED, shown
+from deltasync.core.tree import find
+
+_RULE_FILES = (IGNORE_FILE, GITIGNORE_FILE)
 
 
 class Local(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +50,12 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the last push left on the server what is gone here."""
     compared_root: str
     """The tree that the server should hold: with no_delete, what was sent and is gone here is a part of it."""
+    held_back: int = 0
+    """Paths with a problem whose former state stands on the server: what they are here is not there."""
+    blocked: bool = False
+    """Whether all that changed is held back, so that a push has nothing to seal."""
+    guard: str | None = None
+    """What stops a push as a whole, and which flag lets it go on. `examined` fills in this and the two above."""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +126,59 @@ def local(state: State) -> Local:
     )
 
 
+def examined(state: State, here: Local) -> Local:
+    """Return the client's half with what keeps a push back; it costs as much as there are changes and problems."""
+    held_back, guard, operations = _held_back(state), _obstacle(state), list[Operation]()
+    if here.changed and not here.no_delete:
+        from deltasync.client import seal
+        from deltasync.core.delta import diff
+
+        base = state.sealed_root()
+        operations = diff(base, state.observed_root(), state.load, state.renames())
+        try:
+            seal.guard(operations, base, state.load, is_resync=False)
+        except GuardStopped as stopped:
+            guard = guard or stopped.sentence
+    is_blocked = bool(operations) and all(each.path in held_back for each in operations)
+    return msgspec.structs.replace(here, held_back=len(held_back), blocked=is_blocked, guard=guard)
+
+
+def _held_back(state: State) -> set[str]:
+    """Return the paths that have a problem, and are in the observed tree all the same: their former entry stands."""
+    found: set[str] = set()
+    folders: dict[str, set[str]] = {}
+    for folder, path in state.db.execute("SELECT folder, path FROM problems WHERE waiting = 0"):
+        folders.setdefault(folder, set()).add(path)
+    root = state.observed_root()
+    for folder, paths in folders.items():
+        entry = find(root, folder, state.load) if folder else Entry("", Kind.DIRECTORY, digest=root)
+        if entry is not None and folder and shown(folder) in paths:
+            found.add(folder)
+        entries = state.load(entry.digest) if entry is not None and entry.kind is Kind.DIRECTORY else ()
+        # A link in place of an ignore file is a problem of its rules; the link itself is carried.
+        odd = (each for each in entries if each.kind is not Kind.SYMLINK or each.name not in _RULE_FILES)
+        found.update(path for each in odd if shown(path := joined(folder, each.name)) in paths)
+    return found
+
+
+def _obstacle(state: State) -> str | None:
+    """Say why the folder as it is now cannot be looked at, or is taken for lost; only its first names are read."""
+    if state.observed_root() == EMPTY_ROOT or outbox.has_no_delete(state):
+        return None
+    try:
+        with os.scandir(state.root) as entries:
+            names = {entry.name for entry in islice(entries, 3)}
+        status = state.root.stat()
+    except OSError as error:
+        return f"{shown(str(state.root))} cannot be read ({error.strerror}); nothing is taken for deleted"
+    ours = {RESERVED} | ({state.folder.name} if state.folder.resolve().parent == state.root else set())
+    if names - ours:
+        return None
+    from deltasync.client.scan import emptied
+
+    return emptied(state, status).sentence
+
+
 def server(receiver: Asked, workspace: str) -> Server:
     """Ask for the server's half; one request."""
     answer = receiver.workspace(workspace)
@@ -132,7 +201,8 @@ def together(workspace: str, here: Local | None, there: Server | None) -> Status
     """Return both halves and whether they are equal."""
     in_sync = None
     if here is not None and there is not None:
-        in_sync = here.compared_root == there.root and not here.waiting and not there.wanted
+        is_known = not (here.waiting or here.held_back or here.guard)
+        in_sync = is_known and here.compared_root == there.root and not there.wanted
     return Status(workspace=workspace, local=here, server=there, in_sync=in_sync)
 
 

@@ -440,6 +440,11 @@ class HttpTransport:
         reasons = [*_causes(error)]
         if any(isinstance(each, BadStatusLine) and not isinstance(each, RemoteDisconnected) for each in reasons):
             return NotADeltasyncServer(f"what answers at {self.url} does not speak HTTP; check the address")
+        if isinstance(error, requests.exceptions.SSLError) and any(
+            getattr(each, "reason", None) in _PLAIN_ANSWERS for each in reasons
+        ):
+            plain = self.url.replace("https://", "http://", 1)
+            return NotADeltasyncServer(f"{self.url} answers plain http; use {plain}")
         if isinstance(error, requests.exceptions.SSLError):
             return NotADeltasyncServer(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
@@ -504,6 +509,10 @@ def _drained(chunks: list[bytes]) -> Iterator[bytes]:
     chunks.reverse()
     while chunks:
         yield chunks.pop()
+
+
+_PLAIN_ANSWERS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+"""What OpenSSL calls an answer that is no TLS, in its releases."""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

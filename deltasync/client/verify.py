@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from deltasync.client import outbox, resync
+from deltasync.client.reasons import paths_with
 from deltasync.client.scan import Progress, ScanOptions, scan
 from deltasync.client.seal import overlaid, united
 from deltasync.client.state import Problem, State
@@ -56,13 +57,15 @@ class Verification:
     server: wire.WorkspaceState | None
     is_broken_promise: bool
     """The server holds another tree under the sequence that it acknowledged."""
+    lost: list[str]
+    """Paths of the server's tree whose content it says that it lost, one for each content."""
     differences: list[Difference]
     """How the server's tree differs from what is on disk, at most DIFFERENCES_MAX paths."""
     differing: int
     problems: list[Problem]
     seconds: float
     in_sync: bool | None
-    """Whether both trees are equal, over what was sent after --no-delete; None without a server."""
+    """Whether both trees are equal, over what was sent after --no-delete, and whole; None without a server."""
     no_delete: bool
 
 
@@ -75,9 +78,12 @@ def verify(
         found = scan(copy, replace(options, rehash=True), progress=progress)
         server = receiver.workspace(workspace) if receiver is not None else None
         operations: list[Operation] = []
+        lost: list[str] = []
         has_no_delete = outbox.has_no_delete(state)
-        if receiver is not None and server is not None and server.root != found.root.hex():
-            operations = _server_delta(copy, receiver, server, found.root, no_delete=has_no_delete)
+        if receiver is not None and server is not None:
+            load = _server_loader(copy, receiver, server, found.root)
+            operations = _server_delta(server, found.root, load, no_delete=has_no_delete)
+            lost = sorted(shown(path) for path in paths_with(server.wanted, resync.root_of(server), load).values())
         return Verification(
             root=found.root.hex(),
             files=found.files,
@@ -85,11 +91,12 @@ def verify(
             silent=_silent(known, found.root, copy.load),
             server=server,
             is_broken_promise=server is not None and _breaks_promise(state, server),
+            lost=lost,
             differences=[Difference(str(each.operation), shown(each.path)) for each in operations[:DIFFERENCES_MAX]],
             differing=len(operations),
             problems=found.problems,
             seconds=found.seconds,
-            in_sync=None if server is None else not operations,
+            in_sync=None if server is None else not operations and not lost,
             no_delete=has_no_delete,
         )
 
@@ -115,14 +122,19 @@ def _breaks_promise(state: State, server: wire.WorkspaceState) -> bool:
     return is_same and server.root != head.acknowledged_root.hex()
 
 
-def _server_delta(
-    state: State, receiver: Asked, server: wire.WorkspaceState, root: bytes, *, no_delete: bool
-) -> list[Operation]:
-    """Return the operations from the server's tree to what it should hold; fetches the directories that differ."""
+def _server_loader(state: State, receiver: Asked, server: wire.WorkspaceState, root: bytes) -> Loader:
+    """Return a loader that knows the server's tree; fetches the directories that are not known here."""
     base = resync.root_of(server)
+    if base == root:
+        return state.load
     fetched = resync.fetch_tree(receiver, server.workspace, base, partial(resync.known_body, state))
-    load = overlaid(state.load, fetched)
-    if no_delete:
+    return overlaid(state.load, fetched)
+
+
+def _server_delta(server: wire.WorkspaceState, root: bytes, load: Loader, *, no_delete: bool) -> list[Operation]:
+    """Return the operations from the server's tree to what it should hold."""
+    base = resync.root_of(server)
+    if no_delete and base != root:
         root, objects = united(root, base, load)
         load = overlaid(load, objects)
     return diff(base, root, load)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from deltasync.client import outbox
+from deltasync.client import outbox, seal
 from deltasync.client.frame import items
 from deltasync.client.listing import signed
 from deltasync.client.moves import ROOT_ID, Stats
@@ -22,9 +22,9 @@ from deltasync.client.reasons import Reason, explained, paths_with
 from deltasync.client.scan import ScanOptions, ScanReport, scan
 from deltasync.client.state import Row, State
 from deltasync.core.delta import diff
-from deltasync.core.errors import NotFound
+from deltasync.core.errors import GuardStopped, NotFound
 from deltasync.core.manifest import Entry, Kind, Operation, Verb
-from deltasync.core.names import RESERVED, shown
+from deltasync.core.names import shown
 from deltasync.core.tree import find
 
 INSIDE_MAX = 100
@@ -145,16 +145,14 @@ class _Question:
         decision = rules.explain(self._path) if self._path else None
         if decision is None or not decision.ignored:
             return None
-        where = "" if decision.line is None else f" in {shown(decision.source_file or '')}, line {decision.line}"
-        if decision.line is None and not (decision.rule or "").startswith(RESERVED):
-            where = " on the command line"
+        named = " ".join(filter(None, (shown(decision.rule or ""), rules.where(decision))))
         kept = ""
         if self._sealed is not None:
             is_deleted = self._options.delete_excluded and not self._options.no_delete
             kept = "; what was sent is deleted on the server" if is_deleted else "; what was sent stays on the server"
         return self._say(
             Verdict.IGNORED,
-            f"{shown(decision.rule or '')}{where}{kept}",
+            f"{named}{kept}",
             rule=decision.rule,
             source_file=decision.source_file,
             line=decision.line,
@@ -319,7 +317,17 @@ class _Question:
                 target = moves[above] + self._path[len(above) :]
                 if _entry(self._state, root, target) is not None:
                     return self._say(Verdict.GONE, f"moved to {shown(target)}", to=shown(target))
-        return self._say(Verdict.GONE, "the next push deletes it on the server")
+        return self._say(Verdict.GONE, self._guard(operations) or "the next push deletes it on the server")
+
+    def _guard(self, operations: Sequence[Operation]) -> str | None:
+        """Say why the next push stops at what is gone, and which flag lets it go on."""
+        try:
+            seal.guard(operations, self._sealed_root, self._state.load, is_resync=False)
+        except GuardStopped as stopped:
+            of = f"{stopped.facts['deleted']} of {stopped.facts['entries']} entries"
+            flag = stopped.facts["flag"]
+            return f"the next push stops: it would delete {of} on the server; if that is meant, push with {flag}"
+        return None
 
     def _folder(self, now: Entry, operations: Sequence[Operation]) -> Why:
         """Answer for a folder: what it is itself, and what would be sent of what is in it."""
@@ -344,7 +352,8 @@ class _Question:
             if each.source_path and _is_within(each.source_path, self._path) and not _is_within(each.path, self._path)
         )
         left = f"{out} moved out of it" if out else ""
-        return self._say(Verdict.CHANGED, "; ".join(filter(None, (counted, left))), **members)
+        guard = self._guard(operations) if counts[Verb.DELETED.value] else None
+        return self._say(Verdict.CHANGED, "; ".join(filter(None, (counted, left, guard))), **members)
 
     def _moved_here(self, operations: Sequence[Operation]) -> tuple[str, bool] | None:
         """Return where the path was before a move of it or of a folder above, and whether it is itself that moved."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
@@ -192,6 +192,13 @@ def content_operations(metadata: Metadata) -> dict[str, Operation]:
         if operation.digest is not None:
             first.setdefault(operation.digest, operation)
     return first
+
+
+def naming(metadata: Metadata, digests: Collection[str]) -> str:
+    """Say which files of a bundle have these contents: the first by its path, the others by their number."""
+    paths = [each.path for digest, each in content_operations(metadata).items() if digest in digests]
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"{shown(paths[0])}{more}" if paths else f"{len(digests)} file(s)"
 
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}")

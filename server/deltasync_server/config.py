@@ -82,8 +82,10 @@ def read_file(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         found = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
     known = {each.name for kind in (StoreConfig, ServeConfig) for each in fields(kind)}
     if unknown := sorted(found.keys() - known):
         raise UsageError(f"{path} has the unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")

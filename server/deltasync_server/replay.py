@@ -12,7 +12,16 @@ import msgspec
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader, Metadata
 from deltasync.core.chain import Link, continue_from, replaced
-from deltasync.core.errors import DeltasyncError, Fact, NotFound, SequenceConflict, SequenceFork, UsageError
+from deltasync.core.errors import (
+    ContentMissing,
+    DeltasyncError,
+    Fact,
+    NotFound,
+    SequenceConflict,
+    SequenceFork,
+    UsageError,
+)
+from deltasync.core.metadata import naming
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace, shown
 from deltasync_server.config import StoreConfig
 from deltasync_server.opening import open_store
@@ -131,8 +140,17 @@ class _Replay:
 
     def _receive(self, link: Link) -> wire.Receipt:
         each = self._files[link.name]
-        with each.path.open("rb") as source:
-            return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+        try:
+            with each.path.open("rb") as source:
+                return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+        except ContentMissing as error:
+            lacking = naming(each.metadata, error.missing)
+            error.sentence = (
+                f"{shown(link.name)} is thin: it does not carry the content of {lacking}, and the store lacks it; "
+                "`deltasync bundle export PATH DIR --full` writes bundles that carry everything"
+            )
+            error.args = (error.sentence,)
+            raise
 
     def _skip_passed(self, links: list[Link]) -> list[Link]:
         """Return those of the bundles that the head has passed which were neither applied nor replaced (spec H-63)."""

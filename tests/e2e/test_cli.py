@@ -21,9 +21,10 @@ from pathlib import Path
 import folders
 import pytest
 from serving import Served, serving
-from user import SECONDS, User, Word
+from user import BINARY, SECONDS, User, Word
 
 from deltasync.client.moves import Stats
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import decode_directory
 
 REPORT = {
@@ -171,6 +172,15 @@ def test_status_tells_both_halves(user: User, server: Served, folder: Path) -> N
     assert user.run("status", folder, "--json").json["local"]["sequence"] == 2
 
 
+def test_status_of_a_name_that_was_never_pushed_is_an_error(user: User, server: Served, folder: Path) -> None:
+    """A misspelt name is no empty workspace (1); programs still get what the server says."""
+    told = user.run("status", "--to", server.url, "--workspace", "misspelt")
+    assert (told.code, told.out) == (1, "")
+    assert "has no workspace misspelt: nothing was ever pushed under this name" in told.err
+    asked = user.run("status", "--to", server.url, "--workspace", "misspelt", "--json")
+    assert (asked.code, asked.json["server"]["sequence"], asked.json["local"]) == (1, 0, None)
+
+
 def test_no_delete_is_told_and_what_is_gone_here_is_no_difference(user: User, server: Served, folder: Path) -> None:
     """After --no-delete the trees are compared over what was sent: status says so, verify agrees; a push ends it."""
     folders.write(folder, "old", "x")
@@ -189,6 +199,81 @@ def test_no_delete_is_told_and_what_is_gone_here_is_no_difference(user: User, se
     found = user.run("status", folder, "--json").json
     assert (found["in_sync"], found["local"]["no_delete"]) == (True, False)
     folders.assert_same(folder, tree(server, folder))
+
+
+def test_what_could_not_be_sent_is_no_sync(user: User, server: Served, folder: Path) -> None:
+    """A path that became a problem, while the server has what it was before, is told by status as by push."""
+    os.mkfifo(folder / "never sent")
+    assert user.run("push", folder, "--to", server.url).code == 3
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["problems"], found["local"]["held_back"]) == (True, 1, 0)
+    for name in ("readme.txt", "media/raw/a.dat"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert user.run("push", folder).code == 3
+    found = user.run("status", folder, "--json").json
+    assert (found["in_sync"], found["local"]["problems"], found["local"]["held_back"]) == (False, 3, 2)
+    text = user.run("status", folder).out
+    assert "differs from" in text and "changes wait" not in text
+    assert "3 problems; the former state of 2 paths stands on the server; deltasync push lists them" in text
+    folders.write(folder, "bin/.deltasync/state.db")
+    assert user.run("push", folder).code == 3
+    assert user.run("status", folder, "--json").json["local"]["held_back"] == 3, "and the folder that is left alone"
+
+
+def test_status_and_push_agree_on_a_change_that_cannot_be_sent(user: User, server: Served, folder: Path) -> None:
+    """A change that was looked at, and became a problem before it was sent, does not wait to be sealed."""
+    user.run("push", folder, "--to", server.url)
+    folders.write(folder, "readme.txt", f"what no server has: {folder.name}")
+    assert user.run("push", folder, "-n", "--json").json["operations"]["updated"] == 1
+    assert "changes wait to be sealed" in user.run("status", folder).out
+    (folder / "readme.txt").unlink()
+    os.mkfifo(folder / "readme.txt")
+    pushed = user.run("push", folder)
+    assert pushed.code == 3 and "nothing to send" in pushed.out
+    text = user.run("status", folder).out
+    assert "differs from" in text and "changes wait" not in text and "1 problem; the former state of 1 path" in text
+    assert user.run("status", folder, "--json").json["local"]["blocked"] is True
+
+
+def test_a_link_in_place_of_an_ignore_file_is_in_sync(user: User, server: Served, folder: Path) -> None:
+    """It is a problem of its rules, and is carried as a link all the same."""
+    folders.write(folder, "rules", "*.tmp\n")
+    (folder / ".deltasyncignore").symlink_to("rules")
+    assert user.run("push", folder, "--to", server.url).code == 3
+    assert user.run("status", folder, "--json").json["in_sync"] is True
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_status_says_that_everything_is_gone(user: User, server: Served, folder: Path, elsewhere: bool) -> None:
+    """An emptied folder is not in sync with what the server has, before and after the push that the guard stops."""
+    state = ["--state-dir", folder / "own"] if elsewhere else []
+    user.run("push", folder, "--to", server.url, *state)
+    for path in folder.iterdir():
+        if path.name not in (".deltasync", "own"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for _ in range(2):
+        found = user.run("status", folder, "--json", *state).json
+        assert found["in_sync"] is False and "is gone" in found["local"]["guard"]
+        told = user.run("status", folder, *state).out
+        assert "differs from" in told and told.count("unless you say --allow-mass-delete") == 1
+        assert user.run("push", folder, *state).code == 6
+    assert user.run("push", folder, "--allow-mass-delete", *state).code == 0
+    assert user.run("status", folder, "--json", *state).json["in_sync"] is True
+
+
+def test_status_names_the_guard_that_stopped_a_push(user: User, server: Served, folder: Path) -> None:
+    """After a push that a mass deletion stopped, status says without any watcher which flag lets it go on."""
+    for number in range(150):
+        folders.write(folder, f"many/{number}", "x")
+    user.run("push", folder, "--to", server.url)
+    shutil.rmtree(folder / "many")
+    assert user.run("push", folder).code == 6
+    told = user.run("status", folder)
+    assert told.code == 0 and "differs from" in told.out and "changes wait to be sealed" in told.out
+    assert "151 of 165 entries would be deleted on the server; nothing was sent; if that is meant, push" in told.out
+    assert user.run("push", folder, "--allow-mass-delete").code == 0
+    assert "in sync with" in user.run("status", folder).out
 
 
 def test_a_lost_database_loses_neither_name_nor_server(user: User, server: Served, folder: Path) -> None:
@@ -258,6 +343,39 @@ def test_bundles_are_listed_shown_verified_exported_and_replayed(user: User, ser
         assert first.json["workspaces"][0]["root"] == root
         assert user.run("bundle", "replay", usb, "--to", other.url, "--json").json["skipped"] == len(files)
         folders.assert_same(folder, other.data / "workspaces" / folder.name / "tree")
+
+
+def test_a_thin_bundle_names_what_it_does_not_carry(user: User, folder: Path, tmp_path: Path) -> None:
+    """Into an empty server a thin chain cannot be replayed: bundle, first path and the way out are named."""
+    with serving(tmp_path / "first") as first:
+        folders.write(folder, "big.bin", "known content")
+        user.run("push", folder, "--to", first.url)
+        thin = user.home / "thin"
+        thin.mkdir()
+        folders.write(thin, "copies/a.bin", "known content")
+        folders.write(thin, "copies/readme.txt", "hello\n")
+        user.run("push", thin, "--to", first.url, "--keep-sent", "7d")
+    out = user.home / "out"
+    assert user.run("bundle", "export", thin, out).code == 0
+    (name,) = (each.name for each in out.iterdir())
+    expected = (
+        f"{name} is thin: it does not carry the content of copies/a.bin and 1 more, and the {{}} lacks it; "
+        "`deltasync bundle export PATH DIR --full` writes bundles that carry everything\n"
+    )
+    with serving(tmp_path / "second") as second:
+        done = user.run("bundle", "replay", out, "--to", second.url)
+        assert (done.code, done.err) == (5, f"deltasync: {expected.format('server')}")
+    words = [BINARY.with_name("deltasync-server"), "replay", out, "--data", tmp_path / "third"]
+    offline = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=user.environment)
+    assert (offline.returncode, offline.stderr) == (5, f"deltasync-server: {expected.format('store')}")
+
+
+def test_an_export_of_nothing_names_the_whole_one(user: User, server: Served, folder: Path) -> None:
+    """Where no bundle waits or is kept, an export writes none and says how to get them all."""
+    user.run("push", folder, "--to", server.url)
+    done = user.run("bundle", "export", folder, user.home / "out")
+    assert done.code == 0 and done.out.startswith("0 bundles written")
+    assert done.err == "deltasync: no bundle waits or is kept; --full writes a chain that carries everything\n"
 
 
 def test_a_damaged_bundle_and_a_missing_one_are_named(user: User, server: Served, folder: Path) -> None:
@@ -339,6 +457,29 @@ def test_verify_notices_a_server_that_lost_what_it_acknowledged(user: User, serv
     assert "another tree under the sequence" in user.run("verify", folder).err
 
 
+def test_verify_tells_what_the_server_asks_for_again(user: User, server: Served, folder: Path) -> None:
+    """Content that the server found damaged in its cache is lost, although both roots are equal (8); push heals it."""
+    content = folders.write(folder, "media/only here.bin", f"{folder.name}" * 1000).read_bytes()
+    user.run("push", folder, "--to", server.url)
+    digest = digest_of(content).hex()
+    blob = server.data / "cache" / digest[:2] / digest
+    blob.chmod(0o644)
+    blob.write_bytes(content[::-1])
+    blob.chmod(0o444)
+    server.get(f"/api/v1/blobs/{digest}")
+    assert server.get(f"/api/v1/workspaces/{folder.name}").json["wanted"] == [digest]
+    done = user.run("verify", folder, "--json")
+    assert (done.code, done.json["server_lost_it"], done.json["in_sync"]) == (8, True, False)
+    assert done.json["lost"] == ["media/only here.bin"]
+    told = user.run("verify", folder)
+    assert told.code == 8 and "equal to" not in told.out
+    assert "media/only here.bin: the server has lost its content; push sends it again" in told.err
+    assert "asks again for 1 content that it lost; push sends it" in user.run("status", folder).out
+    assert user.run("push", folder).code == 0
+    healed = user.run("verify", folder, "--json")
+    assert (healed.code, healed.json["server_lost_it"], healed.json["lost"]) == (0, False, [])
+
+
 def rot(root: Path, directory: str, name: str) -> None:
     """Change a byte and leave no trace in the file's stat, as a disk does that goes bad.
 
@@ -373,6 +514,15 @@ def test_ignore_names_the_rule_that_decides(user: User, server: Served, folder: 
     assert "raw/ in media/.deltasyncignore, line 1" in user.run("ignore", folder / "media/raw/a.dat").out
     assert "*.txt on the command line" in user.run("ignore", folder / "readme.txt", "--exclude", "*.txt").out
     assert not (tree(server, folder) / "media/raw").exists()
+    told = user.run("ignore", folder / "readme.txt", DELTASYNC_EXCLUDE="*.txt")
+    assert told.out == "readme.txt is ignored: *.txt in DELTASYNC_EXCLUDE\n"
+    settings = folders.write(folder, ".deltasync/config.toml", 'exclude = ["*.txt"]\ninclude = ["keep.txt"]\n')
+    assert user.run("ignore", folder / "readme.txt").out == f"readme.txt is ignored: *.txt in {settings}\n"
+    assert user.run("ignore", folder / "keep.txt").out == f"keep.txt is carried: !keep.txt in {settings}\n"
+    assert user.run("why", folder / "readme.txt").out.startswith(f"readme.txt: ignored: *.txt in {settings}; what was")
+    settings.unlink()
+    own = folders.write(user.home, "own/config.toml", 'exclude = ["*.txt"]\n')
+    assert user.run("ignore", folder / "readme.txt").out == f"readme.txt is ignored: *.txt in {own}\n"
 
 
 def test_doctor_lists_what_may_go_wrong(user: User, server: Served, folder: Path) -> None:
@@ -440,6 +590,8 @@ BAD: list[tuple[list[str], int, str, str]] = [
     (["push", "w", "w2", "--workspace", "x"], 2, "USAGE", "push each folder by itself"),
     (["bundle", "show", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "show", "file.txt"], 8, "BUNDLE_REFUSED", "B-"),
+    (["bundle", "show", "w"], 2, "USAGE", "w is a folder; name the bundle files in it, such as w/*.tar.zst"),
+    (["bundle", "verify", "w"], 2, "USAGE", "w is a folder; name the bundle files in it"),
     (["bundle", "verify", "none.tar.zst"], 2, "USAGE", "none.tar.zst cannot be read"),
     (["bundle", "replay", "w"], 2, "USAGE", "name the server with --to URL"),
     (["bundle", "replay", "w", "--to", "http://127.0.0.1:1"], 1, "NOT_FOUND", "holds no bundle"),
@@ -469,6 +621,14 @@ def test_another_kind_of_server_is_told_apart(user: User, folder: Path) -> None:
         done = user.run("push", folder, "--to", url, "--json")
         assert (done.code, done.json["error"]["code"]) == (1, "NOT_A_DELTASYNC_SERVER")
         assert user.run("status", "--to", url, "--workspace", "x").code == 1
+
+
+def test_a_plain_server_at_a_https_address_is_named(user: User, server: Served, folder: Path) -> None:
+    """Who writes https for a server without TLS reads which address is meant, and no text of OpenSSL."""
+    done = user.run("push", folder, "--to", server.url.replace("http", "https"))
+    assert (done.code, done.out) == (1, "")
+    https = server.url.replace("http", "https")
+    assert done.err == f"deltasync: {https} answers plain http; use {server.url}\n"
 
 
 def test_a_folder_has_one_server_one_name_and_one_place(user: User, server: Served, folder: Path) -> None:
@@ -548,6 +708,15 @@ def test_a_bad_variable_and_a_bad_file_are_named(
     folders.write(user.home, "own/config.toml", config)
     done = user.run("push", folder, **variables)
     assert (done.code, done.out) == (2, "") and words in done.err and done.err.count("\n") == 1
+
+
+def test_a_mistyped_variable_is_told_once(user: User, server: Served, folder: Path) -> None:
+    """A variable that looks like a setting and is none has no effect, and says so on stderr; others are let be."""
+    done = user.run("push", folder, "--json", DELTASYNC_EXCLUDES="*", DELTASYNC_OWN="x", DELTASYNC_SERVER_DATA="/x")
+    assert done.code == 0 and done.json["operations"]["created"] == 14
+    assert done.err.count("DELTASYNC_EXCLUDES is no setting and has no effect; did you mean DELTASYNC_EXCLUDE?") == 1
+    assert done.err.count("DELTASYNC_") == 2
+    assert "DELTASYNC_" not in user.run("push", folder, "-q", DELTASYNC_EXCLUDES="*").err
 
 
 def test_variables_and_files_set_what_flags_set(user: User, server: Served, folder: Path) -> None:
@@ -672,7 +841,8 @@ def test_status_tells_what_keeps_a_watcher(user: User, server: Served, folder: P
         (folder / "everything").rename(everything)  # in one step: the watcher may look at any moment
         assert user.run("push", folder).code == 6
         status = user.run("status", folder)
-        assert status.code == 0 and "--allow-mass-delete" in status.out
+        assert status.code == 0 and status.out.count("--allow-mass-delete") == 1
+        assert "differs from" in status.out
 
 
 def test_a_watcher_without_a_server_prints_lines_for_people(user: User, folder: Path) -> None:
@@ -722,6 +892,16 @@ def test_a_command_loads_only_what_it_needs(user: User, server: Served, folder: 
     user.run("push", local)
     assert not modules_after(user, "status", local) & (HEAVY | {"requests", "urllib3"})
     assert not modules_after(user, "ignore", local / "x") & (HEAVY | {"requests", "zstandard"})
+
+
+def test_the_help_of_a_command_says_what_its_options_do_there(user: User) -> None:
+    """Nothing is remembered by fetch or replay; push waits for no age, as watch does."""
+    texts = {name: " ".join(user.run(*name.split(), "--help").out.split()) for name in ("fetch", "bundle replay")}
+    assert "Name of the workspace on the server." in texts["fetch"]
+    assert "without it each bundle goes to the one that it names" in texts["bundle replay"]
+    assert not any("remembered" in text for text in texts.values())
+    assert "a file that changes while it is read" in " ".join(user.run("push", "--help").out.split())
+    assert "its writer has not closed" in " ".join(user.run("watch", "--help").out.split())
 
 
 def test_version_and_help_answer_at_once(user: User) -> None:

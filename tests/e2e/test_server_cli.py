@@ -209,6 +209,14 @@ def test_version_and_help() -> None:
         assert done.returncode == 0 and "replay" in done.stdout
 
 
+def test_a_configuration_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    """The sentence has the path once, and no number of the system's."""
+    words = ("check", "--data", tmp_path / "data", "--config", tmp_path / "none.toml")
+    assert sentence(run(*words), 2) == f"{tmp_path / 'none.toml'} cannot be read: No such file or directory"
+    (tmp_path / "bad.toml").write_text("=")
+    assert "bad.toml is not TOML: " in sentence(run(*words[:-1], tmp_path / "bad.toml"), 2)
+
+
 def test_replay_applies_a_chain_and_skips_what_it_has(tmp_path: Path) -> None:
     """The reference chain into an empty store: its root and tree; what was applied is skipped, the rest is applied."""
     half, data = tmp_path / "half", tmp_path / "data"

@@ -17,6 +17,8 @@ import folders
 import pytest
 from serving import SECONDS, Served, serving
 
+from deltasync.cli.main import run
+
 BINARY = Path(sys.executable).parent / "deltasync"
 
 
@@ -102,6 +104,30 @@ def test_what_cannot_be_explained_is_one_sentence(user: User) -> None:
     assert "lies in no workspace; run `deltasync push`" in user.run("why", user.root / "readme.txt", code=1)
     user.run("push", user.root)
     assert user.run("why", user.root / "none", code=1) == "deltasync: there is no none here, and none was sealed\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_folder_that_cannot_be_read_says_so_of_what_is_in_it(
+    user: User, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user hears that a folder cannot be read, of what was sent of it and of what was not."""
+    monkeypatch.setenv("DELTASYNC_HOME", str(user.home / "own"))
+    folders.write(user.root, "locked/sent", "1")
+    user.run("push", user.root)
+    assert run(["why", str(user.root / "locked/sent")]) == 0  # all is imported while it can be read
+    (user.root / "locked").chmod(0)
+    for above in user.home.parents:
+        above.chmod(above.stat().st_mode | 0o111)
+    for path in (user.home, *user.home.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    os.seteuid(65534)
+    try:
+        for name in ("locked/sent", "locked/new", "locked/deep/new", "locked"):
+            capsys.readouterr()
+            code, told = run(["why", str(user.root / name)]), capsys.readouterr()
+            assert code == 0 and "problem: " in told.out and "cannot be read (Permission denied)" in told.out, told
+    finally:
+        os.seteuid(0)
 
 
 def test_a_push_ends_with_a_receipt(user: User, server: Served) -> None:

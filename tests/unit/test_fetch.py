@@ -509,11 +509,104 @@ def test_what_changes_during_a_fetch_is_noticed(desk: Desk, origin: HttpTranspor
     assert "changed meanwhile" in report.problems[0].reason
 
 
+def test_a_file_that_was_edited_after_it_was_read_keeps_its_own_time(
+    desk: Desk, origin: HttpTransport, tmp_path: Path
+) -> None:
+    """A file that was only to get its time back, and was edited meanwhile, stays as it is and is a problem."""
+    dest = tmp_path / "dest"
+    folders.write(dest, "readme.txt", "hello\n")
+
+    class Editor(Meter):
+        def all_is_read(self) -> None:
+            (dest / "readme.txt").write_text("HELLO\n")
+
+    report = fetch(origin, dest, FetchOptions(workspace=desk.root.name), Editor())
+    assert [each.path for each in report.problems] == ["readme.txt"] and not report.verified
+    assert "changed after it was read" in report.problems[0].reason
+    assert (report.touched, (dest / "readme.txt").read_text()) == (0, "HELLO\n")
+    assert (dest / "readme.txt").stat().st_mtime_ns != (desk.root / "readme.txt").stat().st_mtime_ns
+    assert fetched(origin, desk, dest).verified
+    folders.assert_same(desk.root, dest)
+
+
+def test_an_execute_bit_of_a_group_is_enough(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """What was pushed as executable is as wanted with any of the three bits, and plain with none."""
+    (desk.root / "bin/run.sh").chmod(0o654)
+    desk.push()
+    assert fetched(origin, desk, tmp_path / "dest").verified
+    assert (tmp_path / "dest/bin/run.sh").stat().st_mode & 0o100
+    (tmp_path / "dest/bin/run.sh").chmod(0o645)
+    (tmp_path / "dest/readme.txt").chmod(0o645)
+    report = fetched(origin, desk, tmp_path / "dest")
+    assert report.verified and report.touched == 1
+    assert (tmp_path / "dest/readme.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_two_names_of_one_file_are_touched_together(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """The time that one name got does not pass for an edit of the other."""
+    (desk.root / "second.txt").write_text("hello\n")
+    os.utime(desk.root / "second.txt", ns=(7, (desk.root / "readme.txt").stat().st_mtime_ns))
+    desk.push()
+    dest = tmp_path / "dest"
+    folders.write(dest, "readme.txt", "hello\n")
+    os.link(dest / "readme.txt", dest / "second.txt")
+    report = fetched(origin, desk, dest)
+    assert report.verified and report.touched == 2, report.problems
+
+
+def test_two_names_that_are_one_in_dest_are_not_both_there(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system that does not tell `A` from `a` the name that DEST does not list is a problem, with its twin."""
+    for name in ("A", "a", "D/same", "d/same"):
+        os.utime(folders.write(desk.root, f"twins/{name}", name[:1]), ns=(7, 7))
+    desk.push()
+    dest = tmp_path / "dest"
+    folds_case(monkeypatch, dest / "twins")
+    report = fetched(origin, desk, dest, "twins")
+    assert [(each.path, each.reason) for each in report.problems] == [
+        ("twins/A", "is not there: this file system takes it for a; fetch into one that keeps both"),
+        ("twins/D", "is not there: this file system takes it for d; fetch into one that keeps both"),
+        ("twins/d", "cannot be written (File exists)"),
+    ]
+    assert not report.verified and fetched_folder(dest / "twins") == {"a", "d", "d/same"}
+
+
+def folds_case(monkeypatch: pytest.MonkeyPatch, top: Path) -> None:
+    """Have the system calls take upper for lower case in a folder, and below it."""
+
+    def folded(name: Any, folder: int | None) -> Any:
+        is_below = isinstance(name, str) and folder is not None and os.readlink(f"/proc/self/fd/{folder}") == str(top)
+        return name.lower() if is_below else name
+
+    def rename(source: Any, target: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+        real_rename(source, folded(target, dst_dir_fd), src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def patched(real: Any) -> Any:
+        return lambda name, *rest, dir_fd=None, **more: real(folded(name, dir_fd), *rest, dir_fd=dir_fd, **more)
+
+    real_rename = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    for call in ("open", "stat", "mkdir", "unlink"):
+        monkeypatch.setattr(os, call, patched(getattr(os, call)))
+    monkeypatch.setattr(os, "supports_dir_fd", {*os.supports_dir_fd, os.open})
+
+
 def test_a_hidden_folder_that_is_a_link_is_not_followed(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """What arrives never lies outside of DEST."""
     (tmp_path / "dest").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "dest/.deltasync").symlink_to(tmp_path / "outside")
+    with pytest.raises(RootUnavailable, match="cannot be written"):
+        fetched(origin, desk, tmp_path / "dest")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_a_lock_that_is_a_link_is_not_followed(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """A link among the arrivals makes no file outside of DEST."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "dest/.deltasync/fetch").mkdir(parents=True)
+    (tmp_path / "dest/.deltasync/fetch/lock").symlink_to(tmp_path / "outside/made")
     with pytest.raises(RootUnavailable, match="cannot be written"):
         fetched(origin, desk, tmp_path / "dest")
     assert not list((tmp_path / "outside").iterdir())

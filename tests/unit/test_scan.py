@@ -113,6 +113,16 @@ def test_an_executable_bit_is_noticed(state: State) -> None:
     check(state)
 
 
+@pytest.mark.parametrize("mode", [0o654, 0o645, 0o611])
+def test_any_execute_bit_makes_a_file_executable(state: State, mode: int) -> None:
+    """The owner's bit is not the only one: a file that a group or others may execute is carried as executable."""
+    write(state.root, {"run.sh": "#!/bin/sh", "plain": ""})
+    (state.root / "run.sh").chmod(mode)
+    root = look(state).root
+    entry, plain = find(root, "run.sh", state.load), find(root, "plain", state.load)
+    assert entry is not None and entry.executable and plain is not None and not plain.executable
+
+
 def test_a_file_edited_within_one_tick_of_the_clock_is_read_again(state: State) -> None:
     """Same size, same inode, same mtime: an edit right after the hash is found by the next scan."""
     for number in range(30):

@@ -173,7 +173,7 @@ def test_ignored_paths_name_their_rule_and_what_becomes_of_what_was_sent(state: 
     assert ask(state, "a/x").reason == "x in a/.deltasyncignore, line 2; what was sent stays on the server"
     assert ask(state, "a/x", delete_excluded=True).reason.endswith("what was sent is deleted on the server")
     by_command = ask(state, "b/w", ignore=IgnoreRules(root, exclude=["b/"]))
-    assert by_command.reason == "b/ on the command line; what was sent stays on the server"
+    assert by_command.reason == "b/ in the settings; what was sent stays on the server"
     assert ask(state, ".deltasync/state.db").reason == ".deltasync/ is never carried"
 
 
@@ -243,6 +243,21 @@ def test_with_no_delete_what_is_gone_stays(state: State, root: Path) -> None:
     (root / "a/x").unlink()
     assert ask(state, "a/x").reason == "the next push deletes it on the server"
     assert ask(state, "a/x", no_delete=True).reason == "is gone here and stays on the server (--no-delete)"
+
+
+def test_a_deletion_that_the_guard_stops_says_so(state: State, root: Path) -> None:
+    """The next push deletes nothing of a mass deletion: it stops, and the answer names the flag, as push does."""
+    write(root, {f"many/{number}": f"{number}" for number in range(150)})
+    look_until_quiet(state)
+    seal(state)
+    shutil.rmtree(root / "many")
+    guard = (
+        "the next push stops: it would delete 151 of 160 entries on the server; "
+        "if that is meant, push with --allow-mass-delete"
+    )
+    assert ask(state, "many/7").reason == guard
+    assert ask(state, "").reason.startswith("1 deleted") and ask(state, "").reason.endswith(f"; {guard}")
+    assert ask(state, "a/x").verdict is Verdict.IN_STEP
 
 
 def test_a_path_that_never_was_is_an_error(state: State, root: Path) -> None:
