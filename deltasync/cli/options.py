@@ -179,15 +179,17 @@ def _holds_state(root: Path) -> bool:
 def rule_origin(call: Call, root: Path, rule: str) -> str:
     """Say where a rule that stands in no ignore file is from: a flag, a variable or a configuration file."""
     key = "include" if rule.startswith("!") and rule[1:] in call.settings(root).include else "exclude"
-    if call.flags[key]:
-        return "on the command line"
+    pattern = rule[1:] if key == "include" else rule
     variable = config.SETTINGS[key].variable
-    if os.environ.get(variable, "").strip():
-        return f"in {variable}"
-    for path, is_workspace in reversed(config.files_of(root, os.environ)):
-        found = config.load({}, {}, [(path, is_workspace)])
-        if found.include if key == "include" else found.exclude:
-            return f"in {shown(str(path))}"
+    files = {f"in {shown(str(each[0]))}": [each] for each in reversed(config.files_of(root, os.environ))}
+    sources: dict[str, config.Settings] = {
+        "on the command line": config.load({key: call.flags[key]}, {}),
+        f"in {variable}": config.load({}, {variable: os.environ.get(variable, "")}),
+        **{where: config.load({}, {}, each) for where, each in files.items()},
+    }
+    for where, found in sources.items():
+        if pattern in (found.include if key == "include" else found.exclude):
+            return where
     return "in the settings"
 
 

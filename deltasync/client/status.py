@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from deltasync.client import outbox
+from deltasync.client.address import is_folder
 from deltasync.client.ignore import GITIGNORE_FILE, IGNORE_FILE
 from deltasync.client.moves import joined
 from deltasync.client.state import State
@@ -202,7 +203,8 @@ def together(workspace: str, here: Local | None, there: Server | None) -> Status
     in_sync = None
     if here is not None and there is not None:
         is_known = not (here.waiting or here.held_back or here.guard)
-        in_sync = is_known and here.compared_root == there.root and not there.wanted
+        has_tree = there.tree_sequence == there.sequence or is_folder(there.url)
+        in_sync = is_known and here.compared_root == there.root and not there.wanted and has_tree
     return Status(workspace=workspace, local=here, server=there, in_sync=in_sync)
 
 

@@ -516,6 +516,8 @@ def test_ignore_names_the_rule_that_decides(user: User, server: Served, folder: 
     assert not (tree(server, folder) / "media/raw").exists()
     told = user.run("ignore", folder / "readme.txt", DELTASYNC_EXCLUDE="*.txt")
     assert told.out == "readme.txt is ignored: *.txt in DELTASYNC_EXCLUDE\n"
+    both = user.run("ignore", folder / "readme.txt", "--exclude", "*.zip", DELTASYNC_EXCLUDE="*.txt")
+    assert both.out == told.out
     settings = folders.write(folder, ".deltasync/config.toml", 'exclude = ["*.txt"]\ninclude = ["keep.txt"]\n')
     assert user.run("ignore", folder / "readme.txt").out == f"readme.txt is ignored: *.txt in {settings}\n"
     assert user.run("ignore", folder / "keep.txt").out == f"keep.txt is carried: !keep.txt in {settings}\n"
