@@ -185,7 +185,9 @@ class _Check:
             self._found("tree", row.name, "it is behind its head; the next start brings it forward", is_repaired=True)
             return
         with self._store.state.read() as db:
-            asked = {digest for (digest,) in db.execute("SELECT digest FROM wanted WHERE workspace = ?", (row.name,))}
+            # What came again and is not in its place is no hole to be excused.
+            select = "SELECT digest FROM wanted WHERE workspace = ? AND digest NOT IN (SELECT digest FROM blobs)"
+            asked = {digest for (digest,) in db.execute(select, (row.name,))}
             awaited = {path for path, e in walk(row.root, loader(db)) if e.digest in asked} if asked else set()
         paths = [path for path in self._store.trees.differences(row.name) if path not in awaited]
         for path in paths:

@@ -391,7 +391,9 @@ class Store:
             if session.request.kind == "file":
                 self.require_space()
                 with space_guard(self.config.data):
-                    return self.files.store(bundle, session.request, session.id)
+                    stored = self.files.store(bundle, session.request, session.id)
+                self.trees.wake_healed()
+                return stored
             name = WorkspaceName(session.request.workspace)
             identity = bytes.fromhex(session.request.identity)
             return self.receive(name, bundle, expected_identity=identity, take_over=take_over, arrival=session.arrival)

@@ -357,8 +357,8 @@ def write_blobs(db: sqlite3.Connection, rows: Iterable[BlobRow], kept: Mapping[b
     db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
     replaced = [(row.digest,) for row in rows if row.digest in kept]
     db.executemany("INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", replaced)
-    if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
-        db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
+    # Asked of the rows and not of what came: a sender is asked for nothing that is here, whoever brought it (ST-27).
+    db.execute("UPDATE wanted SET healed = 1 WHERE NOT healed AND digest IN (SELECT digest FROM blobs)")
 
 
 def lease_adopted(db: sqlite3.Connection, digests: Iterable[bytes], until: int) -> None:

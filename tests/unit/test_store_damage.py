@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, seen, tree_of, zero
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give_file, seen, tree_of, zero
 
 from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
 from deltasync_server.check import check
@@ -108,6 +108,39 @@ def test_content_that_comes_again_replaces_a_changed_blob(store: Store) -> None:
     sender.send(store, sender.tree(a=b"right"))
     assert_tree(store, sender)
     assert_tree(store, other)
+
+
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_plain_file_heals_every_tree(store: Store, *, is_noticed: bool) -> None:
+    """Content that comes as a plain file comes back into trees that lacked it, or were linked to the damaged file."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    overwrite(tree_of(store) / "a", b"wrong")
+    if is_noticed:
+        with pytest.raises(NotFound):
+            store.open_blob(sender.flat["a"].digest)
+    store.start()
+    give_file(store, b"right")
+    file = tree_of(store) / "a"
+    store.trees.wait_for(lambda: file.exists() and file.read_bytes() == b"right", 20)
+    assert (file.read_bytes(), store.workspace(NAME).wanted) == (b"right", [])
+    assert_tree(store, sender)
+
+
+def test_content_that_is_here_is_not_asked_for_again_and_again(tmp_path: Path) -> None:
+    """A row that asks for content which has a blob, as an earlier release left it, is found and ends with a bundle."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        settled(store, sender, a=b"right", b=b"fine")
+        with store.state.write() as db:
+            db.execute("INSERT INTO wanted VALUES (?, ?, 0)", (NAME, sender.flat["a"].digest))
+        (tree_of(store) / "a").unlink()
+    assert [finding.subject for finding in check(StoreConfig(tmp_path)).findings] == [f"{NAME} a"]
+    with Store(StoreConfig(tmp_path)) as store:
+        sender.heal(store, [sender.flat["a"].digest])
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []
 
 
 def test_a_deleted_file_is_no_longer_asked_for(store: Store) -> None:
