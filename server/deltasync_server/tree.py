@@ -9,7 +9,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -170,7 +170,7 @@ class Trees:
             return not repair.has_replaced_durable
 
     def _settle(
-        self, row: WorkspaceRow, healed: Collection[bytes], lost: Collection[bytes], *, is_as_durable: bool
+        self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes], *, is_as_durable: bool
     ) -> None:
         with self._state.write() as db:
             db.execute(
@@ -179,9 +179,9 @@ class Trees:
             )
             if not is_as_durable:  # what was replaced came to places that count as durable: all is made so again
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
-            db.executemany(
-                "DELETE FROM wanted WHERE workspace = ? AND digest = ?", [(row.name, digest) for digest in healed]
-            )
+            # Only the marks that were read: one that came since is of a file that may have been placed before it.
+            delete = "DELETE FROM wanted WHERE workspace = ? AND digest = ? AND healed = ?"
+            db.executemany(delete, [(row.name, digest, mark) for digest, mark in healed.items()])
             db.executemany(
                 "INSERT OR REPLACE INTO wanted SELECT ?1, ?2, EXISTS (SELECT 1 FROM blobs WHERE digest = ?2)",
                 [(row.name, digest) for digest in lost],
@@ -364,9 +364,8 @@ def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None
         os.close(descriptor)
 
 
-def _healed(db: sqlite3.Connection, name: str) -> set[bytes]:
-    rows = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND healed", (name,))
-    return {digest for (digest,) in rows}
+def _healed(db: sqlite3.Connection, name: str) -> dict[bytes, int]:
+    return dict(db.execute("SELECT digest, healed FROM wanted WHERE workspace = ? AND healed", (name,)))
 
 
 def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:

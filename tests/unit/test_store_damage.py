@@ -12,6 +12,7 @@ from sender import DAY, NAME, Sender, assert_tree, blob_of, give_file, seen, tre
 from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
+from deltasync_server.place import Placer
 from deltasync_server.receive import Store
 
 
@@ -124,6 +125,34 @@ def test_a_plain_file_heals_every_tree(store: Store, *, is_noticed: bool) -> Non
     file = tree_of(store) / "a"
     store.trees.wait_for(lambda: file.exists() and file.read_bytes() == b"right", 20)
     assert (file.read_bytes(), store.workspace(NAME).wanted) == (b"right", [])
+    assert_tree(store, sender)
+
+
+def test_content_that_comes_while_a_tree_is_placing_it_is_placed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that goes bad and is healed between its placing and the end of the move leaves no wrong file behind."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    entry = sender.flat["a"]
+
+    def damage() -> None:
+        overwrite(blob_of(store.config.data, entry), b"wrong")
+
+    damage()
+    with pytest.raises(NotFound):
+        store.open_blob(entry.digest)
+    sender.heal(store, [entry.digest])
+    finish, left = Placer.finish, [damage, lambda: sender.heal(store, [entry.digest])]
+
+    def finish_late(placer: Placer) -> None:
+        finish(placer)
+        while left:
+            left.pop(0)()
+
+    monkeypatch.setattr(Placer, "finish", finish_late)
+    store.catch_up()
+    assert not left and store.workspace(NAME).wanted == []
     assert_tree(store, sender)
 
 
