@@ -9,6 +9,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,8 @@ class Trees:
         """Held while a tree changes, and while a damaged blob is taken out of the trees."""
         self._suspect: set[str] = set()
         """Trees that may not hold what their row says: compared entry by entry before they move on."""
+        self._moves: Counter[str] = Counter()
+        """How often each tree has begun to move: one that has come back to its root meanwhile has other files."""
         self._changed = threading.Condition()
         self._due: dict[str, float] = {}
         self._is_stopping = False
@@ -139,6 +142,8 @@ class Trees:
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
                 update = "UPDATE workspaces SET moving_to = ?, durable_root = ? WHERE name = ?"
                 db.execute(update, (row.sequence, durable, name))
+            # After the commit: who has read this number reads a row that says "moving", or one from after the move.
+            self._moves[name] += 1
             self._suspect.add(name)  # until this has succeeded
             with space_guard(self._folder), self._placer(name) as placer:
                 is_as_durable = self._move(placer, row, healed, is_suspect=is_suspect)
@@ -302,6 +307,7 @@ class Trees:
 
     def make_durable(self, should_stop: ShouldStop) -> None:
         """Fsync folders and files that changed since this was last done, of every tree at rest (spec ST-50)."""
+        moves = self._moves.copy()
         with self._state.read() as db:
             rows = workspace_rows(db)
         for row in rows:
@@ -318,7 +324,7 @@ class Trees:
                 self.distrust([row.name])
             else:
                 if is_durable:
-                    self._note_durable(row)
+                    self._note_durable(row, moves[row.name])
 
     def _make_tree_durable(
         self, row: WorkspaceRow, load: Loader, awaited: Collection[bytes], should_stop: ShouldStop
@@ -335,8 +341,10 @@ class Trees:
                     folder.fsync()
         return True
 
-    def _note_durable(self, row: WorkspaceRow) -> None:
+    def _note_durable(self, row: WorkspaceRow, moves: int) -> None:
         with self._state.write() as db:
+            if self._moves[row.name] != moves:
+                return
             db.execute(
                 "UPDATE workspaces SET durable_root = tree_root WHERE name = ? AND tree_root = ? AND moving_to IS NULL",
                 (row.name, row.tree_root),

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of, zero
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give, give_file, seen, tree_of, zero
 
 from deltasync.core.manifest import EMPTY_ROOT, Entry
+from deltasync.disk import Folder
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 from deltasync_server.state import workspace_row
@@ -156,6 +157,40 @@ def test_a_file_that_changed_and_changed_back_is_not_believed(tmp_path: Path) ->
         sender.send(store, former)
     with opened(tmp_path) as store:
         assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("way", ["there and back", "healed from elsewhere"])
+def test_a_tree_that_moves_while_it_is_made_durable_is_not_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A root is noted as durable only if no file was placed since its folders were fsynced."""
+    sender = Sender()
+    former, other = sender.tree(f=b"one"), sender.tree(f=b"two")
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, former)
+        assert_tree(store, sender)
+        left = [tree_of(store)]
+        fsync = Folder.fsync
+
+        def fsync_slowly(folder: Folder) -> None:
+            fsync(folder)
+            if left and os.path.samestat(os.fstat(folder.fd), left[0].stat()):
+                left.clear()
+                if way == "there and back":
+                    for flat in (other, former):
+                        sender.send(store, flat)
+                        assert_tree(store, sender)
+                else:
+                    blob_of(tmp_path, former["f"]).unlink()
+                    give_file(store, b"one")
+                    assert_tree(store, sender)
+
+        monkeypatch.setattr(Folder, "fsync", fsync_slowly)
+        store.trees.make_durable(lambda: False)
+        assert not left
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.moving_to is None and row.durable_root == EMPTY_ROOT
 
 
 def test_what_a_repair_replaced_is_not_durable_yet(tmp_path: Path) -> None:
