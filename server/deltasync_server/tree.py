@@ -136,7 +136,7 @@ class Trees:
                 row, healed = workspace_row(db, name), _healed(db, name)
                 if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
                     return
-                durable, objects = _shared(row.durable_root, row.tree_root, loader(db))
+                durable, objects = _still_durable(row.durable_root, row.tree_root, row.root, loader(db))
                 row = row._replace(durable_root=durable)
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
@@ -386,27 +386,32 @@ def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader
     return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
 
 
-def _shared(one: bytes, other: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return the tree of all that two trees have at the same places, and its new directory objects."""
-    if one in (other, EMPTY_ROOT):
-        return one, {}
+def _still_durable(durable: bytes, old: bytes, new: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return what of a durable tree is so while `old` becomes `new`, however far that comes, and its new objects.
+
+    That is what `old` has at its place and `new` does not replace. What `new` merely lacks stays: it is there or it is
+    gone, and without it the folder would look as if its removal had been made durable.
+    """
     objects: dict[bytes, bytes] = {}
 
-    def share(mine: bytes, theirs: bytes) -> bytes:
-        others = {entry.name: entry for entry in entries_of(theirs, load)}
+    def keep(mine: bytes, before: bytes, after: bytes) -> bytes:
+        if mine == EMPTY_ROOT or mine == before == after:
+            return mine
+        olds = {entry.name: entry for entry in entries_of(before, load)}
+        news = {entry.name: entry for entry in entries_of(after, load)}
         kept: list[Entry] = []
         for entry in entries_of(mine, load):
-            there = others.get(entry.name)
-            if entry == there:
+            was, becomes = olds.get(entry.name), news.get(entry.name, entry)
+            if entry == was == becomes:
                 kept.append(entry)
-            elif there is not None and entry.kind is there.kind is Kind.DIRECTORY:
-                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=share(entry.digest, there.digest)))
+            elif was is not None and entry.kind is was.kind is becomes.kind is Kind.DIRECTORY:
+                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=keep(entry.digest, was.digest, becomes.digest)))
         body = encode_directory(kept)
         digest = directory_digest(body)
         objects[digest] = body
         return digest
 
-    return share(one, other), objects
+    return keep(durable, old, new), objects
 
 
 def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, blob_of, give, give_file, seen, tree_of, zero
 
+from deltasync.core.errors import NoSpace
 from deltasync.core.manifest import EMPTY_ROOT, Entry
 from deltasync.disk import Folder
 from deltasync_server.config import StoreConfig
+from deltasync_server.place import Placer
 from deltasync_server.receive import Store
 from deltasync_server.state import workspace_row
 
@@ -157,6 +160,48 @@ def test_a_file_that_changed_and_changed_back_is_not_believed(tmp_path: Path) ->
         sender.send(store, former)
     with opened(tmp_path) as store:
         assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("link", ["auto", "copy"])
+def test_a_file_that_a_cut_move_replaced_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    """When a move is cut short and the head returns, files of the right size and time are read all the same."""
+    sender = Sender()
+    former = sender.tree(f=b"former", a__x=b"one" * 9, b__x=b"two" * 9)
+    other = sender.tree(f=b"others", a__x=b"two" * 9, b__x=b"one" * 9)
+    with opened(tmp_path, link=link) as store:
+        sender.send(store, former)
+        assert_tree(store, sender)
+        store.upkeep()
+        store.upkeep()
+        with monkeypatch.context() as patch:
+
+            def fail(placer: Placer) -> None:
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+            patch.setattr(Placer, "finish", fail)
+            sender.send(store, other)
+            with pytest.raises(NoSpace):
+                store.catch_up()
+        sender.send(store, former)
+        assert_tree(store, sender)
+
+
+def test_a_removal_is_made_durable(tmp_path: Path) -> None:
+    """A tree that only lost files does not count as durable before its folders were fsynced."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(f=b"stays", g=b"goes", sub__h=b"stays", sub__i=b"goes"))
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, sender.tree(f=b"stays", sub__h=b"stays"))
+        assert_tree(store, sender)
+        for is_durable in (False, True):
+            with store.state.read() as db:
+                row = workspace_row(db, NAME)
+            assert row is not None and (row.durable_root == row.tree_root) is is_durable
+            store.upkeep()
 
 
 @pytest.mark.parametrize("way", ["there and back", "healed from elsewhere"])
