@@ -138,6 +138,6 @@ def _digests_of(whole: Assembled) -> _Digests:
 
 def _give_back(whole: Assembled, staging: Staging, digest: bytes) -> None:
     """Put a file that was not published back among the uploads, so that it can be completed later."""
-    os.fchmod(whole.descriptor, 0o600)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # it may be a blob, which nobody may write
         os.rename(digest.hex(), whole.name, src_dir_fd=staging.folder.fd, dst_dir_fd=whole.folder.fd)
+        os.fchmod(whole.descriptor, 0o600)

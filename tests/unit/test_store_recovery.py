@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, blob_of, give, give_file, seen, tree_of, zero
 
-from deltasync.core.errors import NoSpace
+from deltasync.core.bundle import content_operations
+from deltasync.core.errors import Corrupt, NoSpace
 from deltasync.core.manifest import EMPTY_ROOT, Entry
 from deltasync.disk import Folder
+from deltasync_server.adopt import Adoption, AdoptOptions
+from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.place import Placer
 from deltasync_server.receive import Store
-from deltasync_server.state import workspace_row
+from deltasync_server.state import blob_rows, workspace_row, write_blobs
 
 
 def opened(data: Path, **settings: object) -> Store:
@@ -252,6 +257,63 @@ def test_what_a_repair_replaced_is_not_durable_yet(tmp_path: Path) -> None:
         with store.state.read() as db:
             row = workspace_row(db, NAME)
         assert row is not None and row.durable_root == EMPTY_ROOT
+
+
+@pytest.mark.parametrize("way", ["bundle", "plain file", "adoption", "recipe beside a journal file"])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_commit_of_unknown_outcome_loses_no_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, *, stands: bool
+) -> None:
+    """What no journal gives again is there after a restart, if the commit that failed turns out to stand after all."""
+    sender, content = Sender(), b"l" * (1 << 20)
+    data, media = tmp_path / "data", tmp_path / "media"
+    media.mkdir()
+    (media / "f").write_bytes(content)
+
+    @contextmanager
+    def failing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        """Fail at the commit of a blob as the disk does at an fsync: in the log is what was written, or not."""
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        brings_blob = connection.execute("SELECT 1 FROM blobs").fetchone() is not None
+        connection.execute("COMMIT" if stands or not brings_blob else "ROLLBACK")
+        if brings_blob:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with opened(data) as store:
+        entry = sender.file("f", content)
+
+        def bring() -> None:
+            if way == "bundle":
+                give(store, *sender.seal({"f": entry}))
+            elif way == "plain file":
+                give_file(store, content)
+            elif way == "adoption":
+                Adoption(store, AdoptOptions()).run([media])
+            else:
+                publish_as_assembled(store, sender, entry)
+
+        with monkeypatch.context() as patch, pytest.raises(Corrupt):
+            patch.setattr("deltasync_server.state.transaction", failing)
+            bring()
+    with opened(data) as store, store.state.read() as db:
+        assert (entry.digest in blob_rows(db, [entry.digest])) is stands
+    found = [finding.kind for finding in check(StoreConfig(data)).findings if finding.kind != "tree"]
+    assert found == ([] if stands else ["stray"])
+    with opened(data) as store:
+        store.collect()
+        assert store.cache.strays([entry.digest]) == []
+
+
+def publish_as_assembled(store: Store, sender: Sender, entry: Entry) -> None:
+    """Bring one content as a recipe gives it, in a bundle that has a journal file otherwise."""
+    content = sender.contents[entry.digest]
+    (operation,) = content_operations(sender.seal({"f": entry})[0]).values()
+    with store.cache.staging() as staging:
+        staging.write(operation, [memoryview(content)])
+        staging.assembled.add(entry.digest)
+        with store.state.hold(), store.cache.published(staging, {}) as rows, store.state.write() as db:
+            write_blobs(db, rows, {})
 
 
 def test_a_bundle_is_kept_whatever_it_brings(tmp_path: Path) -> None:
