@@ -25,9 +25,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the rows say."""
 
     kind: str
-    """blob, object, receipt, journal, content, stray or tree."""
+    """blob, object, receipt, journal, content, file, stray or tree."""
     subject: str
-    """A digest, a workspace, or a workspace and a path."""
+    """A digest, a workspace, a workspace and a path, or a host, a path there and a digest."""
     problem: str
     is_repaired: bool = False
 
@@ -79,6 +79,7 @@ class _Check:
         self._check_journal()
         self._check_blobs()
         self._check_references(rows)
+        self._check_files()
         self._check_strays()
         for row in rows:
             self._check_tree(row)
@@ -171,6 +172,18 @@ class _Check:
         if unasked and self._is_repairing:
             with self._store.state.write() as db:
                 db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, 0)", [(name, digest) for digest in unasked])
+
+    def _check_files(self) -> None:
+        """Files that were uploaded by themselves have their content; only their sender can bring it again (ST-86)."""
+        with self._store.state.read() as db:
+            select = (
+                "SELECT hostname, filepath, digest FROM files "
+                "WHERE deleted_at IS NULL AND digest NOT IN (SELECT digest FROM blobs) ORDER BY hostname, filepath"
+            )
+            lost = db.execute(select).fetchall()
+        for hostname, path, digest in lost:
+            problem = "no blob holds this file's content; upload the file again, or mark it deleted"
+            self._found("file", f"{shown(hostname)} {shown(path)} {digest.hex()}", problem)
 
     def _check_strays(self) -> None:
         with self._store.state.read() as db:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, blob_of, give_file, seen, tree_of, zero
 
+from deltasync.core import wire
 from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
@@ -251,6 +252,28 @@ def test_check_rebuilds_from_the_journal(tmp_path: Path) -> None:
     zero(blob_of(tmp_path, flat["a"]))
     assert not check(StoreConfig(tmp_path)).is_sound
     assert check(StoreConfig(tmp_path), repair=True).findings == []
+    assert check(StoreConfig(tmp_path)).findings == []
+
+
+def test_check_names_plain_files_whose_content_is_lost(tmp_path: Path) -> None:
+    """No repair makes an uploaded file again: a check goes on naming it until it comes again or is marked deleted."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        stored = give_file(store, b"lost", "/home/alice/one")
+        give_file(store, b"lost", "/home/alice/two")
+        give_file(store, b"fine")
+    blob = tmp_path / "cache" / stored.blake3[:2] / stored.blake3
+    zero(blob)
+    assert [finding.kind for finding in check(StoreConfig(tmp_path)).findings] == ["blob"]
+    repaired, again = check(StoreConfig(tmp_path), repair=True), check(StoreConfig(tmp_path))
+    lost = [f"host /home/alice/{name} {stored.blake3}" for name in ("one", "two")]
+    for report in (repaired, again):
+        assert not report.is_sound
+        assert [finding.subject for finding in report.findings if not finding.is_repaired] == lost
+    with Store(StoreConfig(tmp_path)) as store:
+        deletion = wire.FileDeletion(hostname="host", filepath="/home/alice/two", blake3=stored.blake3)
+        store.files.delete([deletion])
+        give_file(store, b"lost", "/home/alice/one")
     assert check(StoreConfig(tmp_path)).findings == []
 
 
