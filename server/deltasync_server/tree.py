@@ -28,6 +28,7 @@ from deltasync_server.state import (
     State,
     WorkspaceRow,
     blob_row,
+    blob_rows,
     loader,
     workspace_row,
     workspace_rows,
@@ -54,6 +55,8 @@ class Trees:
         """How often each tree has begun to move: one that has come back to its root meanwhile has other files."""
         self._changed = threading.Condition()
         self._due: dict[str, float] = {}
+        self._doubted: set[bytes] = set()
+        """Blobs that lost their fingerprint, as somebody noticed who had no time to read them."""
         self._is_stopping = False
         self._thread: threading.Thread | None = None
 
@@ -130,6 +133,7 @@ class Trees:
 
     def bring_forward(self, name: str) -> None:
         """Make a plain tree hold its workspace's head; the rows say "moving" before and the sequence after."""
+        self._read_doubted()
         with self._lock:
             is_suspect = name in self._suspect
             with self._state.write() as db:
@@ -260,6 +264,38 @@ class Trees:
                 if is_right:
                     self._cache.restamp(digest, row.mtime_ns, executable=row.executable)
                 return row if is_right else None
+
+    def changed(self, rows: Mapping[bytes, BlobRow]) -> set[bytes]:
+        """Return those of these blobs whose file is gone or lost its fingerprint; nothing is read (spec ST-24)."""
+        changed = [digest for digest, row in rows.items() if not self._cache.has_unchanged(row)]
+        if not changed:
+            return set()
+        # Again while nobody restamps: an inode gets its new time before its row does (spec ST-35).
+        with self._state.hold(), self._state.read() as db:
+            rows = blob_rows(db, changed)
+            return {digest for digest in changed if digest not in rows or not self._cache.has_unchanged(rows[digest])}
+
+    def doubt(self, name: str, digests: Collection[bytes]) -> None:
+        """Have blobs that lost their fingerprint looked at soon, before the tree of a workspace comes forward."""
+        with self._changed:
+            self._doubted.update(digests)
+        self.wake(name)
+
+    def _read_doubted(self) -> None:
+        """Do with doubted blobs what `sound_rows` does, but let others work while they are read."""
+        with self._changed:
+            doubted, self._doubted = self._doubted, set()
+        wrong: list[bytes] = []
+        for digest in doubted:
+            with self._lock:
+                if self._rehashed(digest) is None:
+                    wrong.append(digest)
+        if wrong:
+            with self._lock:
+                with self._state.read() as db:
+                    rows = blob_rows(db, wrong)
+                if still := self.changed(rows) & rows.keys():  # the others came again while this read on
+                    self.quarantine(still)
 
     def prove(self, digests: Collection[bytes]) -> None:
         """Read blobs whose fingerprint is right and quarantine those whose bytes are not (spec ST-26)."""

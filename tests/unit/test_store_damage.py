@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from sender import DAY, NAME, Sender, assert_tree, blob_of, give_file, seen, tre
 
 from deltasync.core import wire
 from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
+from deltasync_server.blobs import Cache
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.place import Placer
@@ -65,9 +66,9 @@ def test_wrong_bytes_are_noticed_when_a_tree_needs_them(store: Store) -> None:
     """A blob is looked at before it is linked: the tree gets no damaged file, and the copy that is right stays."""
     sender = Sender()
     settled(store, sender, a=b"right", z=b"fine")
-    overwrite(blob_of(store.config.data, sender.flat["a"]), b"wrong")
     flat = {**sender.flat, "b": sender.file("b", b"right")}
     sender.send(store, flat, is_thin=True)
+    overwrite(blob_of(store.config.data, sender.flat["a"]), b"wrong")
     store.catch_up()
     assert set(seen(tree_of(store))) == {"z"}
     assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
@@ -100,6 +101,67 @@ def test_a_vanished_blob_is_asked_for(store: Store) -> None:
     sender.send(store, {**sender.flat, "b": sender.file("b", b"right")})
     assert_tree(store, sender)
     assert os.path.samefile(tree_of(store) / "a", tree_of(store) / "b")
+
+
+def vanish(blob: Path) -> None:
+    blob.unlink()
+
+
+def go_bad(blob: Path) -> None:
+    overwrite(blob, b"wrong")
+
+
+def be_touched(blob: Path) -> None:
+    os.utime(blob, ns=(1, 1))
+
+
+@pytest.mark.parametrize("harm", [vanish, go_bad, be_touched])
+@pytest.mark.parametrize("asks", [True, False])
+def test_content_is_acknowledged_only_while_its_file_is_as_it_was_left(
+    store: Store, harm: Callable[[Path], None], *, asks: bool
+) -> None:
+    """A row is no content: whoever asks, or names it in a bundle, is told that it is missing, and it is seen to."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    settled(store, other, x=b"right")
+    entry = other.flat["x"]
+    harm(blob_of(store.config.data, entry))
+    flat = {"y": sender.file("y", b"right")}
+    if asks:
+        assert store.missing(NAME, [entry.digest.hex()]).missing == [entry.digest.hex()]
+    else:
+        with pytest.raises(ContentMissing):
+            sender.send(store, flat, is_thin=True)
+    assert store.workspace(NAME).sequence == 0
+    store.trees.bring_forward(NAME)
+    assert store.workspace(other.name).wanted == ([] if harm is be_touched else [entry.digest.hex()])
+    sender.send(store, flat, is_thin=harm is be_touched)
+    assert_tree(store, sender)
+    assert_tree(store, other)
+
+
+def test_content_that_comes_again_while_it_is_doubted_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender is quicker than the look at damaged files: what it brought is not taken for them."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    damaged = [sender.flat[name].digest for name in "ab"]
+    for name in "ab":
+        overwrite(blob_of(store.config.data, sender.flat[name]), b"wrong")
+    assert len(store.missing(NAME, [digest.hex() for digest in damaged]).missing) == 2
+    holds_right_bytes, seen_before = Cache.holds_right_bytes, list[bytes]()
+
+    def heal_the_one_before(cache: Cache, digest: bytes) -> bool:
+        if seen_before:
+            monkeypatch.undo()
+            sender.heal(store, seen_before)
+        seen_before.append(digest)
+        return holds_right_bytes(cache, digest)
+
+    monkeypatch.setattr(Cache, "holds_right_bytes", heal_the_one_before)
+    store.catch_up()
+    left = set(damaged) - {seen_before[0]}
+    assert store.workspace(NAME).wanted == [digest.hex() for digest in left]
+    sender.heal(store, left)
+    assert_tree(store, sender)
 
 
 def test_content_that_comes_again_replaces_a_changed_blob(store: Store) -> None:
