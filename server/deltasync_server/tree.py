@@ -150,14 +150,14 @@ class Trees:
             self._moves[name] += 1
             self._suspect.add(name)  # until this has succeeded
             with space_guard(self._folder), self._placer(name) as placer:
-                is_as_durable = self._move(placer, row, healed, is_suspect=is_suspect)
-                self._settle(row, healed, placer.lost, is_as_durable=is_as_durable and not healed)
+                self._move(placer, row, healed, is_suspect=is_suspect)
+                self._settle(row, healed, placer.lost)
             self._suspect.discard(name)
         with self._changed:
             self._changed.notify_all()
 
-    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> bool:
-        """Bring a tree from its root to the head; False when something that counted as durable was replaced."""
+    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> None:
+        """Bring a tree from its root to the head."""
         with self._state.read() as db:
             load = loader(db)
             change = Change(placer, load, lambda: self._is_stopping)
@@ -166,27 +166,29 @@ class Trees:
                     change.move(row.tree_root, row.root)
                     change.restore(row.root, healed)
                     placer.finish()
-                    return True
+                    return
                 except OSError as error:
                     if error.errno in FULL:
                         raise
                     _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
                     placer.forget()
             comparison = Comparison(self._cache, self._state, may_link=placer.may_link)
-            repair = Repair(placer, comparison, load, lambda: self._is_stopping)
+            repair = Repair(placer, comparison, load, lambda: self._is_stopping, lambda: self._forget_durable(row.name))
             repair.run(row.root, row.durable_root)
             placer.finish()
-            return not repair.has_replaced_durable
 
-    def _settle(
-        self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes], *, is_as_durable: bool
-    ) -> None:
+    def _forget_durable(self, name: str) -> None:
+        """Count nothing of a tree as durable: what is replaced comes to places that do, and all is made so again."""
+        with self._state.write() as db:
+            db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+
+    def _settle(self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes]) -> None:
         with self._state.write() as db:
             db.execute(
                 "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
                 (row.sequence, row.root, row.name),
             )
-            if not is_as_durable:  # what was replaced came to places that count as durable: all is made so again
+            if healed:  # the files came to places that count as durable
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
             # Only the marks that were read: one that came since is of a file that may have been placed before it.
             delete = "DELETE FROM wanted WHERE workspace = ? AND digest = ? AND healed = ?"
@@ -230,8 +232,7 @@ class Trees:
 
     def rebuild(self, name: str) -> None:
         """Compare a tree with its head and replace what differs; every copy is hashed."""
-        with self._state.write() as db:
-            db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+        self._forget_durable(name)
         self.distrust([name])
         self.bring_forward(name)
 

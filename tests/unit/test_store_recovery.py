@@ -316,6 +316,29 @@ def publish_as_assembled(store: Store, sender: Sender, entry: Entry) -> None:
             write_blobs(db, rows, {})
 
 
+def test_what_a_cut_repair_replaced_is_not_durable_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that a repair replaced before it was cut short does not count as durable after the next one either."""
+    sender = Sender()
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, sender.tree(f=b"content", g=b"other"))
+        assert_tree(store, sender)
+        store.upkeep()
+        (tree_of(store) / "f").unlink()
+        store.trees.distrust([NAME])
+        with monkeypatch.context() as patch:
+
+            def fail(placer: Placer) -> None:
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+            patch.setattr(Placer, "finish", fail)
+            with pytest.raises(NoSpace):
+                store.catch_up()
+        assert_tree(store, sender)
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.durable_root == EMPTY_ROOT
+
+
 def test_a_bundle_is_kept_whatever_it_brings(tmp_path: Path) -> None:
     """With keep_bundles every bundle is journalled, also one of large content or of none."""
     sender = Sender()
