@@ -16,7 +16,7 @@ from pathlib import Path
 
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
-from deltasync.core.tree import Loader, entries_of, walk
+from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
 from deltasync_server.blobs import Cache, is_unchanged
 from deltasync_server.change import Change, ShouldStop, Stopped
@@ -160,7 +160,9 @@ class Trees:
         """Bring a tree from its root to the head."""
         with self._state.read() as db:
             load = loader(db)
-            change = Change(placer, load, lambda: self._is_stopping)
+            change = Change(
+                placer, load, lambda: self._is_stopping, lambda paths: self._forget_durable_below(row.name, paths)
+            )
             if not is_suspect:
                 try:
                     change.move(row.tree_root, row.root)
@@ -181,6 +183,18 @@ class Trees:
         """Count nothing of a tree as durable: what is replaced comes to places that do, and all is made so again."""
         with self._state.write() as db:
             db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+
+    def _forget_durable_below(self, name: str, paths: Collection[str]) -> None:
+        """Count nothing below these folders as durable: they go elsewhere whole, and others come in their places."""
+        objects: dict[bytes, bytes] = {}
+        with self._state.write() as db:
+            row = workspace_row(db, name)
+            durable = Tree(row.durable_root if row else EMPTY_ROOT, loader(db))
+            detached = [durable.detach(path) for path in paths]
+            if any(detached):
+                root = durable.freeze(objects.__setitem__)
+                db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
+                db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (root, name))
 
     def _settle(self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes]) -> None:
         with self._state.write() as db:

@@ -193,6 +193,34 @@ def test_a_file_that_a_cut_move_replaced_is_not_believed(
         assert_tree(store, sender)
 
 
+@pytest.mark.parametrize("before", [{}, {"b__x": b"x", "b__y": b"was"}])
+def test_a_folder_that_was_renamed_away_and_made_again_is_fsynced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes]
+) -> None:
+    """Its unchanged files are new copies: they are fsynced before they count as durable."""
+    sender = Sender()
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, sender.tree(a__x=b"x", a__y=b"y", **before))
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, sender.tree(a__x=b"x", a__y=b"edited", b__x=b"x", b__y=b"y"))
+        assert_tree(store, sender)
+        monkeypatch.setattr(os, "fsync", note)
+        store.upkeep()
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.durable_root == row.tree_root
+        files = [tree_of(store) / path for path in ("a/x", "a/y", "b/x", "b/y")]
+        assert synced.issuperset(file.stat().st_ino for file in files)
+
+
 def test_a_removal_is_made_durable(tmp_path: Path) -> None:
     """A tree that only lost files does not count as durable before its folders were fsynced."""
     sender = Sender()
