@@ -131,6 +131,17 @@ def give(store: Store, metadata: Metadata, sealed: bytes, *, take_over: bool = F
     return store.receive(name, io.BytesIO(sealed), expected_identity=metadata.identity, take_over=take_over)
 
 
+def give_file(store: Store, content: bytes, path: str = "/home/alice/f") -> wire.StoredFile:
+    """Upload a plain file in one piece."""
+    digest = digest_of(content).hex()
+    asked = wire.UploadRequest(kind="file", hostname="host", filepath=path, file_size=len(content), blake3=digest)
+    upload = store.uploads.initiate(asked).upload_id
+    store.uploads.put(upload, 0, io.BytesIO(content))
+    stored = store.complete_upload(upload, wire.UploadComplete())
+    assert isinstance(stored, wire.StoredFile)
+    return stored
+
+
 def tree_of(store: Store, name: str = NAME) -> Path:
     """Return where a workspace's plain folder is."""
     return Path(store.workspace(WorkspaceName(name)).tree_path)

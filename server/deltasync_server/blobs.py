@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Operation
 from deltasync.disk import Folder, fsync_folder, open_regular, remove_tree, start_writeback, write_all
@@ -229,12 +230,14 @@ class Cache:
     def published(self, staging: Staging, kept: Mapping[bytes, BlobRow]) -> Iterator[list[BlobRow]]:
         """Move staged content into the cache and yield its rows; taken back when the block fails.
 
-        The caller holds the writer lock and commits the rows in the block (spec ST-13, ST-21).
+        The caller holds the writer lock and commits the rows in the block (spec ST-13, ST-21). If that leaves open
+        whether they are there, content stays that no journal gives again: a stray at worst (spec ST-14).
         kept: rows that the cache had before; their blob stays, unless it lost its fingerprint.
         """
         rows: list[BlobRow] = []
         fresh: list[bytes] = []
-        mtime_of = self.attributes.mtime_of
+        mtime_of, unjournalled = self.attributes.mtime_of, staging.unjournalled()
+        is_complete = False
         try:
             for digest, operation in staging.staged.items():
                 row = kept.get(digest)
@@ -245,12 +248,14 @@ class Cache:
                     fresh.append(digest)
                 actual = mtime_of(operation.mtime_ns)
                 rows.append(BlobRow(digest, operation.size, actual, operation.executable))
-            unjournalled = staging.unjournalled()
             self.make_names_durable(row.digest for row in rows if row.digest in unjournalled)
+            is_complete = True
             yield rows
-        except BaseException:
+        except BaseException as error:
+            is_open = is_complete and (isinstance(error, Corrupt) or not isinstance(error, DeltasyncError))
             for digest in fresh:
-                self.remove(digest)
+                if not (is_open and digest in unjournalled):
+                    self.remove(digest)
             raise
 
     def make_names_durable(self, digests: Iterable[bytes]) -> None:

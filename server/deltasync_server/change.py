@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
-from deltasync.core.tree import Loader, entries_of, walk
+from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.disk import Folder
 from deltasync_server.place import Placer
 
@@ -20,10 +20,14 @@ class Stopped(Exception):
 class Change:
     """Brings a tree from one root to another by comparing their directory objects; operations are not consulted."""
 
-    def __init__(self, placer: Placer, load: Loader, should_stop: ShouldStop) -> None:
+    def __init__(
+        self, placer: Placer, load: Loader, should_stop: ShouldStop, forget_durable: Callable[[Collection[str]], None]
+    ) -> None:
+        """Move nothing yet. forget_durable: called with folders whose files will be others of the same names."""
         self._placer = placer
         self._load = load
         self._should_stop = should_stop
+        self._forget_durable = forget_durable
         self._brought: dict[str, str] = {}
         self._taken: frozenset[str] = frozenset()
 
@@ -33,6 +37,9 @@ class Change:
             return
         moves = plan_moves(old, new, self._load)
         self._taken = frozenset(moves.values())
+        if moves:
+            after = Tree(new, self._load)
+            self._forget_durable({path for path in (*moves, *moves.values()) if after.has_folder(path)})
         # All of them are taken before one is brought, so that swaps and chains need no order.
         self._brought = {path: self._placer.take(source) for path, source in moves.items()}
         self._folder(self._placer.tree, "", entries_of(old, self._load), entries_of(new, self._load))

@@ -25,9 +25,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the rows say."""
 
     kind: str
-    """blob, object, receipt, journal, content, stray or tree."""
+    """blob, object, receipt, journal, content, file, stray or tree."""
     subject: str
-    """A digest, a workspace, or a workspace and a path."""
+    """A digest, a workspace, a workspace and a path, or a host, a path there and a digest."""
     problem: str
     is_repaired: bool = False
 
@@ -79,6 +79,7 @@ class _Check:
         self._check_journal()
         self._check_blobs()
         self._check_references(rows)
+        self._check_files()
         self._check_strays()
         for row in rows:
             self._check_tree(row)
@@ -172,6 +173,18 @@ class _Check:
             with self._store.state.write() as db:
                 db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, 0)", [(name, digest) for digest in unasked])
 
+    def _check_files(self) -> None:
+        """Files that were uploaded by themselves have their content; only their sender can bring it again (ST-86)."""
+        with self._store.state.read() as db:
+            select = (
+                "SELECT hostname, filepath, digest FROM files "
+                "WHERE deleted_at IS NULL AND digest NOT IN (SELECT digest FROM blobs) ORDER BY hostname, filepath"
+            )
+            lost = db.execute(select).fetchall()
+        for hostname, path, digest in lost:
+            problem = "no blob holds this file's content; upload the file again, or mark it deleted"
+            self._found("file", f"{shown(hostname)} {shown(path)} {digest.hex()}", problem)
+
     def _check_strays(self) -> None:
         with self._store.state.read() as db:
             strays = self._store.cache.strays(digest for (digest,) in db.execute("SELECT digest FROM blobs"))
@@ -185,7 +198,9 @@ class _Check:
             self._found("tree", row.name, "it is behind its head; the next start brings it forward", is_repaired=True)
             return
         with self._store.state.read() as db:
-            asked = {digest for (digest,) in db.execute("SELECT digest FROM wanted WHERE workspace = ?", (row.name,))}
+            # What came again and is not in its place is no hole to be excused.
+            select = "SELECT digest FROM wanted WHERE workspace = ? AND digest NOT IN (SELECT digest FROM blobs)"
+            asked = {digest for (digest,) in db.execute(select, (row.name,))}
             awaited = {path for path, e in walk(row.root, loader(db)) if e.digest in asked} if asked else set()
         paths = [path for path in self._store.trees.differences(row.name) if path not in awaited]
         for path in paths:

@@ -18,7 +18,7 @@ from deltasync.core.names import shown
 from deltasync_server.blobs import Cache, Staging
 from deltasync_server.intake import now
 from deltasync_server.journal import Assembled
-from deltasync_server.state import State, blob_rows
+from deltasync_server.state import State, blob_rows, write_blobs
 
 _READ_BYTES = 1 << 20
 
@@ -84,7 +84,7 @@ class Files:
             with self._state.read() as db:
                 kept = blob_rows(db, [digest])
             with self._cache.published(staging, kept) as rows, self._state.write() as db:
-                db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
+                write_blobs(db, rows, kept)
                 named = (request.hostname, request.filepath, digest, stored.sha256)
                 insert = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, NULL)"
                 db.execute(insert, (*named, stored.file_id, now()))
@@ -138,6 +138,6 @@ def _digests_of(whole: Assembled) -> _Digests:
 
 def _give_back(whole: Assembled, staging: Staging, digest: bytes) -> None:
     """Put a file that was not published back among the uploads, so that it can be completed later."""
-    os.fchmod(whole.descriptor, 0o600)
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):  # it may be a blob, which nobody may write
         os.rename(digest.hex(), whole.name, src_dir_fd=staging.folder.fd, dst_dir_fd=whole.folder.fd)
+        os.fchmod(whole.descriptor, 0o600)

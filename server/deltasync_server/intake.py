@@ -318,19 +318,37 @@ class Intake:
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
         durable.result()  # spec ST-11: durable before any row names it
+        changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
         with state.hold():
             with state.read() as db:
-                kept = self._present(db, metadata, staging)
+                kept = self._present(db, metadata, staging, changed)
             with self.rooms.cache.published(staging, kept) as rows:
                 receipt = self._record(metadata, staging, applied, _Published(rows, kept))
         objects = sum(map(len, applied.objects.values()))
         return Committed(receipt, self.spool.size_bytes, objects)
 
-    def _present(self, db: sqlite3.Connection, metadata: Metadata, staging: Staging) -> dict[bytes, BlobRow]:
-        """Return the rows of the digests that the bundle names; raise ContentMissing for what nobody has."""
+    def _changed(self, metadata: Metadata, staging: Staging) -> Collection[bytes]:
+        """Return what the bundle names without bringing it, and whose file is not as its row says (spec ST-24)."""
+        named = (bytes.fromhex(digest) for digest in content_operations(metadata))
+        with self.rooms.state.read() as db:
+            rows = blob_rows(db, (digest for digest in named if digest not in staging.staged))
+        changed = self.rooms.trees.changed(rows)
+        if changed:
+            self.rooms.trees.doubt(self.arrival.workspace, changed)
+        return changed
+
+    def _present(
+        self, db: sqlite3.Connection, metadata: Metadata, staging: Staging, changed: Collection[bytes]
+    ) -> dict[bytes, BlobRow]:
+        """Return the rows of the digests that the bundle names; raise ContentMissing for what nobody has.
+
+        changed: digests whose file was not as its row said; it may have been healed since.
+        """
         named = {bytes.fromhex(digest): each for digest, each in content_operations(metadata).items()}
         rows = blob_rows(db, named)
-        missing = [digest for digest in named if digest not in rows and digest not in staging.staged]
+        lost = {digest for digest in changed if digest in rows and not self.rooms.cache.has_unchanged(rows[digest])}
+        held = (rows.keys() - lost) | staging.staged.keys()
+        missing = [digest for digest in named if digest not in held]
         if missing:
             self.rooms.leases.add(rows, LEASE_SECONDS)
             raise ContentMissing([digest.hex() for digest in missing])

@@ -16,7 +16,7 @@ from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.wire import Limits
 from deltasync.disk import Folder, fsync_folder, open_regular, start_writeback, write_all
 from deltasync_server.blobs import Cache
-from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, split_digests
+from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, mark_replaced, split_digests
 
 SPACE_CHECK_BYTES = 32 * 2**20
 _BATCH = 512
@@ -270,9 +270,7 @@ class Journal:
         """Write blobs anew whose fsync failed: the failed file is never asked again, it would say yes (spec ST-43)."""
         replaced = self._republish(receipt, failed)
         with self._state.write() as db:
-            db.executemany(
-                "INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", [(digest,) for digest in replaced]
-            )
+            mark_replaced(db, replaced)
         return len(replaced) == len(failed) and all(self._with_blob(digest, os.fsync) for digest in replaced)
 
     def _release(self, receipt: ReceiptRow) -> None:

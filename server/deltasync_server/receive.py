@@ -216,10 +216,12 @@ class Store:
         return self.workspace(name)
 
     def missing(self, name: WorkspaceName, digests: list[str]) -> wire.MissingAnswer:
-        """Return which of these digests must be sent; the others are leased."""
+        """Return which of these digests must be sent; the others are leased, and their files looked at (spec ST-24)."""
         asked = self._asked(digests)
         present = self._leased(asked, LEASE_SECONDS)
-        absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present]
+        if lost := self.trees.changed(present):
+            self.trees.doubt(name, lost)
+        absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present or digest in lost]
         return wire.MissingAnswer(missing=absent, leased_seconds=LEASE_SECONDS)
 
     def _leased(self, digests: Values[bytes], seconds: float) -> dict[bytes, BlobRow]:
@@ -386,7 +388,9 @@ class Store:
             if session.request.kind == "file":
                 self.require_space()
                 with space_guard(self.config.data):
-                    return self.files.store(bundle, session.request, session.id)
+                    stored = self.files.store(bundle, session.request, session.id)
+                self.trees.wake_healed()
+                return stored
             name = WorkspaceName(session.request.workspace)
             identity = bytes.fromhex(session.request.identity)
             return self.receive(name, bundle, expected_identity=identity, take_over=take_over, arrival=session.arrival)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
 from deltasync.core.tree import Loader, entries_of
@@ -68,12 +68,21 @@ class Comparison:
 class Repair:
     """Compares a tree on disk with a root, entry by entry, and replaces what differs (spec ST-44)."""
 
-    def __init__(self, placer: Placer, comparison: Comparison, load: Loader, should_stop: ShouldStop) -> None:
+    def __init__(
+        self,
+        placer: Placer,
+        comparison: Comparison,
+        load: Loader,
+        should_stop: ShouldStop,
+        forget_durable: Callable[[], None],
+    ) -> None:
+        """Compare nothing yet. forget_durable: called before the first file is replaced that counts as durable."""
         self._placer = placer
         self._comparison = comparison
         self._load = load
         self._should_stop = should_stop
-        self.has_replaced_durable = False
+        self._forget_durable = forget_durable
+        self._has_forgotten = False
 
     def run(self, root: bytes, durable_root: bytes) -> None:
         """Repair the whole tree. durable_root: where it agrees, copies are believed by size, time and mode."""
@@ -87,7 +96,9 @@ class Repair:
         for name in set(folder.names()) - {entry.name for entry in entries}:
             self._placer.displace(folder, name)
         wrong = self._comparison.wrong_files(folder, entries, before)
-        self.has_replaced_durable |= any(before.get(entry.name) == entry for entry in wrong)
+        if not self._has_forgotten and any(before.get(entry.name) == entry for entry in wrong):
+            self._forget_durable()
+            self._has_forgotten = True
         self._placer.place(folder, path, [(entry, None) for entry in wrong])
         for entry in entries:
             if entry.kind is Kind.SYMLINK and not _is_link_to(folder, entry):

@@ -355,10 +355,21 @@ def write_blobs(db: sqlite3.Connection, rows: Iterable[BlobRow], kept: Mapping[b
     """
     rows = sorted(rows)
     db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
-    replaced = [(row.digest,) for row in rows if row.digest in kept]
-    db.executemany("INSERT OR REPLACE INTO wanted SELECT name, ?, 1 FROM workspaces", replaced)
-    if db.execute("SELECT 1 FROM wanted WHERE NOT healed LIMIT 1").fetchone():
-        db.executemany("UPDATE wanted SET healed = 1 WHERE digest = ?", [(row.digest,) for row in rows])
+    mark_replaced(db, [row.digest for row in rows if row.digest in kept])
+    # Asked of the rows and not of what came: a sender is asked for nothing that is here, whoever brought it (ST-27).
+    db.execute("UPDATE wanted SET healed = 1 WHERE NOT healed AND digest IN (SELECT digest FROM blobs)")
+
+
+def mark_replaced(db: sqlite3.Connection, digests: Iterable[bytes]) -> None:
+    """Have every tree place these contents again: it may be linked to a file that was replaced.
+
+    Each mark has a number of its own: a tree that is placing a content forgets no mark that came meanwhile.
+    """
+    mark = (
+        "INSERT INTO wanted SELECT name, ?, 1 FROM workspaces WHERE true "
+        "ON CONFLICT (workspace, digest) DO UPDATE SET healed = healed + 1"
+    )
+    db.executemany(mark, [(digest,) for digest in digests])
 
 
 def lease_adopted(db: sqlite3.Connection, digests: Iterable[bytes], until: int) -> None:

@@ -9,13 +9,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
-from deltasync.core.tree import Loader, entries_of, walk
+from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
 from deltasync_server.blobs import Cache, is_unchanged
 from deltasync_server.change import Change, ShouldStop, Stopped
@@ -27,6 +28,7 @@ from deltasync_server.state import (
     State,
     WorkspaceRow,
     blob_row,
+    blob_rows,
     loader,
     workspace_row,
     workspace_rows,
@@ -49,8 +51,12 @@ class Trees:
         """Held while a tree changes, and while a damaged blob is taken out of the trees."""
         self._suspect: set[str] = set()
         """Trees that may not hold what their row says: compared entry by entry before they move on."""
+        self._moves: Counter[str] = Counter()
+        """How often each tree has begun to move: one that has come back to its root meanwhile has other files."""
         self._changed = threading.Condition()
         self._due: dict[str, float] = {}
+        self._doubted: set[bytes] = set()
+        """Blobs that lost their fingerprint, as somebody noticed who had no time to read them."""
         self._is_stopping = False
         self._thread: threading.Thread | None = None
 
@@ -127,61 +133,80 @@ class Trees:
 
     def bring_forward(self, name: str) -> None:
         """Make a plain tree hold its workspace's head; the rows say "moving" before and the sequence after."""
+        self._read_doubted()
         with self._lock:
             is_suspect = name in self._suspect
             with self._state.write() as db:
                 row, healed = workspace_row(db, name), _healed(db, name)
                 if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
                     return
-                durable, objects = _shared(row.durable_root, row.tree_root, loader(db))
+                durable, objects = _still_durable(row.durable_root, row.tree_root, row.root, loader(db))
                 row = row._replace(durable_root=durable)
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
                 update = "UPDATE workspaces SET moving_to = ?, durable_root = ? WHERE name = ?"
                 db.execute(update, (row.sequence, durable, name))
+            # After the commit: who has read this number reads a row that says "moving", or one from after the move.
+            self._moves[name] += 1
             self._suspect.add(name)  # until this has succeeded
             with space_guard(self._folder), self._placer(name) as placer:
-                is_as_durable = self._move(placer, row, healed, is_suspect=is_suspect)
-                self._settle(row, healed, placer.lost, is_as_durable=is_as_durable and not healed)
+                self._move(placer, row, healed, is_suspect=is_suspect)
+                self._settle(row, healed, placer.lost)
             self._suspect.discard(name)
         with self._changed:
             self._changed.notify_all()
 
-    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> bool:
-        """Bring a tree from its root to the head; False when something that counted as durable was replaced."""
+    def _move(self, placer: Placer, row: WorkspaceRow, healed: Collection[bytes], *, is_suspect: bool) -> None:
+        """Bring a tree from its root to the head."""
         with self._state.read() as db:
             load = loader(db)
-            change = Change(placer, load, lambda: self._is_stopping)
+            change = Change(
+                placer, load, lambda: self._is_stopping, lambda paths: self._forget_durable_below(row.name, paths)
+            )
             if not is_suspect:
                 try:
                     change.move(row.tree_root, row.root)
                     change.restore(row.root, healed)
                     placer.finish()
-                    return True
+                    return
                 except OSError as error:
                     if error.errno in FULL:
                         raise
                     _log.warning("the tree of %s is not as it was left (%s); comparing it", row.name, error)
                     placer.forget()
             comparison = Comparison(self._cache, self._state, may_link=placer.may_link)
-            repair = Repair(placer, comparison, load, lambda: self._is_stopping)
+            repair = Repair(placer, comparison, load, lambda: self._is_stopping, lambda: self._forget_durable(row.name))
             repair.run(row.root, row.durable_root)
             placer.finish()
-            return not repair.has_replaced_durable
 
-    def _settle(
-        self, row: WorkspaceRow, healed: Collection[bytes], lost: Collection[bytes], *, is_as_durable: bool
-    ) -> None:
+    def _forget_durable(self, name: str) -> None:
+        """Count nothing of a tree as durable: what is replaced comes to places that do, and all is made so again."""
+        with self._state.write() as db:
+            db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+
+    def _forget_durable_below(self, name: str, paths: Collection[str]) -> None:
+        """Count nothing below these folders as durable: they go elsewhere whole, and others come in their places."""
+        objects: dict[bytes, bytes] = {}
+        with self._state.write() as db:
+            row = workspace_row(db, name)
+            durable = Tree(row.durable_root if row else EMPTY_ROOT, loader(db))
+            detached = [durable.detach(path) for path in paths]
+            if any(detached):
+                root = durable.freeze(objects.__setitem__)
+                db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
+                db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (root, name))
+
+    def _settle(self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes]) -> None:
         with self._state.write() as db:
             db.execute(
                 "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
                 (row.sequence, row.root, row.name),
             )
-            if not is_as_durable:  # what was replaced came to places that count as durable: all is made so again
+            if healed:  # the files came to places that count as durable
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
-            db.executemany(
-                "DELETE FROM wanted WHERE workspace = ? AND digest = ?", [(row.name, digest) for digest in healed]
-            )
+            # Only the marks that were read: one that came since is of a file that may have been placed before it.
+            delete = "DELETE FROM wanted WHERE workspace = ? AND digest = ? AND healed = ?"
+            db.executemany(delete, [(row.name, digest, mark) for digest, mark in healed.items()])
             db.executemany(
                 "INSERT OR REPLACE INTO wanted SELECT ?1, ?2, EXISTS (SELECT 1 FROM blobs WHERE digest = ?2)",
                 [(row.name, digest) for digest in lost],
@@ -221,8 +246,7 @@ class Trees:
 
     def rebuild(self, name: str) -> None:
         """Compare a tree with its head and replace what differs; every copy is hashed."""
-        with self._state.write() as db:
-            db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+        self._forget_durable(name)
         self.distrust([name])
         self.bring_forward(name)
 
@@ -255,6 +279,38 @@ class Trees:
                 if is_right:
                     self._cache.restamp(digest, row.mtime_ns, executable=row.executable)
                 return row if is_right else None
+
+    def changed(self, rows: Mapping[bytes, BlobRow]) -> set[bytes]:
+        """Return those of these blobs whose file is gone or lost its fingerprint; nothing is read (spec ST-24)."""
+        changed = [digest for digest, row in rows.items() if not self._cache.has_unchanged(row)]
+        if not changed:
+            return set()
+        # Again while nobody restamps: an inode gets its new time before its row does (spec ST-35).
+        with self._state.hold(), self._state.read() as db:
+            rows = blob_rows(db, changed)
+            return {digest for digest in changed if digest not in rows or not self._cache.has_unchanged(rows[digest])}
+
+    def doubt(self, name: str, digests: Collection[bytes]) -> None:
+        """Have blobs that lost their fingerprint looked at soon, before the tree of a workspace comes forward."""
+        with self._changed:
+            self._doubted.update(digests)
+        self.wake(name)
+
+    def _read_doubted(self) -> None:
+        """Do with doubted blobs what `sound_rows` does, but let others work while they are read."""
+        with self._changed:
+            doubted, self._doubted = self._doubted, set()
+        wrong: list[bytes] = []
+        for digest in doubted:
+            with self._lock:
+                if self._rehashed(digest) is None:
+                    wrong.append(digest)
+        if wrong:
+            with self._lock:
+                with self._state.read() as db:
+                    rows = blob_rows(db, wrong)
+                if still := self.changed(rows) & rows.keys():  # the others came again while this read on
+                    self.quarantine(still)
 
     def prove(self, digests: Collection[bytes]) -> None:
         """Read blobs whose fingerprint is right and quarantine those whose bytes are not (spec ST-26)."""
@@ -302,6 +358,7 @@ class Trees:
 
     def make_durable(self, should_stop: ShouldStop) -> None:
         """Fsync folders and files that changed since this was last done, of every tree at rest (spec ST-50)."""
+        moves = self._moves.copy()
         with self._state.read() as db:
             rows = workspace_rows(db)
         for row in rows:
@@ -318,7 +375,7 @@ class Trees:
                 self.distrust([row.name])
             else:
                 if is_durable:
-                    self._note_durable(row)
+                    self._note_durable(row, moves[row.name])
 
     def _make_tree_durable(
         self, row: WorkspaceRow, load: Loader, awaited: Collection[bytes], should_stop: ShouldStop
@@ -335,8 +392,10 @@ class Trees:
                     folder.fsync()
         return True
 
-    def _note_durable(self, row: WorkspaceRow) -> None:
+    def _note_durable(self, row: WorkspaceRow, moves: int) -> None:
         with self._state.write() as db:
+            if self._moves[row.name] != moves:
+                return
             db.execute(
                 "UPDATE workspaces SET durable_root = tree_root WHERE name = ? AND tree_root = ? AND moving_to IS NULL",
                 (row.name, row.tree_root),
@@ -364,9 +423,8 @@ def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None
         os.close(descriptor)
 
 
-def _healed(db: sqlite3.Connection, name: str) -> set[bytes]:
-    rows = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND healed", (name,))
-    return {digest for (digest,) in rows}
+def _healed(db: sqlite3.Connection, name: str) -> dict[bytes, int]:
+    return dict(db.execute("SELECT digest, healed FROM wanted WHERE workspace = ? AND healed", (name,)))
 
 
 def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
@@ -379,27 +437,32 @@ def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader
     return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
 
 
-def _shared(one: bytes, other: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return the tree of all that two trees have at the same places, and its new directory objects."""
-    if one in (other, EMPTY_ROOT):
-        return one, {}
+def _still_durable(durable: bytes, old: bytes, new: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return what of a durable tree is so while `old` becomes `new`, however far that comes, and its new objects.
+
+    That is what `old` has at its place and `new` does not replace. What `new` merely lacks stays: it is there or it is
+    gone, and without it the folder would look as if its removal had been made durable.
+    """
     objects: dict[bytes, bytes] = {}
 
-    def share(mine: bytes, theirs: bytes) -> bytes:
-        others = {entry.name: entry for entry in entries_of(theirs, load)}
+    def keep(mine: bytes, before: bytes, after: bytes) -> bytes:
+        if mine == EMPTY_ROOT or mine == before == after:
+            return mine
+        olds = {entry.name: entry for entry in entries_of(before, load)}
+        news = {entry.name: entry for entry in entries_of(after, load)}
         kept: list[Entry] = []
         for entry in entries_of(mine, load):
-            there = others.get(entry.name)
-            if entry == there:
+            was, becomes = olds.get(entry.name), news.get(entry.name, entry)
+            if entry == was == becomes:
                 kept.append(entry)
-            elif there is not None and entry.kind is there.kind is Kind.DIRECTORY:
-                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=share(entry.digest, there.digest)))
+            elif was is not None and entry.kind is was.kind is becomes.kind is Kind.DIRECTORY:
+                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=keep(entry.digest, was.digest, becomes.digest)))
         body = encode_directory(kept)
         digest = directory_digest(body)
         objects[digest] = body
         return digest
 
-    return share(one, other), objects
+    return keep(durable, old, new), objects
 
 
 def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:

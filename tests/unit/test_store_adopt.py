@@ -13,7 +13,7 @@ import pytest
 from folders import write
 from sender import NAME, Sender, assert_tree, blob_of, tree_of, zero
 
-from deltasync.core.errors import Cancelled, NoSpace, NotFound, UsageError
+from deltasync.core.errors import Cancelled, ContentMissing, NoSpace, NotFound, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync_server import adopt
 from deltasync_server.adopt import Adopted, Adoption, AdoptOptions
@@ -291,13 +291,26 @@ def test_trusted_files_become_the_blobs(store: Store, media: Path) -> None:
 def test_a_write_through_a_trusted_file_is_found(store: Store, media: Path) -> None:
     """Another size or time is noticed before the blob is used: it is taken out, and the original is left alone."""
     run(store, media, trust=True)
-    (media / "a").chmod(0o644)
-    (media / "a").write_bytes(b"edited")
     sender = Sender()
     sender.send(store, sender.tree(a=b"small"), is_thin=True)
+    (media / "a").chmod(0o644)
+    (media / "a").write_bytes(b"edited")
     store.catch_up()
     assert store.workspace(NAME).wanted == [digest_of(b"small").hex()]
     assert not (tree_of(store) / "a").exists()
+    assert (media / "a").read_bytes() == b"edited"
+
+
+def test_content_that_a_trusted_file_has_no_more_is_sent(store: Store, media: Path) -> None:
+    """What was written over since is asked for, and what comes replaces the blob, not the original."""
+    run(store, media, trust=True)
+    (media / "a").chmod(0o644)
+    (media / "a").write_bytes(b"edited")
+    sender = Sender()
+    with pytest.raises(ContentMissing):
+        sender.send(store, sender.tree(a=b"small"), is_thin=True)
+    sender.send(store, sender.tree(a=b"small"))
+    assert_tree(store, sender)
     assert (media / "a").read_bytes() == b"edited"
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, seen, tree_of, zero
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give_file, seen, tree_of, zero
 
+from deltasync.core import wire
 from deltasync.core.errors import AlreadyRunning, ContentMissing, NotFound
+from deltasync_server.blobs import Cache
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
+from deltasync_server.place import Placer
 from deltasync_server.receive import Store
 
 
@@ -63,9 +66,9 @@ def test_wrong_bytes_are_noticed_when_a_tree_needs_them(store: Store) -> None:
     """A blob is looked at before it is linked: the tree gets no damaged file, and the copy that is right stays."""
     sender = Sender()
     settled(store, sender, a=b"right", z=b"fine")
-    overwrite(blob_of(store.config.data, sender.flat["a"]), b"wrong")
     flat = {**sender.flat, "b": sender.file("b", b"right")}
     sender.send(store, flat, is_thin=True)
+    overwrite(blob_of(store.config.data, sender.flat["a"]), b"wrong")
     store.catch_up()
     assert set(seen(tree_of(store))) == {"z"}
     assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
@@ -100,6 +103,67 @@ def test_a_vanished_blob_is_asked_for(store: Store) -> None:
     assert os.path.samefile(tree_of(store) / "a", tree_of(store) / "b")
 
 
+def vanish(blob: Path) -> None:
+    blob.unlink()
+
+
+def go_bad(blob: Path) -> None:
+    overwrite(blob, b"wrong")
+
+
+def be_touched(blob: Path) -> None:
+    os.utime(blob, ns=(1, 1))
+
+
+@pytest.mark.parametrize("harm", [vanish, go_bad, be_touched])
+@pytest.mark.parametrize("asks", [True, False])
+def test_content_is_acknowledged_only_while_its_file_is_as_it_was_left(
+    store: Store, harm: Callable[[Path], None], *, asks: bool
+) -> None:
+    """A row is no content: whoever asks, or names it in a bundle, is told that it is missing, and it is seen to."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    settled(store, other, x=b"right")
+    entry = other.flat["x"]
+    harm(blob_of(store.config.data, entry))
+    flat = {"y": sender.file("y", b"right")}
+    if asks:
+        assert store.missing(NAME, [entry.digest.hex()]).missing == [entry.digest.hex()]
+    else:
+        with pytest.raises(ContentMissing):
+            sender.send(store, flat, is_thin=True)
+    assert store.workspace(NAME).sequence == 0
+    store.trees.bring_forward(NAME)
+    assert store.workspace(other.name).wanted == ([] if harm is be_touched else [entry.digest.hex()])
+    sender.send(store, flat, is_thin=harm is be_touched)
+    assert_tree(store, sender)
+    assert_tree(store, other)
+
+
+def test_content_that_comes_again_while_it_is_doubted_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender is quicker than the look at damaged files: what it brought is not taken for them."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    damaged = [sender.flat[name].digest for name in "ab"]
+    for name in "ab":
+        overwrite(blob_of(store.config.data, sender.flat[name]), b"wrong")
+    assert len(store.missing(NAME, [digest.hex() for digest in damaged]).missing) == 2
+    holds_right_bytes, seen_before = Cache.holds_right_bytes, list[bytes]()
+
+    def heal_the_one_before(cache: Cache, digest: bytes) -> bool:
+        if seen_before:
+            monkeypatch.undo()
+            sender.heal(store, seen_before)
+        seen_before.append(digest)
+        return holds_right_bytes(cache, digest)
+
+    monkeypatch.setattr(Cache, "holds_right_bytes", heal_the_one_before)
+    store.catch_up()
+    left = set(damaged) - {seen_before[0]}
+    assert store.workspace(NAME).wanted == [digest.hex() for digest in left]
+    sender.heal(store, left)
+    assert_tree(store, sender)
+
+
 def test_content_that_comes_again_replaces_a_changed_blob(store: Store) -> None:
     """A bundle that carries what the cache holds damaged, unnoticed so far, heals it and every tree."""
     sender, other = Sender(), Sender(name=type(NAME)("other"))
@@ -108,6 +172,67 @@ def test_content_that_comes_again_replaces_a_changed_blob(store: Store) -> None:
     sender.send(store, sender.tree(a=b"right"))
     assert_tree(store, sender)
     assert_tree(store, other)
+
+
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_plain_file_heals_every_tree(store: Store, *, is_noticed: bool) -> None:
+    """Content that comes as a plain file comes back into trees that lacked it, or were linked to the damaged file."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    overwrite(tree_of(store) / "a", b"wrong")
+    if is_noticed:
+        with pytest.raises(NotFound):
+            store.open_blob(sender.flat["a"].digest)
+    store.start()
+    give_file(store, b"right")
+    file = tree_of(store) / "a"
+    store.trees.wait_for(lambda: file.exists() and file.read_bytes() == b"right", 20)
+    assert (file.read_bytes(), store.workspace(NAME).wanted) == (b"right", [])
+    assert_tree(store, sender)
+
+
+def test_content_that_comes_while_a_tree_is_placing_it_is_placed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob that goes bad and is healed between its placing and the end of the move leaves no wrong file behind."""
+    sender = Sender()
+    settled(store, sender, a=b"right", b=b"fine")
+    entry = sender.flat["a"]
+
+    def damage() -> None:
+        overwrite(blob_of(store.config.data, entry), b"wrong")
+
+    damage()
+    with pytest.raises(NotFound):
+        store.open_blob(entry.digest)
+    sender.heal(store, [entry.digest])
+    finish, left = Placer.finish, [damage, lambda: sender.heal(store, [entry.digest])]
+
+    def finish_late(placer: Placer) -> None:
+        finish(placer)
+        while left:
+            left.pop(0)()
+
+    monkeypatch.setattr(Placer, "finish", finish_late)
+    store.catch_up()
+    assert not left and store.workspace(NAME).wanted == []
+    assert_tree(store, sender)
+
+
+def test_content_that_is_here_is_not_asked_for_again_and_again(tmp_path: Path) -> None:
+    """A row that asks for content which has a blob, as an earlier release left it, is found and ends with a bundle."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        settled(store, sender, a=b"right", b=b"fine")
+        with store.state.write() as db:
+            db.execute("INSERT INTO wanted VALUES (?, ?, 0)", (NAME, sender.flat["a"].digest))
+        (tree_of(store) / "a").unlink()
+    assert [finding.subject for finding in check(StoreConfig(tmp_path)).findings] == [f"{NAME} a"]
+    with Store(StoreConfig(tmp_path)) as store:
+        sender.heal(store, [sender.flat["a"].digest])
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []
 
 
 def test_a_deleted_file_is_no_longer_asked_for(store: Store) -> None:
@@ -189,6 +314,28 @@ def test_check_rebuilds_from_the_journal(tmp_path: Path) -> None:
     zero(blob_of(tmp_path, flat["a"]))
     assert not check(StoreConfig(tmp_path)).is_sound
     assert check(StoreConfig(tmp_path), repair=True).findings == []
+    assert check(StoreConfig(tmp_path)).findings == []
+
+
+def test_check_names_plain_files_whose_content_is_lost(tmp_path: Path) -> None:
+    """No repair makes an uploaded file again: a check goes on naming it until it comes again or is marked deleted."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        stored = give_file(store, b"lost", "/home/alice/one")
+        give_file(store, b"lost", "/home/alice/two")
+        give_file(store, b"fine")
+    blob = tmp_path / "cache" / stored.blake3[:2] / stored.blake3
+    zero(blob)
+    assert [finding.kind for finding in check(StoreConfig(tmp_path)).findings] == ["blob"]
+    repaired, again = check(StoreConfig(tmp_path), repair=True), check(StoreConfig(tmp_path))
+    lost = [f"host /home/alice/{name} {stored.blake3}" for name in ("one", "two")]
+    for report in (repaired, again):
+        assert not report.is_sound
+        assert [finding.subject for finding in report.findings if not finding.is_repaired] == lost
+    with Store(StoreConfig(tmp_path)) as store:
+        deletion = wire.FileDeletion(hostname="host", filepath="/home/alice/two", blake3=stored.blake3)
+        store.files.delete([deletion])
+        give_file(store, b"lost", "/home/alice/one")
     assert check(StoreConfig(tmp_path)).findings == []
 
 

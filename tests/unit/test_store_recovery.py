@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of, zero
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give, give_file, seen, tree_of, zero
 
+from deltasync.core.bundle import content_operations
+from deltasync.core.errors import Corrupt, NoSpace
 from deltasync.core.manifest import EMPTY_ROOT, Entry
+from deltasync.disk import Folder
+from deltasync_server.adopt import Adoption, AdoptOptions
+from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
+from deltasync_server.place import Placer
 from deltasync_server.receive import Store
-from deltasync_server.state import workspace_row
+from deltasync_server.state import blob_rows, workspace_row, write_blobs
 
 
 def opened(data: Path, **settings: object) -> Store:
@@ -158,6 +167,110 @@ def test_a_file_that_changed_and_changed_back_is_not_believed(tmp_path: Path) ->
         assert_tree(store, sender)
 
 
+@pytest.mark.parametrize("link", ["auto", "copy"])
+def test_a_file_that_a_cut_move_replaced_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    """When a move is cut short and the head returns, files of the right size and time are read all the same."""
+    sender = Sender()
+    former = sender.tree(f=b"former", a__x=b"one" * 9, b__x=b"two" * 9)
+    other = sender.tree(f=b"others", a__x=b"two" * 9, b__x=b"one" * 9)
+    with opened(tmp_path, link=link) as store:
+        sender.send(store, former)
+        assert_tree(store, sender)
+        store.upkeep()
+        store.upkeep()
+        with monkeypatch.context() as patch:
+
+            def fail(placer: Placer) -> None:
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+            patch.setattr(Placer, "finish", fail)
+            sender.send(store, other)
+            with pytest.raises(NoSpace):
+                store.catch_up()
+        sender.send(store, former)
+        assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("before", [{}, {"b__x": b"x", "b__y": b"was"}])
+def test_a_folder_that_was_renamed_away_and_made_again_is_fsynced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes]
+) -> None:
+    """Its unchanged files are new copies: they are fsynced before they count as durable."""
+    sender = Sender()
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, sender.tree(a__x=b"x", a__y=b"y", **before))
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, sender.tree(a__x=b"x", a__y=b"edited", b__x=b"x", b__y=b"y"))
+        assert_tree(store, sender)
+        monkeypatch.setattr(os, "fsync", note)
+        store.upkeep()
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.durable_root == row.tree_root
+        files = [tree_of(store) / path for path in ("a/x", "a/y", "b/x", "b/y")]
+        assert synced.issuperset(file.stat().st_ino for file in files)
+
+
+def test_a_removal_is_made_durable(tmp_path: Path) -> None:
+    """A tree that only lost files does not count as durable before its folders were fsynced."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        sender.send(store, sender.tree(f=b"stays", g=b"goes", sub__h=b"stays", sub__i=b"goes"))
+        assert_tree(store, sender)
+        store.upkeep()
+        sender.send(store, sender.tree(f=b"stays", sub__h=b"stays"))
+        assert_tree(store, sender)
+        for is_durable in (False, True):
+            with store.state.read() as db:
+                row = workspace_row(db, NAME)
+            assert row is not None and (row.durable_root == row.tree_root) is is_durable
+            store.upkeep()
+
+
+@pytest.mark.parametrize("way", ["there and back", "healed from elsewhere"])
+def test_a_tree_that_moves_while_it_is_made_durable_is_not_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A root is noted as durable only if no file was placed since its folders were fsynced."""
+    sender = Sender()
+    former, other = sender.tree(f=b"one"), sender.tree(f=b"two")
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, former)
+        assert_tree(store, sender)
+        left = [tree_of(store)]
+        fsync = Folder.fsync
+
+        def fsync_slowly(folder: Folder) -> None:
+            fsync(folder)
+            if left and os.path.samestat(os.fstat(folder.fd), left[0].stat()):
+                left.clear()
+                if way == "there and back":
+                    for flat in (other, former):
+                        sender.send(store, flat)
+                        assert_tree(store, sender)
+                else:
+                    blob_of(tmp_path, former["f"]).unlink()
+                    give_file(store, b"one")
+                    assert_tree(store, sender)
+
+        monkeypatch.setattr(Folder, "fsync", fsync_slowly)
+        store.trees.make_durable(lambda: False)
+        assert not left
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.moving_to is None and row.durable_root == EMPTY_ROOT
+
+
 def test_what_a_repair_replaced_is_not_durable_yet(tmp_path: Path) -> None:
     """A file that was durable, went bad and was replaced is fsynced again before it counts as durable."""
     sender = Sender()
@@ -168,6 +281,86 @@ def test_what_a_repair_replaced_is_not_durable_yet(tmp_path: Path) -> None:
     (tree_of(store) / "f").unlink()
     with opened(tmp_path) as store:
         store.trees.distrust([NAME])
+        assert_tree(store, sender)
+        with store.state.read() as db:
+            row = workspace_row(db, NAME)
+        assert row is not None and row.durable_root == EMPTY_ROOT
+
+
+@pytest.mark.parametrize("way", ["bundle", "plain file", "adoption", "recipe beside a journal file"])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_commit_of_unknown_outcome_loses_no_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, *, stands: bool
+) -> None:
+    """What no journal gives again is there after a restart, if the commit that failed turns out to stand after all."""
+    sender, content = Sender(), b"l" * (1 << 20)
+    data, media = tmp_path / "data", tmp_path / "media"
+    media.mkdir()
+    (media / "f").write_bytes(content)
+
+    @contextmanager
+    def failing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        """Fail at the commit of a blob as the disk does at an fsync: in the log is what was written, or not."""
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        brings_blob = connection.execute("SELECT 1 FROM blobs").fetchone() is not None
+        connection.execute("COMMIT" if stands or not brings_blob else "ROLLBACK")
+        if brings_blob:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with opened(data) as store:
+        entry = sender.file("f", content)
+
+        def bring() -> None:
+            if way == "bundle":
+                give(store, *sender.seal({"f": entry}))
+            elif way == "plain file":
+                give_file(store, content)
+            elif way == "adoption":
+                Adoption(store, AdoptOptions()).run([media])
+            else:
+                publish_as_assembled(store, sender, entry)
+
+        with monkeypatch.context() as patch, pytest.raises(Corrupt):
+            patch.setattr("deltasync_server.state.transaction", failing)
+            bring()
+    with opened(data) as store, store.state.read() as db:
+        assert (entry.digest in blob_rows(db, [entry.digest])) is stands
+    found = [finding.kind for finding in check(StoreConfig(data)).findings if finding.kind != "tree"]
+    assert found == ([] if stands else ["stray"])
+    with opened(data) as store:
+        store.collect()
+        assert store.cache.strays([entry.digest]) == []
+
+
+def publish_as_assembled(store: Store, sender: Sender, entry: Entry) -> None:
+    """Bring one content as a recipe gives it, in a bundle that has a journal file otherwise."""
+    content = sender.contents[entry.digest]
+    (operation,) = content_operations(sender.seal({"f": entry})[0]).values()
+    with store.cache.staging() as staging:
+        staging.write(operation, [memoryview(content)])
+        staging.assembled.add(entry.digest)
+        with store.state.hold(), store.cache.published(staging, {}) as rows, store.state.write() as db:
+            write_blobs(db, rows, {})
+
+
+def test_what_a_cut_repair_replaced_is_not_durable_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that a repair replaced before it was cut short does not count as durable after the next one either."""
+    sender = Sender()
+    with opened(tmp_path, link="copy") as store:
+        sender.send(store, sender.tree(f=b"content", g=b"other"))
+        assert_tree(store, sender)
+        store.upkeep()
+        (tree_of(store) / "f").unlink()
+        store.trees.distrust([NAME])
+        with monkeypatch.context() as patch:
+
+            def fail(placer: Placer) -> None:
+                raise OSError(errno.ENOSPC, "no space left on device")
+
+            patch.setattr(Placer, "finish", fail)
+            with pytest.raises(NoSpace):
+                store.catch_up()
         assert_tree(store, sender)
         with store.state.read() as db:
             row = workspace_row(db, NAME)
