@@ -292,17 +292,23 @@ class Uploads:
         return wire.UploadAborted(upload_id=upload_id, status="aborted", chunks_uploaded=chunks, chunks_deleted=chunks)
 
     def _forget(self, session: Session) -> None:
-        """Remove rows, then the file: what a kill leaves in between has no rows, and the next start removes it."""
+        """Remove the file, then its rows: a disk may be too full for them to go before (spec ST-88).
+
+        Rows that stay, as a kill in between leaves them, go at the next start.
+        """
+        with self._lock:
+            self._sessions.pop(session.id, None)
         with session.sync_lock, session.lock:
             session.is_gone = True
             if session.arrival is not None:
                 self._arrivals.leave(session.arrival)
                 session.arrival = None
-            self._delete_rows(session)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(session.id, dir_fd=self._folder.fd)
-        with self._lock:
-            self._sessions.pop(session.id, None)
+            try:
+                self._delete_rows(session)
+            except DeltasyncError:
+                _log.exception("the rows of upload %s could not be removed; the next start does it", session.id)
 
     def _delete_rows(self, session: Session) -> None:
         with self._state.write() as db:
@@ -453,16 +459,17 @@ class Uploads:
             else:
                 is_failed = False
             with session.lock:
+                session.is_gone |= is_failed  # before anyone else has `sync_lock`: the file is never asked again
                 for number in () if is_failed else fresh:
                     del session.fresh[number]
         if is_failed:
             self._discard(session)
 
     def _discard(self, session: Session) -> None:
-        """Forget an upload whose fsync failed: it is never asked again."""
+        """Forget an upload whose file is of no use any more."""
         try:
             self._forget(session)
-        except (OSError, DeltasyncError):
+        except OSError:
             _log.exception("upload %s could not be removed; it is not used any more", session.id)
 
     # --- the end ---
@@ -471,24 +478,40 @@ class Uploads:
         """Hand the whole file on and keep the answer: completing again gives it again (spec H-73)."""
         session = self._found(upload_id)
         with session.completing:
-            if session.is_gone:
-                raise _gone(upload_id)
-            if session.answer is not None:
-                return session.answer
-            session.touched = time.monotonic()
             with session.sync_lock, session.lock:
+                if session.is_gone:
+                    raise _gone(upload_id)
+                if session.answer is not None:
+                    return session.answer
+                session.touched = time.monotonic()
                 size = self._whole_size(session, request)
                 session.is_closed = True
             try:
-                with self._opened(session) as descriptor:
-                    os.ftruncate(descriptor, size)
-                    whole = Assembled(self._folder, session.id, descriptor, size)
-                    answer = receive(whole, session)
+                answer = self._handed_on(session, size, receive)
+                self._finish(session, answer)
             except BaseException:
-                session.is_closed = False
+                self._reopen(session)
                 raise
-            self._finish(session, answer)
             return answer
+
+    def _handed_on(self, session: Session, size: int, receive: Receive) -> Answer:
+        with self._opened(session) as descriptor:
+            os.ftruncate(descriptor, size)
+            whole = Assembled(self._folder, session.id, descriptor, size)
+            try:
+                return receive(whole, session)
+            finally:
+                session.is_gone |= whole.has_failed
+
+    def _reopen(self, session: Session) -> None:
+        """Let an upload go on after a refusal; one whose file was lost on the way is begun anew (spec ST-87)."""
+        try:
+            self._folder.stat(session.id)
+        except FileNotFoundError:
+            session.is_gone = True
+        if session.is_gone:
+            self._discard(session)
+        session.is_closed = False
 
     def _finish(self, session: Session, answer: Answer) -> None:
         """Keep the answer; the file goes after the row that no longer needs it."""
