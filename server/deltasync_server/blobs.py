@@ -172,6 +172,8 @@ class Cache:
         for name, mode in (("cache", 0o755), ("staging", 0o700), ("quarantine", 0o700)):
             (data / name).mkdir(mode, exist_ok=True)
         self._data = data
+        self._doubtful: set[str] = set()
+        """Names of blobs that the disk failed when they were made durable; an fsync would say yes now."""
         self.folder = Folder.open(data / "cache")
         self._staging = Folder.open(data / "staging")
         self._quarantine = Folder.open(data / "quarantine")
@@ -257,10 +259,23 @@ class Cache:
         """Fsync the folders that these blobs are in."""
         for name in sorted({place_of(digest)[:2] for digest in digests}):
             with self.folder.enter(name) as entered:
-                entered.fsync()
+                try:
+                    entered.fsync()
+                except OSError:
+                    self._doubtful.update(entered.names())  # also names that other bundles count on
+                    raise
+
+    def doubt(self, digest: bytes) -> None:
+        """Remember that the disk failed a blob, until it is published again."""
+        self._doubtful.add(digest.hex())
+
+    def is_doubtful(self, digest: bytes) -> bool:
+        """Tell whether the disk failed a blob or its folder, so that only another file under its name is durable."""
+        return digest.hex() in self._doubtful
 
     def _publish(self, staging: Staging, digest: bytes) -> None:
         place = place_of(digest)
+        self._doubtful.discard(place[3:])
         try:
             os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
         except IsADirectoryError:

@@ -248,6 +248,7 @@ class Journal:
             if should_stop():
                 return False
             rows, failed = self._unchanged(batch)
+            failed |= {digest for digest in rows if self._cache.is_doubtful(digest)}
             for digest in rows:
                 self._with_blob(digest, start_writeback)
             failed |= {digest for digest in rows if not self._with_blob(digest, os.fsync)}
@@ -273,13 +274,14 @@ class Journal:
             action(descriptor)
         except OSError as error:
             _log.error("blob %s could not be made durable (%s)", digest.hex(), error)
+            self._cache.doubt(digest)
             return False
         finally:
             os.close(descriptor)
         return True
 
     def _replace(self, receipt: ReceiptRow, failed: Collection[bytes]) -> bool:
-        """Write blobs anew whose fsync failed: the failed file is never asked again, it would say yes (spec ST-43)."""
+        """Write blobs anew whose fsync, or whose folder's, failed: asked again it would say yes (spec ST-43)."""
         replaced = self._republish(receipt, failed)
         with self._state.write() as db:
             db.executemany(

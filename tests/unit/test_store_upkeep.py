@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import threading
 from pathlib import Path
 
+import pytest
 from sender import NAME, Sender, assert_tree
 
 from deltasync_server.config import StoreConfig
@@ -60,3 +64,61 @@ def test_old_directory_objects_go_by_themselves(tmp_path: Path) -> None:
             assert db.execute("SELECT count(*) FROM objects").fetchone() == (2,)
             assert db.execute("SELECT count(*) FROM blobs").fetchone() == (6,)
         assert store.workspace(NAME).sequence == 6
+
+
+class FailingDisk:
+    """Fails the first fsyncs of a blob or of a folder of the cache with EIO."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pattern: str, times: int) -> None:
+        self.left, self._pattern, self._real = times, pattern, os.fsync
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, descriptor: int) -> None:
+        if self.left and re.search(self._pattern, os.readlink(f"/proc/self/fd/{descriptor}")):
+            self.left -= 1
+            raise OSError(errno.EIO, "the disk failed")
+        self._real(descriptor)
+
+
+def inodes(store: Store) -> set[int]:
+    """Return the inodes of all blobs."""
+    return {each.stat().st_ino for each in (store.config.data / "cache").rglob("*") if each.is_file()}
+
+
+def test_a_cache_folder_that_the_disk_failed_gets_its_names_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal file goes only after every name that stands for it was made again, and is durable (spec ST-43)."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"one"))
+        store.catch_up()
+        before = inodes(store)
+        FailingDisk(monkeypatch, r"/cache/..$", times=2)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk failed"):
+                store.upkeep()
+            assert list((tmp_path / "journal").iterdir())
+        store.upkeep()
+        assert not list((tmp_path / "journal").iterdir())
+        assert not inodes(store) & before
+        assert_tree(store, sender)
+
+
+def test_a_blob_that_the_disk_failed_twice_is_written_anew_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that failed last is not asked by the next checkpoint: it would say yes (spec ST-43)."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"one"))
+        FailingDisk(monkeypatch, r"/cache/../\w+$", times=2)
+        store.upkeep()
+        assert list((tmp_path / "journal").iterdir())
+        failed = inodes(store)
+        store.upkeep()
+        assert not list((tmp_path / "journal").iterdir())
+        assert not inodes(store) & failed
+        assert_tree(store, sender)
