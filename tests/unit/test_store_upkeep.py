@@ -9,10 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from sender import NAME, Sender, assert_tree
+from sender import NAME, Sender, assert_tree, tree_of
 
+from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.state import workspace_rows
 
 WAIT = 20.0
 
@@ -122,3 +124,32 @@ def test_a_blob_that_the_disk_failed_twice_is_written_anew_again(
         assert not list((tmp_path / "journal").iterdir())
         assert not inodes(store) & failed
         assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("link", ["copy", "auto"])
+@pytest.mark.parametrize("pattern", [r"/tree/sub/b$", r"/tree/sub$", r"/tree$"])
+def test_what_the_disk_failed_in_a_tree_is_placed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, pattern: str
+) -> None:
+    """A file or folder whose fsync failed is not asked again: another inode, or name, takes its place (spec ST-51)."""
+    sender = Sender()
+    with Store(StoreConfig(tmp_path, link=link)) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"one", sub__b=b"two"))
+        store.catch_up()
+        path = tree_of(store) / "sub/b"
+        with path.open("rb") as held:  # so that no other file gets its inode number
+            FailingDisk(monkeypatch, pattern, times=1)
+            with pytest.raises(OSError, match="not made durable"):
+                store.upkeep()  # it is tried again soon
+            assert store.workspace(NAME).tree_sequence is None
+            assert_tree(store, sender)
+            is_same = os.path.samestat(os.fstat(held.fileno()), path.stat())
+            # A name that is made again is enough where the folder failed, and the bytes were durable.
+            assert is_same == (link == "auto" and pattern != r"/tree/sub/b$")
+        store.upkeep()
+        with store.state.read() as db:
+            (row,) = workspace_rows(db)
+        assert row.durable_root == row.tree_root == sender.root
+        assert_tree(store, sender)
+    assert check(StoreConfig(tmp_path)).findings == []
