@@ -523,3 +523,19 @@ def test_a_bundle_that_finds_the_database_busy_leaves_nothing(store: Store, tmp_
     other.close()
     assert sending.complete().sequence == 1
     assert_tree(store, sender)
+
+
+def test_collect_removes_uploads_that_nobody_went_on_with(tmp_path: Path) -> None:
+    """By the time of the last piece, as the host's clock tells it; a dry run only counts."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        sender = Sender()
+        old, young = (Sending(store, *sealed(sender, a=noise(3_000))) for _ in range(2))
+        old.put(0)
+    os.utime(tmp_path / "uploads" / old.id, (1, 1))
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        counted = store.collect(dry_run=True)
+        assert (counted.uploads, counted.upload_bytes) == (1, PIECE) and len(left(store)) == 2
+        assert store.collect().uploads == 1
+        assert left(store) == [young.id]
