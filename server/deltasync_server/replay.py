@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 from deltasync.core import wire
-from deltasync.core.bundle import BundleReader, Metadata
+from deltasync.core.bundle import BundleReader, Metadata, name_file
 from deltasync.core.chain import Link, continue_from, replaced
-from deltasync.core.errors import DeltasyncError, Fact, NotFound, SequenceConflict, SequenceFork, UsageError
+from deltasync.core.errors import DeltasyncError, Fact, NotFound, Refused, SequenceConflict, SequenceFork, UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace, shown
 from deltasync_server.config import StoreConfig
 from deltasync_server.opening import open_store
@@ -87,8 +87,7 @@ def _read(path: Path, limits: wire.Limits) -> Metadata:
         try:
             return BundleReader(source, limits).metadata()
         except DeltasyncError as error:
-            error.args = (f"{shown(path.name)}: {error.sentence}",)
-            error.sentence = error.args[0]
+            name_file(error, path.name)
             raise
 
 
@@ -132,7 +131,11 @@ class _Replay:
     def _receive(self, link: Link) -> wire.Receipt:
         each = self._files[link.name]
         with each.path.open("rb") as source:
-            return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+            try:
+                return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+            except Refused as error:
+                name_file(error, each.path.name)
+                raise
 
     def _skip_passed(self, links: list[Link]) -> list[Link]:
         """Return those of the bundles that the head has passed which were neither applied nor replaced (spec H-63)."""

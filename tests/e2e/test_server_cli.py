@@ -265,7 +265,13 @@ def test_replay_refuses_what_is_no_bundle_by_name(tmp_path: Path) -> None:
     """A damaged file stops with its name and exit 8; an empty or absent folder says so."""
     shutil.copytree(GOOD, tmp_path / "bundles")
     (tmp_path / "bundles/broken.tar.zst").write_bytes(b"broken")
-    assert "broken.tar.zst: B-1" in sentence(run("replay", tmp_path / "bundles", "--data", tmp_path / "data"), 8)
+    words = sentence(run("replay", tmp_path / "bundles", "--data", tmp_path / "data"), 8)
+    assert "broken.tar.zst: B-1" in words and "copy it again" in words
+    (tmp_path / "bundles/broken.tar.zst").unlink()
+    last = max((tmp_path / "bundles").glob("*.tar.zst"))
+    last.write_bytes(last.read_bytes()[:-3])
+    words = sentence(run("replay", tmp_path / "bundles", "--data", tmp_path / "data"), 8)
+    assert f"{last.name}: B-4" in words and "copy it again" in words
     (tmp_path / "empty").mkdir()
     assert "holds no bundle" in sentence(run("replay", tmp_path / "empty", "--data", tmp_path / "data"), 1)
     assert "no folder" in sentence(run("replay", tmp_path / "absent", "--data", tmp_path / "data"), 2)
