@@ -52,10 +52,11 @@ def space_guard(where: Path | str) -> Iterator[None]:
 
 def full(where: Path | str) -> NoSpace:
     """Return the error of a disk that takes no more, with how much is free there: a quota may end earlier."""
+    from shutil import disk_usage  # imported here: it is slow, and needed when things are
+
     for place in (Path(where), *Path(where).absolute().parents):
         with contextlib.suppress(OSError):
-            disk = os.statvfs(place)
-            free_bytes = disk.f_bavail * disk.f_frsize
+            free_bytes = disk_usage(place).free
             left = f"({bytes_text(free_bytes)} free)"
             return NoSpace(f"no space left at {where} {left}; free some and try again", free_bytes=free_bytes)
     return NoSpace(f"no space left at {where}; free some and try again")
