@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deltasync.core.errors import Corrupt, NoSpace
+from deltasync.core.errors import Corrupt
+from deltasync.disk import full
 
 BUSY_SECONDS = 30.0
+_FULL = frozenset({"SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"})
+"""What SQLite calls a full disk where it does not say so; the second when it opens a database."""
 
 
 def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -> sqlite3.Connection:
@@ -68,8 +71,8 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], version:
 def damaged(path: Path, error: sqlite3.Error) -> Exception:
     """Turn an error of SQLite into one of ours: disk full, or a damaged database; busy stays as it is."""
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_FULL") or name == "SQLITE_IOERR_WRITE":
-        return NoSpace(f"no space left for {path}; free some and try again")
+    if name.startswith("SQLITE_FULL") or name in _FULL:
+        return full(path)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return error
     return Corrupt(f"{path} is damaged ({error})")

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from deltasync.core.errors import AlreadyRunning, NoSpace, UsageError
+from deltasync.core.names import bytes_text
 
 try:
     import fcntl
@@ -45,8 +46,20 @@ def space_guard(where: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise NoSpace(f"no space left at {where}; free some and try again") from error
+            raise full(where) from error
         raise
+
+
+def full(where: Path | str) -> NoSpace:
+    """Return the error of a disk that takes no more, with how much is free there: a quota may end earlier."""
+    from shutil import disk_usage  # imported here: it is slow, and needed when things are
+
+    for place in (Path(where), *Path(where).absolute().parents):
+        with contextlib.suppress(OSError):
+            free_bytes = disk_usage(place).free
+            left = f"({bytes_text(free_bytes)} free)"
+            return NoSpace(f"no space left at {where} {left}; free some and try again", free_bytes=free_bytes)
+    return NoSpace(f"no space left at {where}; free some and try again")
 
 
 @contextmanager

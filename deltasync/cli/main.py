@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from deltasync import __version__, config
 from deltasync.cli import output
 from deltasync.cli.options import PlainGroup, new_app
-from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, NoSpace, UsageError
+from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, UsageError
 from deltasync.core.names import shown
 
 PROGRAM = "deltasync"
@@ -161,10 +161,10 @@ def _known(error: Exception) -> DeltasyncError | None:
     import sqlite3
 
     from deltasync.db import damaged
-    from deltasync.disk import FULL
+    from deltasync.disk import FULL, full
 
     if isinstance(error, OSError) and error.errno in FULL:
-        return NoSpace(f"no space left at {error.filename or 'the disk'}; free some and try again")
+        return full(error.filename or "the disk")
     if isinstance(error, sqlite3.Error):
         found = damaged(Path("state.db"), error)
         busy = AlreadyRunning("another process is writing the same state; wait until it ends, then try again")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from deltasync.core.errors import DeltasyncError
+from deltasync.core.names import bytes_text as bytes_text
 from deltasync.core.names import shown
 
 
@@ -74,17 +75,6 @@ def as_json(content: object) -> str:
 def error_json(error: DeltasyncError) -> str:
     """Return an error as JSON: its code, its sentence, and the facts beside them."""
     return as_json({"error": {**error.facts, "code": error.code, "detail": error.sentence}})
-
-
-def bytes_text(count: float) -> str:
-    """Return a number of bytes for people: `812 B`, `4.2 MiB`."""
-    if abs(count) < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        count /= 1024
-        if abs(count) < 1000 or unit == "TiB":
-            break
-    return f"{count:.1f} {unit}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -128,7 +128,8 @@ class Upload:
         try:
             self._deliver(number, piece)
         except Exception as error:  # noqa: BLE001 - it is raised again where the pieces are awaited
-            self._trouble = self._trouble or error
+            if self._trouble is None or isinstance(self._trouble, NotFound):  # of an upload that another one ended
+                self._trouble = error
         finally:
             self._free.release()
 

@@ -15,6 +15,7 @@ import msgspec
 from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
 from deltasync.core import wire
+from deltasync.core.bundle import advice, name_file
 from deltasync.core.chain import Chain, Link, continue_from
 from deltasync.core.delta import diff
 from deltasync.core.errors import (
@@ -24,6 +25,7 @@ from deltasync.core.errors import (
     HostBusy,
     HostUnreachable,
     NotFound,
+    Refused,
     SequenceConflict,
     SequenceFork,
     UsageError,
@@ -146,7 +148,7 @@ def _verified(path: Path) -> Verified:
         if parse_file_name(path.name) and path.name != file_name(metadata):
             raise UsageError(f"its name is not {file_name(metadata)}")
     except (DeltasyncError, OSError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else f"{error}{advice(error)}"
         return Verified(path=str(path), identity=None, reason=reason)
     return Verified(path=str(path), identity=metadata.identity.hex(), reason=None)
 
@@ -168,8 +170,7 @@ def _read(path: Path) -> Metadata:
     except OSError as error:
         raise UsageError(f"{shown(str(path))} cannot be read: {error.strerror}") from error
     except DeltasyncError as error:
-        error.sentence = f"{shown(path.name)}: {error.sentence}"
-        error.args = (error.sentence,)
+        name_file(error, path.name)
         raise
 
 
@@ -292,6 +293,9 @@ class _Replay:
                     "`deltasync bundle export PATH DIR --full` writes bundles that carry everything"
                 )
                 error.args = (error.sentence,)
+                raise
+            except Refused as error:
+                name_file(error, link.name)
                 raise
             except (HostUnreachable, HostBusy) as error:
                 if attempt >= self._transport.max_retries:

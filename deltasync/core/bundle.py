@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from deltasync.core import recipe, tar
-from deltasync.core.errors import LimitExceeded, Refused
+from deltasync.core.errors import DeltasyncError, LimitExceeded, Refused
 from deltasync.core.frame import FrameReader, Source, compress
 from deltasync.core.hashing import DIGEST_BYTES, digest_of, hasher
 from deltasync.core.manifest import Operation
@@ -21,6 +21,7 @@ from deltasync.core.metadata import (
     parse_file_name,
     parse_metadata,
 )
+from deltasync.core.names import shown
 from deltasync.core.recipe import FEATURE, RECIPE_BYTES_MAX, Recipe
 from deltasync.core.wire import Limits
 
@@ -33,9 +34,11 @@ __all__ = [
     "Metadata",
     "Read",
     "Source",
+    "advice",
     "compose",
     "content_operations",
     "file_name",
+    "name_file",
     "parse_file_name",
     "parse_metadata",
     "seal",
@@ -45,6 +48,8 @@ __all__ = [
 METADATA_MEMBERS = (b"manifest.json", b"metadata/operations.json", b"metadata/hashes.json")
 _SMALL_BYTES = 256 * 1024
 """Content up to this size is verified before it is handed out, and comes as one view."""
+_DAMAGED = frozenset({"B-1", "B-2", "B-4", "B-5", "B-6", "B-9"})
+"""Rules that a file breaks when it was cut short, or its bytes changed, on the way."""
 
 Read = Callable[[Operation], Iterable[bytes | memoryview]]
 """Gives the content that an operation names, or the new bytes of its recipe, in pieces; each is used up before the
@@ -328,3 +333,14 @@ class BundleReader:
 def _check_digest(operation: Operation, found: bytes) -> None:
     if found.hex() != operation.digest:
         raise Refused("B-55", f"the content of {operation.path!r} is not of its digest", path=operation.path)
+
+
+def advice(error: DeltasyncError) -> str:
+    """Return what to do about a bundle file that an error is about, as the end of its sentence; often nothing."""
+    return "; the file is damaged or incomplete: copy it again" if error.facts.get("rule") in _DAMAGED else ""
+
+
+def name_file(error: DeltasyncError, name: str) -> None:
+    """Say in an error which bundle file it is about, and what to do about that."""
+    error.sentence = f"{shown(name)}: {error.sentence}{advice(error)}"
+    error.args = (error.sentence,)

@@ -1,4 +1,4 @@
-"""Names and paths inside a workspace: parsed once at the border, trusted past it."""
+"""Names and paths inside a workspace: parsed once at the border, trusted past it; and how people are shown them."""
 
 from __future__ import annotations
 
@@ -118,3 +118,14 @@ def _utf8(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise NameRefused("the name is not UTF-8") from None
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes for people: `812 B`, `4.2 MiB`."""
+    if abs(count) < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        count /= 1024
+        if abs(count) < 1000 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"

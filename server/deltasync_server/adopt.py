@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from deltasync.core.errors import Cancelled, NotFound, UsageError
+from deltasync.core.errors import Cancelled, UsageError
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, Kind, Operation, Verb
 from deltasync.core.names import shown
@@ -117,7 +117,7 @@ class Adoption:
         self._device = os.fstat(store.cache.folder.fd).st_dev
 
     def run(self, folders: Sequence[Path]) -> Adopted:
-        """Adopt every regular file below these folders; raises UsageError or NotFound before any work.
+        """Adopt every regular file below these folders; raises UsageError before any work.
 
         Cancelled and NoSpace come later: what was recorded before them stays.
         """
@@ -143,7 +143,7 @@ class Adoption:
             with Folder.open(top) as folder:
                 device = os.fstat(folder.fd).st_dev
         except FileNotFoundError as error:
-            raise NotFound(f"there is no folder {name}") from error
+            raise UsageError(f"there is no folder {name}") from error
         except OSError as error:
             raise UsageError(f"{name} is no folder that can be read: {error.strerror}") from error
         if self._own in {_identity(above.stat()) for above in (top, *top.parents)}:

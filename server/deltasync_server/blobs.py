@@ -173,6 +173,8 @@ class Cache:
         for name, mode in (("cache", 0o755), ("staging", 0o700), ("quarantine", 0o700)):
             (data / name).mkdir(mode, exist_ok=True)
         self._data = data
+        self._doubtful: set[str] = set()
+        """Names of blobs that the disk failed when they were made durable; an fsync would say yes now."""
         self.folder = Folder.open(data / "cache")
         self._staging = Folder.open(data / "staging")
         self._quarantine = Folder.open(data / "quarantine")
@@ -227,12 +229,14 @@ class Cache:
             os.close(descriptor)
 
     @contextmanager
-    def published(self, staging: Staging, kept: Mapping[bytes, BlobRow]) -> Iterator[list[BlobRow]]:
+    def published(
+        self, staging: Staging, kept: Mapping[bytes, BlobRow], *, renews: bool = False
+    ) -> Iterator[list[BlobRow]]:
         """Move staged content into the cache and yield its rows; taken back when the block fails.
 
         The caller holds the writer lock and commits the rows in the block (spec ST-13, ST-21). If that leaves open
         whether they are there, content stays that no journal gives again: a stray at worst (spec ST-14).
-        kept: rows that the cache had before; their blob stays, unless it lost its fingerprint.
+        kept: rows that the cache had before; their blob stays, unless it lost its fingerprint, or `renews`.
         """
         rows: list[BlobRow] = []
         fresh: list[bytes] = []
@@ -241,7 +245,7 @@ class Cache:
         try:
             for digest, operation in staging.staged.items():
                 row = kept.get(digest)
-                if row is not None and self.has_unchanged(row):
+                if row is not None and not renews and self.has_unchanged(row):
                     continue
                 self._publish(staging, digest)
                 if row is None:
@@ -262,10 +266,23 @@ class Cache:
         """Fsync the folders that these blobs are in."""
         for name in sorted({place_of(digest)[:2] for digest in digests}):
             with self.folder.enter(name) as entered:
-                entered.fsync()
+                try:
+                    entered.fsync()
+                except OSError:
+                    self._doubtful.update(entered.names())  # also names that other bundles count on
+                    raise
+
+    def doubt(self, digest: bytes) -> None:
+        """Remember that the disk failed a blob, until it is published again."""
+        self._doubtful.add(digest.hex())
+
+    def is_doubtful(self, digest: bytes) -> bool:
+        """Tell whether the disk failed a blob or its folder, so that only another file under its name is durable."""
+        return digest.hex() in self._doubtful
 
     def _publish(self, staging: Staging, digest: bytes) -> None:
         place = place_of(digest)
+        self._doubtful.discard(place[3:])
         try:
             os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
         except IsADirectoryError:

@@ -229,15 +229,17 @@ def collect(
     from deltasync_server.opening import open_store
 
     with open_store(call.store, create=False) as store:
-        store.catch_up()  # opening distrusts trees that are not durable yet: a check would find fault with them
         found = store.collect(dry_run=dry_run, now=math.inf if release_adopted else None)
+        with contextlib.suppress(NoSpace):  # a tree that has no room comes forward later
+            store.catch_up()  # opening distrusts trees that are not durable yet: a check would find fault with them
     would = "would remove" if dry_run else "removed"
     adopted = f", {found.kept_adopted} of them only because they were adopted" if found.kept_adopted else ""
+    uploads = f", {found.uploads} unfinished uploads ({found.upload_bytes} bytes)" if found.uploads else ""
     call.answer(
         found,
         [
             f"{would} {found.blobs} blobs ({found.blob_bytes} bytes), {found.objects} directory objects, "
-            f"{found.strays} stray files; {found.kept_blobs} blobs stay{adopted}"
+            f"{found.strays} stray files{uploads}; {found.kept_blobs} blobs stay{adopted}"
         ],
     )
     return 0
@@ -395,10 +397,10 @@ def _usage(error: Exception) -> DeltasyncError:
 
 def _unexpected(error: Exception) -> DeltasyncError:
     """Say in one sentence what nobody foresaw; the traceback goes to the log."""
-    from deltasync.disk import FULL
+    from deltasync.disk import FULL, full
 
     if isinstance(error, OSError) and error.errno in FULL:
-        return NoSpace(f"no space left at {error.filename or 'the disk'}; free some and try again")
+        return full(error.filename or "the disk")
     logging.getLogger(PROGRAM).error("unexpected", exc_info=error)
     at = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return DeltasyncError(f"unexpected {type(error).__name__}{at}: {error}; the traceback stands above")

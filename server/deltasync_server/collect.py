@@ -39,6 +39,9 @@ class Collected:
     """How many of the kept blobs nothing names but their adoption."""
     released: int = 0
     """Adoptions whose time is over."""
+    uploads: int = 0
+    """Unfinished uploads that nobody went on with."""
+    upload_bytes: int = 0
     is_dry_run: bool = False
 
 

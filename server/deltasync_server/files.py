@@ -64,7 +64,7 @@ class Files:
 
     def _stage(self, whole: Assembled, staging: Staging, digest: bytes) -> None:
         """Move the file to where blobs are published from; it is durable before any row names it."""
-        os.fsync(whole.descriptor)
+        whole.make_durable()
         mtime_ns = os.fstat(whole.descriptor).st_mtime_ns
         os.rename(whole.name, digest.hex(), src_dir_fd=whole.folder.fd, dst_dir_fd=staging.folder.fd)
         os.fchmod(whole.descriptor, self._cache.attributes.mode_of(executable=False))
@@ -137,7 +137,7 @@ def _digests_of(whole: Assembled) -> _Digests:
 
 
 def _give_back(whole: Assembled, staging: Staging, digest: bytes) -> None:
-    """Put a file that was not published back among the uploads, so that it can be completed later."""
+    """Put a file that did not get as far as the cache back among the uploads, so that it can be completed later."""
     with suppress(FileNotFoundError):  # it may be a blob, which nobody may write
         os.rename(digest.hex(), whole.name, src_dir_fd=staging.folder.fd, dst_dir_fd=whole.folder.fd)
         os.fchmod(whole.descriptor, 0o600)

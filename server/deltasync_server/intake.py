@@ -366,7 +366,7 @@ class Intake:
             with self.rooms.state.write() as db:
                 commit = _Commit(db, self.arrival.workspace, metadata, staging)
                 return commit.write(applied, published, None if staging.is_durable else self.spool.name)
-        except DeltasyncError as error:
+        except (DeltasyncError, sqlite3.OperationalError) as error:  # the latter: busy, so nothing was committed
             self.spool.is_kept = isinstance(error, Corrupt)
             raise
 

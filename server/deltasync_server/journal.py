@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -84,17 +85,28 @@ class Spool:
             os.unlink(self.name, dir_fd=self._folder.fd)
 
 
-class Assembled(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Assembled:
     """A bundle that lies whole in a file of the store's, open at its beginning."""
 
     folder: Folder
     name: str
     descriptor: int
     size_bytes: int
+    has_failed: bool = False
+    """The disk did not take it: the file is not used again."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next bytes."""
         return os.read(self.descriptor, size)
+
+    def make_durable(self) -> None:
+        """Make the bytes durable; an fsync that fails is believed."""
+        try:
+            os.fsync(self.descriptor)
+        except OSError:
+            self.has_failed = True
+            raise
 
 
 class Adopted:
@@ -116,7 +128,7 @@ class Adopted:
 
     def make_durable(self) -> None:
         """Make the file durable and move it into the journal (spec ST-11)."""
-        os.fsync(self._whole.descriptor)
+        self._whole.make_durable()
         os.rename(self._whole.name, self.name, src_dir_fd=self._whole.folder.fd, dst_dir_fd=self._folder.fd)
         self._is_moved = True
         self._folder.fsync()
@@ -236,6 +248,7 @@ class Journal:
             if should_stop():
                 return False
             rows, failed = self._unchanged(batch)
+            failed |= {digest for digest in rows if self._cache.is_doubtful(digest)}
             for digest in rows:
                 self._with_blob(digest, start_writeback)
             failed |= {digest for digest in rows if not self._with_blob(digest, os.fsync)}
@@ -261,13 +274,14 @@ class Journal:
             action(descriptor)
         except OSError as error:
             _log.error("blob %s could not be made durable (%s)", digest.hex(), error)
+            self._cache.doubt(digest)
             return False
         finally:
             os.close(descriptor)
         return True
 
     def _replace(self, receipt: ReceiptRow, failed: Collection[bytes]) -> bool:
-        """Write blobs anew whose fsync failed: the failed file is never asked again, it would say yes (spec ST-43)."""
+        """Write blobs anew whose fsync, or whose folder's, failed: asked again it would say yes (spec ST-43)."""
         replaced = self._republish(receipt, failed)
         with self._state.write() as db:
             mark_replaced(db, replaced)

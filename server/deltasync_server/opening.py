@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deltasync.core.errors import Corrupt, HostBusy, NotFound, UsageError
+from deltasync.core.errors import HostBusy, NotFound, UsageError
 from deltasync.core.names import shown
 from deltasync.disk import FULL
 from deltasync_server.config import StoreConfig
@@ -50,4 +50,4 @@ def _require_ours(data: Path) -> None:
     for path in data.iterdir():
         if path.name not in OWN and not path.name.startswith(DATABASE):
             sentence = "is no store of deltasync-server and holds other things; name an empty folder"
-            raise Corrupt(f"{shown(str(data))} {sentence}")
+            raise UsageError(f"{shown(str(data))} {sentence}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -10,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection as Values
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -21,8 +24,8 @@ from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFou
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
 from deltasync.core.metadata import FEATURES
-from deltasync.core.names import WorkspaceName
-from deltasync.disk import Lock, space_guard
+from deltasync.core.names import WorkspaceName, bytes_text
+from deltasync.disk import Folder, Lock, remove_tree, space_guard
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
@@ -48,6 +51,7 @@ from deltasync_server.uploads import Answer, Session, Uploads
 
 RESERVE_SHARE = 20
 """The reserve of free space is at most this part of the disk: a small disk can still be used."""
+_log = logging.getLogger(__name__)
 _COUNTED = ("bundles_applied_total", "bundles_duplicate_total", "bundles_refused_total", "content_bytes_total")
 
 
@@ -65,14 +69,16 @@ class Store:
         with space_guard(data):
             data.mkdir(0o755, parents=True, exist_ok=True)
             self._lock = Lock(data / "lock", f"another server uses {data}; stop it first, or name another folder")
+        try:
             try:
-                self.state = State(data / "state.db")
-                self.cache = Cache(data)
-                self.journal = Journal(data, self.state, self.cache, config.limits, keep_bundles=config.keep_bundles)
-                self.trees = Trees(data, self.state, self.cache, link)
-            except BaseException:
-                self._lock.close()
-                raise
+                self._open_rooms(link)
+            except NoSpace:
+                _log.warning("the disk is full: removing staged content and unfinished uploads to open the store")
+                make_room(data)
+                self._open_rooms(link)
+        except BaseException:
+            self._lock.close()
+            raise
         self.leases = Leases()
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
@@ -85,10 +91,30 @@ class Store:
         self._started_at = time.monotonic()
         self._is_open = True
 
+    def _open_rooms(self, link: LinkMode) -> None:
+        config, data = self.config, self.config.data
+        with space_guard(data):
+            self.state = State(data / "state.db")
+            try:
+                self.cache = Cache(data)
+                self.journal = Journal(data, self.state, self.cache, config.limits, keep_bundles=config.keep_bundles)
+                self.trees = Trees(data, self.state, self.cache, link)
+            except BaseException:
+                self.state.close()
+                raise
+
     # --- life ---
 
     def recover(self) -> None:
         """Bring the store to a state as if nothing had been interrupted, before it serves (spec ST-40 to ST-44)."""
+        try:
+            self._recover()
+        except NoSpace:
+            _log.warning("the disk is full: removing unfinished uploads to recover the store")
+            make_room(self.config.data)
+            self._recover()
+
+    def _recover(self) -> None:
         with space_guard(self.config.data):
             self.cache.clear_staging()
             self.journal.clear_unreferenced()
@@ -156,7 +182,11 @@ class Store:
         """
         keep = self.config.keep_sequences
         collection = Collection(self.state, self.cache, self.leases, keep, is_dry_run=dry_run)
-        return collection.run(self.journal, now=time.time() if now is None else now)
+        idle_seconds = 0.0 if self._lacks_space() else self.config.upload_seconds
+        uploads = self.uploads.release_older(idle_seconds, is_dry_run=dry_run)  # first: the rest needs space itself
+        found = collection.run(self.journal, now=time.time() if now is None else now)
+        found.uploads, found.upload_bytes = len(uploads), sum(uploads)
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -402,14 +432,42 @@ class Store:
             return self.journal.spool(source, self.require_space)
 
     def require_space(self, size_bytes: int = 0) -> None:
-        """Raise NoSpace when less than the reserve would be free after so many bytes were written."""
-        if self._lacks_space(size_bytes):
-            raise NoSpace(f"less than the reserve is free at {self.config.data}; free some space and try again")
+        """Raise NoSpace when less than the reserve would be free after so many bytes were written.
 
-    def _lacks_space(self, size_bytes: int = 0) -> bool:
+        Uploads that nobody is sending give way, where that is enough (spec ST-89).
+        """
+        free_bytes, reserve_bytes = self._space()
+        if free_bytes - size_bytes < reserve_bytes:
+            self.uploads.release(size_bytes + reserve_bytes - free_bytes)
+            free_bytes, reserve_bytes = self._space()
+        if free_bytes - size_bytes >= reserve_bytes:
+            return
+        needed = f"{bytes_text(size_bytes)} to write, " if size_bytes else ""
+        raise NoSpace(
+            f"less than the reserve of {bytes_text(reserve_bytes)} would be free at {self.config.data}: {needed}"
+            f"{bytes_text(free_bytes)} free; free some space and try again",
+            needed_bytes=size_bytes or None,
+            free_bytes=free_bytes,
+            reserve_bytes=reserve_bytes,
+        )
+
+    def _lacks_space(self) -> bool:
+        free_bytes, reserve_bytes = self._space()
+        return free_bytes < reserve_bytes
+
+    def _space(self) -> tuple[int, int]:
+        """Return how many bytes are free, and how many of them are the reserve."""
         disk = os.statvfs(self.config.data)
-        reserve = min(self.config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
-        return disk.f_bavail * disk.f_frsize - size_bytes < reserve
+        reserve_bytes = min(self.config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
+        return disk.f_bavail * disk.f_frsize, reserve_bytes
+
+
+def make_room(data: Path) -> None:
+    """Remove what the store can do without: staged content, and uploads that are not complete (spec ST-89)."""
+    for name in ("staging", "uploads"):
+        with contextlib.suppress(FileNotFoundError), Folder.open(data / name) as folder:
+            for each in folder.names():
+                remove_tree(folder, each)
 
 
 def _is_unsettled(row: WorkspaceRow) -> bool:

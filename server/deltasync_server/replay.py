@@ -10,13 +10,14 @@ from typing import NamedTuple
 import msgspec
 
 from deltasync.core import wire
-from deltasync.core.bundle import BundleReader, Metadata
+from deltasync.core.bundle import BundleReader, Metadata, name_file
 from deltasync.core.chain import Link, continue_from, replaced
 from deltasync.core.errors import (
     ContentMissing,
     DeltasyncError,
     Fact,
     NotFound,
+    Refused,
     SequenceConflict,
     SequenceFork,
     UsageError,
@@ -96,8 +97,7 @@ def _read(path: Path, limits: wire.Limits) -> Metadata:
         try:
             return BundleReader(source, limits).metadata()
         except DeltasyncError as error:
-            error.args = (f"{shown(path.name)}: {error.sentence}",)
-            error.sentence = error.args[0]
+            name_file(error, path.name)
             raise
 
 
@@ -143,6 +143,9 @@ class _Replay:
         try:
             with each.path.open("rb") as source:
                 return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+        except Refused as error:
+            name_file(error, each.path.name)
+            raise
         except ContentMissing as error:
             lacking = naming(each.metadata, error.missing)
             error.sentence = (

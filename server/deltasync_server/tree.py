@@ -12,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from deltasync.core.hashing import directory_digest
-from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
+from deltasync.core.hashing import directory_digest, hasher
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, encode_directory
 from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
-from deltasync_server.blobs import Cache, is_unchanged
+from deltasync_server.blobs import Cache, Staging, is_unchanged
 from deltasync_server.change import Change, ShouldStop, Stopped
 from deltasync_server.config import LinkMode
 from deltasync_server.place import Placer
@@ -32,9 +33,11 @@ from deltasync_server.state import (
     loader,
     workspace_row,
     workspace_rows,
+    write_blobs,
 )
 
 RETRY_SECONDS = 5.0
+_READ_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -232,8 +235,14 @@ class Trees:
         if not (home / "aside").is_dir() or not (home / "tree").is_dir():
             for folder in (home / "tree", home / "aside"):
                 folder.mkdir(0o755, parents=True, exist_ok=True)
-            fsync_folder(home)
-            fsync_folder(self._folder)
+            try:
+                fsync_folder(home)
+                fsync_folder(self._folder)
+            except OSError:
+                for folder in (home / "tree", home / "aside", home):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # made again by the next attempt: what failed is not asked again
+                raise
         with Folder.open(home / "tree") as tree, Folder.open(home / "aside") as aside:
             yield tree, aside
 
@@ -385,12 +394,65 @@ class Trees:
                 if should_stop():
                     return False
                 with tree.walk_to(path) as folder:
-                    there = [entry for entry in changed if entry.digest not in awaited]
-                    for action in (start_writeback, os.fsync):  # copies are in no journal, nor are restamped inodes
-                        for entry in there:
-                            _with_file(folder, entry.name, action)
-                    folder.fsync()
+                    files = [entry for entry in changed if entry.kind is Kind.FILE and entry.digest not in awaited]
+                    for entry in files:
+                        _with_file(folder, entry.name, start_writeback)
+                    # Copies are in no journal, nor are restamped inodes.
+                    failed = [entry for entry in files if not _with_file(folder, entry.name, os.fsync)]
+                    if failed or not _is_done(folder.fsync):
+                        self._make_anew(row.name, folder, failed or changed, is_folder=not failed)
+                        raise OSError(errno.EIO, "not made durable", f"{row.name}/{path}")
         return True
+
+    def _make_anew(self, name: str, folder: Folder, failed: Collection[Entry], *, is_folder: bool) -> None:
+        """Take out of a tree what the disk failed: it is placed anew, and never asked again (spec ST-51)."""
+        _log.error("the disk failed %d name(s) in the tree of %s; making them anew", len(failed), name)
+        with self._lock:
+            self._suspect.add(name)
+            for entry in () if is_folder else failed:
+                self._renew_if_linked(folder, entry)
+            with self._placer(name) as placer:
+                for entry in failed:
+                    placer.displace(folder, entry.name)
+            with self._state.write() as db:
+                db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, name))
+            self.distrust([name])
+
+    def _renew_if_linked(self, folder: Folder, entry: Entry) -> None:
+        """Write a blob anew from its own bytes when a tree file is its inode; quarantine it where that fails."""
+        with self._state.read() as db:
+            row = blob_row(db, entry.digest)
+        blob = self._cache.status(entry.digest)
+        with contextlib.suppress(FileNotFoundError):
+            if row is None or blob is None or not os.path.samestat(blob, folder.stat(entry.name)):
+                return
+            try:
+                with self._cache.staging() as staging:
+                    self._stage_again(staging, row)
+                    kept = {row.digest: row}
+                    renewed = self._cache.published(staging, kept, renews=True)
+                    with self._state.hold(), renewed as rows, self._state.write() as db:
+                        write_blobs(db, rows, kept)
+            except OSError:
+                self.quarantine([entry.digest])
+
+    def _stage_again(self, staging: Staging, row: BlobRow) -> None:
+        """Stage a durable file with a blob's bytes; raises OSError where they cannot be read right."""
+        found, source = hasher(), self._cache.open(row.digest)
+
+        def views() -> Iterator[memoryview]:
+            while part := os.read(source, _READ_BYTES):
+                found.update(part)
+                yield memoryview(part)
+
+        try:
+            staging.is_durable = True
+            staging.write(_operation_of(row), views())
+        finally:
+            os.close(source)
+        if found.digest() != row.digest:
+            raise OSError(errno.EIO, "its bytes have another digest", row.digest.hex())
+        staging.make_durable()
 
     def _note_durable(self, row: WorkspaceRow, moves: int) -> None:
         with self._state.write() as db:
@@ -415,16 +477,38 @@ class Trees:
                     remove_tree(aside, waste)
 
 
-def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> None:
+def _operation_of(row: BlobRow) -> Operation:
+    name = row.digest.hex()
+    return Operation(
+        operation=Verb.CREATED,
+        kind=Kind.FILE,
+        path=name,
+        digest=name,
+        size=row.size,
+        mtime_ns=row.mtime_ns,
+        executable=row.executable,
+    )
+
+
+def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> bool:
+    """Do something with an open file; False when the disk failed it."""
     descriptor = open_regular(name, at=folder.fd)
     try:
-        action(descriptor)
+        return _is_done(partial(action, descriptor))
     finally:
         os.close(descriptor)
 
 
 def _healed(db: sqlite3.Connection, name: str) -> dict[bytes, int]:
     return dict(db.execute("SELECT digest, healed FROM wanted WHERE workspace = ? AND healed", (name,)))
+
+
+def _is_done(action: Callable[[], None]) -> bool:
+    try:
+        action()
+    except OSError:
+        return False
+    return True
 
 
 def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
@@ -466,12 +550,12 @@ def _still_durable(durable: bytes, old: bytes, new: bytes, load: Loader) -> tupl
 
 
 def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield each folder of `new` whose own entries are not those of `old`, with its new and changed files."""
+    """Yield each folder of `new` whose own entries are not those of `old`, with the new and changed ones."""
     if old == new:
         return
     before = {entry.name: entry for entry in entries_of(old, load)}
     changed = [entry for entry in entries_of(new, load) if before.get(entry.name) != entry]
-    yield path, [entry for entry in changed if entry.kind is Kind.FILE]
+    yield path, changed
     for entry in changed:
         if entry.kind is Kind.DIRECTORY:
             was = before.get(entry.name)

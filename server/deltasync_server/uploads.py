@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -40,6 +41,8 @@ from deltasync_server.state import State
 PIECE_BYTES = 2 << 20
 """The size of a piece when the sender does not choose one."""
 PIECES_MAX = 1 << 20
+IDLE_SECONDS = 60.0
+"""An upload that no piece came of for so long gives way when space is needed."""
 SYNC_SECONDS = 5.0
 """A slow upload's pieces are made durable at least this often."""
 _log = logging.getLogger(__name__)
@@ -76,6 +79,10 @@ class Session:
     """Its place among the bundles on their way in; a session of an earlier process has none."""
     answer: Answer | None = None
     held: _Held = field(default=_NOTHING)
+    sent: float = -math.inf
+    """When a piece of it last came, or when it was begun, in this process."""
+    senders: int = 0
+    """Pieces that are arriving."""
     fresh: dict[int, _Piece] = field(default_factory=dict)
     partial: dict[int, int] = field(default_factory=dict)
     """Pieces whose sender broke off, and how many of their first bytes are in the file; forgotten by a restart."""
@@ -108,7 +115,7 @@ class Uploads:
     """DATA/uploads: a sparse file for each upload; every piece of it is verified before it is written."""
 
     def __init__(
-        self, config: StoreConfig, state: State, arrivals: Arrivals, require_space: Callable[[], None]
+        self, config: StoreConfig, state: State, arrivals: Arrivals, require_space: Callable[[int], None]
     ) -> None:
         data = config.data
         (data / "uploads").mkdir(0o700, exist_ok=True)
@@ -129,6 +136,7 @@ class Uploads:
             counts = {name: _Held(*db.execute(held, (name,)).fetchone()) for name, _, _ in rows}
         names = set(self._folder.names())
         now = time.monotonic()
+        self._sessions = {}
         for name, request, answer in rows:
             session = Session(name, msgspec.json.decode(request, type=wire.UploadRequest), now, held=counts[name])
             if answer:
@@ -151,7 +159,7 @@ class Uploads:
     def figures(self) -> dict[str, float]:
         """Return how many uploads are unfinished and what they take on the disk."""
         with self._lock:
-            held = [each.held.received_bytes + _partial_bytes(each) for each in self._unfinished()]
+            held = [_bytes_of(each) for each in self._unfinished()]
         return {"uploads": float(len(held)), "upload_bytes": float(sum(held))}
 
     def _unfinished(self) -> list[Session]:
@@ -163,12 +171,13 @@ class Uploads:
         """Begin an upload (spec H-70)."""
         self._check(request)
         self.expire()
-        self._require_space()
         if request.resume:
             request = msgspec.structs.replace(request, resume=False)
             if (found := self._resumed(request, workspace)) is not None:
                 return self.state(found.id)
-        session = Session(str(uuid.uuid4()), request, time.monotonic(), synced=time.monotonic())
+        self._require_space(request.file_size or 0)
+        now = time.monotonic()
+        session = Session(str(uuid.uuid4()), request, now, synced=now, sent=now)
         with self._lock:
             if len(self._unfinished()) >= self._config.limits.upload_sessions:
                 raise HostBusy("the server holds as many unfinished uploads as it can; try again")
@@ -192,7 +201,7 @@ class Uploads:
         with session.lock:
             if session.is_gone:
                 return None
-            session.touched = time.monotonic()
+            session.touched = session.sent = time.monotonic()
             if session.arrival is not None:
                 self._arrivals.leave(session.arrival)
             session.arrival = self._arrivals.enter(workspace) if workspace is not None else None
@@ -277,6 +286,46 @@ class Uploads:
         for session in expired:
             self._forget(session)
 
+    def release(self, size_bytes: int) -> None:
+        """Forget uploads that nobody is sending, the oldest first, where that frees so many bytes (spec ST-89)."""
+        idle = sorted((each for each in self._unfinished_now() if _is_idle(each)), key=lambda each: each.touched)
+        if sum(map(_bytes_of, idle)) < size_bytes:
+            return
+        for session in idle:
+            if size_bytes <= 0:
+                return
+            size_bytes -= self._release(session)
+
+    def release_older(self, seconds: float, *, is_dry_run: bool) -> list[int]:
+        """Forget the uploads that no piece came of for so long by the host's clock, which outlasts the process.
+
+        Returns how many bytes each had. Nobody may be sending.
+        """
+        released: list[int] = []
+        for session in self._unfinished_now():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - self._folder.stat(session.id).st_mtime >= seconds:
+                    released.append(_bytes_of(session) if is_dry_run else self._release(session))
+        return released
+
+    def _unfinished_now(self) -> list[Session]:
+        with self._lock:
+            return self._unfinished()
+
+    def _release(self, session: Session) -> int:
+        """Forget an upload, unless it is being completed, or a piece of it has come; returns how many bytes it had."""
+        if not session.completing.acquire(blocking=False):
+            return 0
+        try:
+            if session.answer is not None or not _is_idle(session):
+                return 0
+            size_bytes = _bytes_of(session)
+            _log.warning("upload %s is removed: its %d bytes of space are needed", session.id, size_bytes)
+            self._discard(session)
+            return size_bytes
+        finally:
+            session.completing.release()
+
     def abort(self, upload_id: str) -> wire.UploadAborted:
         """End an unfinished upload and remove what is there of it (spec H-75)."""
         session = self._found(upload_id)
@@ -292,22 +341,28 @@ class Uploads:
         return wire.UploadAborted(upload_id=upload_id, status="aborted", chunks_uploaded=chunks, chunks_deleted=chunks)
 
     def _forget(self, session: Session) -> None:
-        """Remove rows, then the file: what a kill leaves in between has no rows, and the next start removes it."""
+        """Remove the file, then its rows: a disk may be too full for them to go before (spec ST-88).
+
+        Rows that stay, as a kill in between leaves them, go at the next start.
+        """
+        with self._lock:
+            self._sessions.pop(session.id, None)
         with session.sync_lock, session.lock:
             session.is_gone = True
             if session.arrival is not None:
                 self._arrivals.leave(session.arrival)
                 session.arrival = None
-            self._delete_rows(session)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(session.id, dir_fd=self._folder.fd)
-        with self._lock:
-            self._sessions.pop(session.id, None)
+            self._delete_rows(session)
 
     def _delete_rows(self, session: Session) -> None:
-        with self._state.write() as db:
-            db.execute("DELETE FROM upload_pieces WHERE upload = ?", (session.id,))
-            db.execute("DELETE FROM uploads WHERE id = ?", (session.id,))
+        try:
+            with self._state.write() as db:
+                db.execute("DELETE FROM upload_pieces WHERE upload = ?", (session.id,))
+                db.execute("DELETE FROM uploads WHERE id = ?", (session.id,))
+        except DeltasyncError:
+            _log.exception("the rows of upload %s could not be removed; the next start does it", session.id)
 
     # --- pieces ---
 
@@ -317,6 +372,17 @@ class Uploads:
         """Take one piece (spec H-71, H-72); offset: how much of it an attempt that broke off has left here."""
         session = self._found(upload_id)
         self._check_number(session, number)
+        with _sending(session):
+            try:
+                return self._put(session, number, source, etag=etag, offset=offset)
+            except _DiskFull as error:
+                if session.request.kind == "bundle":  # its sender does not wait for space with half of a bundle here
+                    self._discard(session)
+                raise error.shortage from error
+
+    def _put(
+        self, session: Session, number: int, source: Source, *, etag: bytes | None, offset: int
+    ) -> wire.UploadedChunk:
         content = self._prefix(session, number, offset, etag)
         try:
             while part := source.read(1 << 20):
@@ -328,8 +394,8 @@ class Uploads:
             raise
         found = digest_of(content)
         self._check_content(session, number, content, found, etag)
-        self._require_space()
-        with session.lock, space_guard(self._config.data):
+        self._make_room(session, number, len(content))
+        with session.lock:
             self._store(session, number, content, found)
         self._sync_when_due(session)
         return wire.UploadedChunk(
@@ -357,13 +423,25 @@ class Uploads:
 
     def _keep_partial(self, session: Session, number: int, content: bytearray) -> None:
         """Leave what came of a piece in the file, for the rest to follow; it is no piece before it is verified."""
-        with session.lock, contextlib.suppress(OSError, DeltasyncError):
-            if not content or len(content) > session.chunk_size or session.is_gone or session.is_closed:
-                return
-            if self._piece(session, number) is None:
-                self._require_space()
-                self._write(session, number, content)
-                session.partial[number] = len(content)
+        if not content or len(content) > session.chunk_size:
+            return
+        with contextlib.suppress(OSError, DeltasyncError, _DiskFull):
+            self._make_room(session, number, len(content))
+            with session.lock:
+                if not (session.is_gone or session.is_closed or self._piece(session, number)):
+                    self._write(session, number, content)
+                    session.partial[number] = len(content)
+
+    def _make_room(self, session: Session, number: int, size_bytes: int) -> None:
+        """See to it that a piece which is not there finds its place on the disk, before any of it is written."""
+        if self._piece(session, number) is not None:
+            return
+        if self.figures()["upload_bytes"] + size_bytes > self._config.upload_bytes:
+            raise NoSpace("the unfinished uploads hold as many bytes as they may; try again later")
+        try:
+            self._require_space(size_bytes)
+        except NoSpace as error:
+            raise _DiskFull(error) from error
 
     def _check_content(
         self, session: Session, number: int, content: bytearray, found: bytes, etag: bytes | None
@@ -405,13 +483,14 @@ class Uploads:
         return _Piece(*row) if row else None
 
     def _write(self, session: Session, number: int, content: bytearray) -> None:
-        if self.figures()["upload_bytes"] + len(content) > self._config.upload_bytes:
-            raise NoSpace("the unfinished uploads hold as many bytes as they may; try again later")
-        with self._opened(session) as descriptor:
-            view, offset = memoryview(content), number * session.chunk_size
-            while view:
-                count = os.pwrite(descriptor, view, offset)
-                view, offset = view[count:], offset + count
+        try:
+            with space_guard(self._config.data), self._opened(session) as descriptor:
+                view, offset = memoryview(content), number * session.chunk_size
+                while view:
+                    count = os.pwrite(descriptor, view, offset)
+                    view, offset = view[count:], offset + count
+        except NoSpace as error:
+            raise _DiskFull(error) from error
 
     @contextmanager
     def _opened(self, session: Session) -> Iterator[int]:
@@ -453,16 +532,17 @@ class Uploads:
             else:
                 is_failed = False
             with session.lock:
+                session.is_gone |= is_failed  # before anyone else has `sync_lock`: the file is never asked again
                 for number in () if is_failed else fresh:
                     del session.fresh[number]
         if is_failed:
             self._discard(session)
 
     def _discard(self, session: Session) -> None:
-        """Forget an upload whose fsync failed: it is never asked again."""
+        """Forget an upload whose file is of no use any more."""
         try:
             self._forget(session)
-        except (OSError, DeltasyncError):
+        except OSError:
             _log.exception("upload %s could not be removed; it is not used any more", session.id)
 
     # --- the end ---
@@ -471,24 +551,42 @@ class Uploads:
         """Hand the whole file on and keep the answer: completing again gives it again (spec H-73)."""
         session = self._found(upload_id)
         with session.completing:
-            if session.is_gone:
-                raise _gone(upload_id)
-            if session.answer is not None:
-                return session.answer
-            session.touched = time.monotonic()
             with session.sync_lock, session.lock:
+                if session.is_gone:
+                    raise _gone(upload_id)
+                if session.answer is not None:
+                    return session.answer
+                session.touched = time.monotonic()
                 size = self._whole_size(session, request)
                 session.is_closed = True
             try:
-                with self._opened(session) as descriptor:
-                    os.ftruncate(descriptor, size)
-                    whole = Assembled(self._folder, session.id, descriptor, size)
-                    answer = receive(whole, session)
-            except BaseException:
-                session.is_closed = False
+                answer = self._handed_on(session, size, receive)
+                self._finish(session, answer)
+            except BaseException as error:
+                self._reopen(session, error)
                 raise
-            self._finish(session, answer)
             return answer
+
+    def _handed_on(self, session: Session, size: int, receive: Receive) -> Answer:
+        with self._opened(session) as descriptor:
+            os.ftruncate(descriptor, size)
+            whole = Assembled(self._folder, session.id, descriptor, size)
+            try:
+                return receive(whole, session)
+            finally:
+                session.is_gone |= whole.has_failed
+
+    def _reopen(self, session: Session, error: BaseException) -> None:
+        """Let an upload go on after a refusal; one whose file was lost on the way is begun anew (spec ST-87)."""
+        if isinstance(error, NoSpace) and session.request.kind == "bundle":
+            session.is_gone = True
+        try:
+            self._folder.stat(session.id)
+        except FileNotFoundError:
+            session.is_gone = True
+        if session.is_gone:
+            self._discard(session)
+        session.is_closed = False
 
     def _finish(self, session: Session, answer: Answer) -> None:
         """Keep the answer; the file goes after the row that no longer needs it."""
@@ -544,6 +642,35 @@ class Uploads:
 def _gone(upload_id: str) -> NotFound:
     name = shown(upload_id[:80])
     return NotFound(f"there is no upload {name}: it expired, was aborted or never began; begin it anew")
+
+
+class _DiskFull(Exception):
+    """The disk, and not a limit of ours, has no room for a piece."""
+
+    def __init__(self, shortage: NoSpace) -> None:
+        super().__init__(shortage.sentence)
+        self.shortage = shortage
+
+
+@contextmanager
+def _sending(session: Session) -> Iterator[None]:
+    """Count a piece as arriving for the length of a block."""
+    with session.lock:
+        session.senders += 1
+    try:
+        yield
+    finally:
+        with session.lock:
+            session.senders -= 1
+            session.sent = time.monotonic()
+
+
+def _is_idle(session: Session) -> bool:
+    return not session.senders and time.monotonic() - session.sent >= IDLE_SECONDS
+
+
+def _bytes_of(session: Session) -> int:
+    return session.held.received_bytes + _partial_bytes(session)
 
 
 def _partial_bytes(session: Session) -> int:

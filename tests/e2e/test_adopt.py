@@ -110,7 +110,7 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path, host_files: Path) -
     for words, code, sentence in (
         ((host_files, "--no-copy"), 2, "--no-copy goes with --trust"),
         ((host_files, "--keep", "soon"), 2, "--keep takes a time such as 12h or 30d, not soon"),
-        ((tmp_path / "gone",), 1, "there is no folder"),
+        ((tmp_path / "gone",), 2, "there is no folder"),
         ((data / "cache",), 2, "lies in the store itself"),
     ):
         done = run("adopt", *words, "--data", data)

@@ -232,6 +232,36 @@ def test_what_cannot_go_on_is_given_up(
     assert ("abort" in script.asked) == is_aborted
 
 
+def test_the_full_disk_of_the_server_is_told_though_other_pieces_find_the_upload_gone() -> None:
+    """The piece that found no room ended the upload: what is told is its refusal, whichever answer came first."""
+    tick = threading.Event()
+
+    class Ending(Script):
+        def ask(self, kind: type[Any], method: str, path: str, **options: Any) -> Any:
+            if path.endswith("chunk/1"):
+                for _ in range(int(SECONDS / 0.01)):
+                    if upload._trouble is not None:
+                        break
+                    tick.wait(0.01)
+                raise NoSpace("full")
+            if path.endswith("chunk/0"):
+                self.begun.wait(SECONDS)
+                raise NotFound("gone")
+            return super().ask(kind, method, path, **options)
+
+        begun = threading.Event()
+
+    script = Ending()
+
+    def chunks() -> Iterator[bytes]:
+        yield noise(2_000)
+        script.begun.set()
+
+    upload = Upload(script, REQUEST, 3)
+    with pytest.raises(NoSpace):
+        upload.send(chunks(), {}, 0.0)
+
+
 def test_trouble_of_the_stream_itself_ends_the_upload() -> None:
     """A file that changes while it is sealed is no trouble of the way: the upload is ended and its cause is told."""
     script = Script()

@@ -188,7 +188,17 @@ def test_a_damaged_bundle_is_named_when_replayed(served: Served, desk: Desk) -> 
     desk.push()
     (path,) = desk.outbox()
     path.write_bytes(b"no bundle")
-    with pytest.raises(Refused, match=path.name):
+    with pytest.raises(Refused, match=f"{path.name}: B-1: .*; the file is damaged or incomplete: copy it again"):
+        sent(served, path.parent)
+
+
+def test_a_bundle_whose_content_is_damaged_is_named_when_replayed(served: Served, desk: Desk) -> None:
+    """What the server finds wrong with the bytes of a file is said of that file, and what to do."""
+    folders.life(desk.root)
+    desk.push()
+    (path,) = desk.outbox()
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(Refused, match=f"{path.name}: B-4: .*; the file is damaged or incomplete: copy it again"):
         sent(served, path.parent)
 
 
@@ -213,7 +223,7 @@ def test_bundles_are_listed_shown_and_verified(desk: Desk) -> None:
     paths = [desk.outbox()[0], broken, renamed, desk.root / "nothing"]
     reasons = [each.reason for each in replay.bundle_verify(paths)]
     assert reasons[0] is None
-    assert reasons[1] and "truncated" in reasons[1]
+    assert reasons[1] and reasons[1].endswith("truncated; the file is damaged or incomplete: copy it again")
     assert reasons[2] and "its name is not" in reasons[2]
     assert reasons[3] == "No such file or directory"
 

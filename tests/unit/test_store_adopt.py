@@ -13,7 +13,7 @@ import pytest
 from folders import write
 from sender import NAME, Sender, assert_tree, blob_of, tree_of, zero
 
-from deltasync.core.errors import Cancelled, ContentMissing, NoSpace, NotFound, UsageError
+from deltasync.core.errors import Cancelled, ContentMissing, NoSpace, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync_server import adopt
 from deltasync_server.adopt import Adopted, Adoption, AdoptOptions
@@ -247,7 +247,7 @@ def test_the_store_itself_is_never_adopted(store: Store, data: Path, media: Path
 
 def test_folders_that_are_not_there_are_named_before_anything_is_read(store: Store, media: Path) -> None:
     """A wrong name stops the run before it begins."""
-    with pytest.raises(NotFound, match=r"no folder .*/gone"):
+    with pytest.raises(UsageError, match=r"no folder .*/gone"):
         run(store, media, media / "gone")
     with pytest.raises(UsageError, match="is no folder that can be read"):
         run(store, media, media / "a")

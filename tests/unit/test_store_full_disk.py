@@ -12,10 +12,12 @@ import pytest
 from sender import DAY, NAME, Sender, assert_tree, give, tree_of
 
 from deltasync.core import wire
-from deltasync.core.errors import NoSpace
+from deltasync.core.errors import NoSpace, NotFound
+from deltasync.core.hashing import digest_of
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
+PIECE = 1 << 16
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")]
 
 
@@ -74,27 +76,152 @@ def test_a_bundle_that_does_not_fit_changes_nothing(store: Store, disk: Path, le
     assert store.figures()["blobs"] == len({entry.digest for entry in flat.values()}) + 1
 
 
-def test_an_upload_that_does_not_fit_goes_on_when_space_returns(store: Store, disk: Path) -> None:
-    """The piece that found no room does not count, those before it stay, and nothing is sent twice but that one."""
-    sender = Sender()
-    flat = sender.tree(a=os.urandom(3_000_000), b=os.urandom(3_000_000))
-    metadata, sealed = sender.seal(flat)
-    size = 1 << 16
-    request = wire.UploadRequest(kind="bundle", workspace=NAME, identity=metadata.identity.hex(), chunk_size=size)
+def begin(store: Store, sender: Sender, **files: bytes) -> tuple[str, list[bytes]]:
+    """Begin the upload of a bundle; returns its id and its pieces."""
+    metadata, sealed = sender.seal(sender.tree(**files))
+    request = wire.UploadRequest(kind="bundle", workspace=NAME, identity=metadata.identity.hex(), chunk_size=PIECE)
     upload_id = store.uploads.initiate(request, NAME).upload_id
-    cut = [sealed[at : at + size] for at in range(0, len(sealed), size)]
-    ballast, number = fill(disk, len(sealed) // 2), 0
-    with pytest.raises(NoSpace):
-        for number, piece in enumerate(cut):
+    return upload_id, [sealed[at : at + PIECE] for at in range(0, len(sealed), PIECE)]
+
+
+def put_all(store: Store, upload_id: str, pieces: list[bytes]) -> int:
+    """Send pieces until the disk has no room; returns how many it took."""
+    number = 0
+    try:
+        for number, piece in enumerate(pieces):
             store.uploads.put(upload_id, number, io.BytesIO(piece))
+    except NoSpace:
+        return number
+    return len(pieces)
+
+
+def free(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_frsize
+
+
+def test_a_file_that_does_not_fit_goes_on_when_space_returns(store: Store, disk: Path) -> None:
+    """The piece that found no room does not count, those before it stay, and nothing is sent twice but that one."""
+    content = os.urandom(6_000_000)
+    request = wire.UploadRequest(
+        kind="file",
+        filepath="/a",
+        hostname="desk",
+        file_size=len(content),
+        chunk_size=PIECE,
+        blake3=digest_of(content).hex(),
+    )
+    upload_id = store.uploads.initiate(request).upload_id
+    cut = [content[at : at + PIECE] for at in range(0, len(content), PIECE)]
+    ballast = fill(disk, len(content) // 2)
+    number = put_all(store, upload_id, cut)
     ballast.unlink()
     assert store.uploads.state(upload_id).present == [(0, number - 1)]
     for late in range(number, len(cut)):
         store.uploads.put(upload_id, late, io.BytesIO(cut[late]))
-    told = wire.UploadComplete(total_chunks=len(cut), file_size=len(sealed))
-    assert store.complete_upload(upload_id, told).root == metadata.manifest.root
-    sender.move_on(flat)
+    stored = store.complete_upload(upload_id, wire.UploadComplete())
+    assert isinstance(stored, wire.StoredFile) and stored.file_size == len(content)
+
+
+def test_a_file_that_is_larger_than_the_disk_is_not_begun(store: Store) -> None:
+    """What was announced is compared with what is free, and the refusal names both (spec ST-89)."""
+    request = wire.UploadRequest(kind="file", filepath="/a", hostname="d", file_size=1 << 30, sha256="0" * 64)
+    with pytest.raises(NoSpace, match=r"1\.0 GiB to write, 2.\.. MiB free") as caught:
+        store.uploads.initiate(request)
+    assert caught.value.facts["needed_bytes"] == 1 << 30
+
+
+def test_an_upload_that_does_not_fit_gives_its_space_back(disk: Path) -> None:
+    """No piece touches the reserve, the bundle is refused with the figures, and a small one is taken at once."""
+    with Store(StoreConfig(disk / "data")) as store:
+        store.recover()
+        before = free(disk)
+        sender = Sender()
+        upload_id, pieces = begin(store, sender, a=os.urandom(30_000_000))
+        for number, piece in enumerate(pieces):
+            try:
+                store.uploads.put(upload_id, number, io.BytesIO(piece))
+            except NoSpace as error:
+                refusal = error
+                break
+            assert free(disk) >= store._space()[1]
+        free_bytes, reserve_bytes = refusal.facts["free_bytes"], refusal.facts["reserve_bytes"]
+        assert isinstance(free_bytes, int) and isinstance(reserve_bytes, int)
+        assert refusal.facts["needed_bytes"] == PIECE and free_bytes - PIECE < reserve_bytes <= free_bytes
+        assert "64.0 KiB to write" in refusal.sentence and "the reserve of 1.2 MiB" in refusal.sentence
+        with pytest.raises(NotFound):
+            store.uploads.state(upload_id)
+        assert free(disk) > before - 100_000
+        sender.send(store, sender.tree(b=b"small"))
+        assert_tree(store, sender)
+
+
+def test_an_upload_that_cannot_be_applied_gives_its_space_back(store: Store, disk: Path) -> None:
+    """All of its pieces fit, and then what it carries does not: the bundle is refused and nothing of it stays."""
+    sender = Sender()
+    upload_id, pieces = begin(store, sender, **{f"f{n}": os.urandom(700_000) for n in range(20)})
+    assert put_all(store, upload_id, pieces) == len(pieces)
+    told = wire.UploadComplete(total_chunks=len(pieces), file_size=sum(map(len, pieces)))
+    with pytest.raises(NoSpace):
+        store.complete_upload(upload_id, told)
+    assert not list((disk / "data/uploads").iterdir())
+    sender.send(store, sender.tree(b=b"small"))
     assert_tree(store, sender)
+
+
+def test_uploads_that_nobody_sends_give_way(disk: Path) -> None:
+    """Where a bundle needs space, what an earlier process left goes; what is being sent stays (spec ST-89)."""
+    sender = Sender()
+    config = StoreConfig(disk / "data")
+    content = {"a": os.urandom(8_000_000)}
+    with Store(config) as store:
+        store.recover()
+        old, pieces = begin(store, sender, **content)
+        put_all(store, old, pieces)
+    with Store(config) as store:
+        store.recover()
+        assert store.uploads.state(old).uploaded_chunks == len(pieces)
+        young, _ = begin(store, sender, **content)
+        put_all(store, young, pieces[:10])
+        ballast = fill(disk, 500_000)
+        sender.send(store, sender.tree(b=b"small"))
+        assert os.listdir(disk / "data/uploads") == [young]
+        ballast.unlink()
+        assert_tree(store, sender)
+
+
+def test_uploads_that_would_not_be_enough_stay(disk: Path) -> None:
+    """Nothing is taken from a sender in vain."""
+    sender = Sender()
+    config = StoreConfig(disk / "data")
+    with Store(config) as store:
+        store.recover()
+        upload_id, pieces = begin(store, sender, a=b"one")
+        put_all(store, upload_id, pieces)
+    with Store(config) as store:
+        store.recover()
+        fill(disk, 500_000)
+        with pytest.raises(NoSpace):
+            give(store, *sender.seal(sender.tree(b=b"small")))
+        assert os.listdir(disk / "data/uploads") == [upload_id]
+
+
+@pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000, 80_000])
+def test_a_store_starts_on_a_disk_that_uploads_have_filled(disk: Path, leave_bytes: int) -> None:
+    """Unfinished uploads are given up before a store is not opened (spec ST-89)."""
+    sender = Sender()
+    config = StoreConfig(disk / "data")
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"first"))
+        upload_id, pieces = begin(store, sender, b=os.urandom(8_000_000))
+        put_all(store, upload_id, pieces)
+    fill(disk, leave_bytes)
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(c=b"second"))
+        assert_tree(store, sender)
+        assert not os.listdir(disk / "data/uploads")
 
 
 def test_a_tree_that_does_not_fit_comes_forward_later(store: Store, disk: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from deltasync.core.bundle import Metadata
 from deltasync.core.errors import (
     Cancelled,
     ContentMissing,
+    Corrupt,
     DeltasyncError,
     HostBusy,
     LimitExceeded,
@@ -397,3 +400,142 @@ def test_uploads_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
         again = Sending(store, metadata, content)
         again.put(3)
         assert again.state().present == [(3, 3)]
+
+
+class FailingDisk:
+    """Fails the first fsync of one file with EIO and counts how often it is asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, meanwhile: Callable[[], object] = bool) -> None:
+        self.asked, self._name, self._real, self._meanwhile = 0, name, os.fsync, meanwhile
+        monkeypatch.setattr(os, "fsync", self._fsync)
+
+    def _fsync(self, descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(self._name):
+            self.asked += 1
+            if self.asked == 1:
+                self._meanwhile()
+                raise OSError(errno.EIO, "the disk failed")
+        self._real(descriptor)
+
+
+def begin_file(store: Store, content: bytes, path: str = "/a") -> str:
+    """Begin a plain file and send all of it in one piece."""
+    request = wire.UploadRequest(
+        kind="file",
+        filepath=path,
+        hostname="desk",
+        file_size=len(content),
+        chunk_size=1 << 20,
+        blake3=digest_of(content).hex(),
+    )
+    upload_id = store.uploads.initiate(request).upload_id
+    store.uploads.put(upload_id, 0, io.BytesIO(content))
+    return upload_id
+
+
+@pytest.mark.parametrize("kind", ["bundle", "file"])
+def test_an_upload_that_the_disk_failed_is_never_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Completing fails, and again: the file is gone, and the upload is begun anew (spec ST-87)."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        sender = Sender()
+        metadata, content = sealed(sender, a=b"one", b=b"two")
+        sending = Sending(store, metadata, content, file_size=len(content))
+        sending.put_all()
+        upload_id = sending.id if kind == "bundle" else begin_file(store, b"plain")
+        disk = FailingDisk(monkeypatch, upload_id)
+        with pytest.raises((Corrupt, OSError)):
+            store.complete_upload(upload_id, wire.UploadComplete())
+        with pytest.raises(NotFound):
+            store.complete_upload(upload_id, wire.UploadComplete())
+        assert disk.asked == 1 and upload_id not in left(store)
+        give(store, metadata, content)
+        assert_tree(store, sender)
+
+
+def test_completing_waits_for_the_fsync_of_the_pieces_and_believes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete that came while the pieces were made durable does not ask the file again (spec ST-87)."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        upload_id = begin_file(store, b"plain")
+        session = store.uploads._sessions[upload_id]
+        errors: list[DeltasyncError] = []
+
+        def complete() -> None:
+            try:
+                store.complete_upload(upload_id, wire.UploadComplete())
+            except DeltasyncError as error:
+                errors.append(error)
+
+        completing = threading.Thread(target=complete)
+
+        def meanwhile() -> None:
+            completing.start()
+            tick = threading.Event()
+            while not session.completing.locked():
+                tick.wait(0.01)
+
+        disk = FailingDisk(monkeypatch, upload_id, meanwhile)
+        discard = store.uploads._discard
+        # The upload is discarded outside of the lock that `complete` waits for: let it be late.
+        monkeypatch.setattr(store.uploads, "_discard", lambda each: (completing.join(SECONDS), discard(each)))
+        store.uploads._sync(session)
+        assert [type(error) for error in errors] == [NotFound]
+        assert disk.asked == 1 and not left(store)
+
+
+def test_a_file_whose_commit_fails_is_begun_anew(store: Store) -> None:
+    """Its bytes went with the blob that was taken back: the upload does not say that they are there (spec ST-87)."""
+    content = noise(50_000)
+    upload_id = begin_file(store, content, path="/" + "a" * 3_000)
+    with store.state.hold():
+        (pages,) = store.state._writer.execute("PRAGMA page_count").fetchone()
+        store.state._writer.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(NoSpace):
+        store.complete_upload(upload_id, wire.UploadComplete())
+    with pytest.raises(NotFound):
+        store.uploads.state(upload_id)
+    assert not left(store)
+    with store.state.hold():
+        store.state._writer.execute(f"PRAGMA max_page_count={1 << 30}")
+    stored = store.complete_upload(begin_file(store, content), wire.UploadComplete())
+    assert isinstance(stored, wire.StoredFile) and stored.file_size == len(content)
+
+
+def test_a_bundle_that_finds_the_database_busy_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    """Busy is no open outcome: an upload goes on, and no journal file stays that nobody names (spec ST-14)."""
+    sender = Sender()
+    metadata, content = sealed(sender, a=b"one", b=b"two")
+    sending = Sending(store, metadata, content)
+    sending.put_all()
+    with store.state.hold():
+        store.state._writer.execute("PRAGMA busy_timeout=1")
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for attempt in (sending.complete, lambda: give(store, metadata, content)):
+        with pytest.raises(sqlite3.OperationalError):
+            attempt()
+        assert not list((tmp_path / "journal").iterdir())
+    other.close()
+    assert sending.complete().sequence == 1
+    assert_tree(store, sender)
+
+
+def test_collect_removes_uploads_that_nobody_went_on_with(tmp_path: Path) -> None:
+    """By the time of the last piece, as the host's clock tells it; a dry run only counts."""
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        sender = Sender()
+        old, young = (Sending(store, *sealed(sender, a=noise(3_000))) for _ in range(2))
+        old.put(0)
+    os.utime(tmp_path / "uploads" / old.id, (1, 1))
+    with Store(StoreConfig(tmp_path)) as store:
+        store.recover()
+        counted = store.collect(dry_run=True)
+        assert (counted.uploads, counted.upload_bytes) == (1, PIECE) and len(left(store)) == 2
+        assert store.collect().uploads == 1
+        assert left(store) == [young.id]
