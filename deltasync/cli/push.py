@@ -197,7 +197,7 @@ def _exit_code(report: PushReport, settings: Settings) -> int:
         return 6
     if report.tree_behind and not settings.no_wait:
         return 4
-    return 3 if report.problems else 0
+    return 3 if report.problems or report.still_wanted else 0
 
 
 def _say(call: Call, report: PushReport, settings: Settings) -> None:
@@ -214,6 +214,11 @@ def _say(call: Call, report: PushReport, settings: Settings) -> None:
         call.out.warn(
             "the server has everything, but its folder is not complete yet; ask again with status, "
             "and look into its log if that stays so"
+        )
+    if report.still_wanted:
+        call.out.warn(
+            f"the server lost {count_text(report.still_wanted, 'content')} that it did not get now; push again, "
+            "and have `deltasync-server check` look at its store if that stays so"
         )
     shown_max = len(report.problems) if call.out.is_verbose else PROBLEMS_SHOWN
     for problem in report.problems[:shown_max]:

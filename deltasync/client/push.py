@@ -249,6 +249,7 @@ class Pusher:
                 if self._wants_more(transport):
                     continue
                 self._note_receiver()
+                self._tally.report.still_wanted = len(self._unhealed if self._asked_for is None else self._asked_for)
                 if self._tally.report.bundles:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True

@@ -16,18 +16,16 @@ from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
 from deltasync.core import wire
 from deltasync.core.bundle import advice, name_file
-from deltasync.core.chain import Chain, Link, continue_from
+from deltasync.core.chain import Chain, Link, broken, continue_from
 from deltasync.core.delta import diff
 from deltasync.core.errors import (
     ContentMissing,
     DeltasyncError,
-    Fact,
     HostBusy,
     HostUnreachable,
     NotFound,
     Refused,
     SequenceConflict,
-    SequenceFork,
     UsageError,
 )
 from deltasync.core.manifest import EMPTY_ROOT
@@ -304,11 +302,8 @@ class _Replay:
             attempt += 1  # the same bundle twice gives the first receipt again (spec S-2)
 
     def _broken(self, link: Link, expected: int, *, is_gap: bool) -> SequenceConflict:
-        name = shown(self._name)
-        facts: dict[str, Fact] = {"expected_sequence": expected, "bundle": shown(link.name)}
-        if is_gap and link.sequence > expected:
-            return SequenceConflict(f"bundle {expected} of {name} is missing; {shown(link.name)} comes later", **facts)
-        return SequenceFork(f"{shown(link.name)} does not continue bundle {expected - 1} of {name}", **facts)
+        is_missing = is_gap and link.sequence > expected
+        return broken(shown(self._name), expected, shown(link.name), is_missing=is_missing)
 
 
 def _from_first(links: list[Link]) -> Chain:

@@ -77,6 +77,8 @@ class PushReport:
     """Which sequence the server's plain tree held at the end; None when it moves, or is not known."""
     tree_behind: bool = False
     """The server's plain tree did not hold the last sequence at the end, or was not waited for."""
+    still_wanted: int = 0
+    """How many contents the server lost, and did not get by this push."""
     taken_over: bool = False
     """The workspace was another client's before."""
     pending: int = 0

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from deltasync.core.errors import SequenceConflict, SequenceFork
+
 
 class Link(NamedTuple):
     """A bundle's place among others."""
@@ -58,3 +60,19 @@ def replaced(refused: Collection[Link], applied: Collection[Link]) -> list[Link]
     newest = {(each.sequence, each.parent_root): each.created_at for each in applied}
     epochs = {each.epoch for each in refused if newest.get((each.sequence, each.parent_root), "") >= each.created_at}
     return [each for each in refused if each.epoch in epochs]
+
+
+def broken(workspace: str, expected: int, name: str, *, is_missing: bool) -> SequenceConflict:
+    """Return the error for a bundle that cannot be applied, and what to do where the right one is lost.
+
+    workspace, name: of the bundle's file, both safe to print. is_missing: bundles before it were not found.
+    """
+    kind: type[SequenceConflict] = SequenceConflict if is_missing else SequenceFork
+    found = f"bundle {expected} of {workspace} is missing; {name} comes later"
+    sentence = found if is_missing else f"{name} does not continue bundle {expected - 1} of {workspace}"
+    return kind(
+        f"{sentence} (where bundles are lost: `deltasync bundle export PATH DIR --full`, "
+        "and replay that under another name with --workspace)",
+        expected_sequence=expected,
+        bundle=name,
+    )

@@ -16,19 +16,23 @@ Opened = Callable[[bytes], tuple[int, int] | None]
 """Gives descriptor and size of a blob, or None where the cache lacks it."""
 
 
-def assemble(target: int, recipe: Recipe, views: Iterator[memoryview], opened: Opened) -> bytes | None:
+def assemble(
+    target: int, recipe: Recipe, views: Iterator[memoryview], opened: Opened, require_space: Callable[[int], None]
+) -> bytes | None:
     """Write a content into an open file and return the digest of what was written.
 
-    views: the new bytes. None when a base is not here, or is shorter than the recipe says; nothing more is read then.
+    views: the new bytes. require_space: raises where so many bytes more do not fit, before they are written.
+    None when a base is not here, or is shorter than the recipe says; nothing more is read then.
     """
     bases: list[tuple[int, int]] = []
+    require_space(recipe.size)  # a small bundle may make a large file
     try:
         for digest in recipe.bases:
             found = opened(digest)
             if found is None:
                 return None
             bases.append(found)
-        return _Assembly(target, bases, views).run(recipe)
+        return _Assembly(target, bases, views, require_space).run(recipe)
     finally:
         for descriptor, _ in bases:
             os.close(descriptor)
@@ -37,8 +41,14 @@ def assemble(target: int, recipe: Recipe, views: Iterator[memoryview], opened: O
 class _Assembly:
     """Writes one content; every byte is hashed on its way, where it is in memory anyway."""
 
-    def __init__(self, target: int, bases: Sequence[tuple[int, int]], views: Iterator[memoryview]) -> None:
-        self._target, self._bases = target, bases
+    def __init__(
+        self,
+        target: int,
+        bases: Sequence[tuple[int, int]],
+        views: Iterator[memoryview],
+        require_space: Callable[[int], None],
+    ) -> None:
+        self._target, self._bases, self._require_space = target, bases, require_space
         self._views, self._view = views, memoryview(b"")
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._hashed: Hasher = hasher()
@@ -79,4 +89,5 @@ class _Assembly:
         self._unstarted += len(piece)
         if self._unstarted >= _WRITEBACK_BYTES:
             start_writeback(self._target)  # it is fsynced soon (spec ST-17)
+            self._require_space(0)
             self._unstarted = 0

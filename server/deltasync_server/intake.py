@@ -163,6 +163,8 @@ class Rooms:
     leases: Leases
     arrivals: Arrivals
     trees: Trees
+    require_space: Callable[[int], None]
+    """Raises NoSpace where so many bytes more would leave less than the reserve."""
     syncs: ThreadPoolExecutor
     """Threads that make journal files durable beside the computation of the tree."""
 
@@ -294,7 +296,7 @@ class Intake:
         """Make a content by its recipe; where that fails it is missing, and the sender is asked for it (spec B-64)."""
         descriptor = staging.create(operation)
         try:
-            digest = assemble(descriptor, recipe, views, self._opened)
+            digest = assemble(descriptor, recipe, views, self._opened, self.rooms.require_space)
             os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
         finally:
             os.close(descriptor)

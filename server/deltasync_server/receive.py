@@ -82,7 +82,9 @@ class Store:
         self.leases = Leases()
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
-        self._rooms = Rooms(config, self.state, self.cache, self.leases, self._arrivals, self.trees, self._syncs)
+        self._rooms = Rooms(
+            config, self.state, self.cache, self.leases, self._arrivals, self.trees, self.require_space, self._syncs
+        )
         self.uploads = Uploads(config, self.state, self._arrivals, self.require_space)
         self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads)

@@ -11,15 +11,13 @@ import msgspec
 
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader, Metadata, name_file
-from deltasync.core.chain import Link, continue_from, replaced
+from deltasync.core.chain import Link, broken, continue_from, replaced
 from deltasync.core.errors import (
     ContentMissing,
     DeltasyncError,
-    Fact,
     NotFound,
     Refused,
     SequenceConflict,
-    SequenceFork,
     UsageError,
 )
 from deltasync.core.metadata import naming
@@ -169,13 +167,9 @@ class _Replay:
         return stray
 
     def _broken(self, stray: list[Link]) -> SequenceConflict:
-        first, name = stray[0], shown(self._name)
         following = self._store.workspace(self._name).sequence + 1
-        facts: dict[str, Fact] = {"workspace": name, "expected_sequence": following, "bundle": shown(first.name)}
-        if all(link.sequence > following for link in stray):
-            sentence = f"bundle {following} of {name} is missing; {shown(first.name)} comes later"
-            return SequenceConflict(sentence, **facts)
-        return SequenceFork(f"{shown(first.name)} does not continue bundle {following - 1} of {name}", **facts)
+        is_missing = all(link.sequence > following for link in stray)
+        return broken(shown(self._name), following, shown(stray[0].name), is_missing=is_missing)
 
     def _settled(self) -> Replayed:
         _settle(self._store)

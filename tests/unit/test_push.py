@@ -218,6 +218,22 @@ def test_a_tree_that_cannot_be_made_is_no_success(tmp_path: Path) -> None:
             assert report.tree_behind and report.sequence == 2
 
 
+def test_content_that_the_server_lost_and_did_not_get_is_told(served: Served, desk: Desk) -> None:
+    """What it asks for and this folder does not have is counted, so that the push is no plain success."""
+    folders.write(desk.root, "a", b"1")
+    inner = open_transport(desk.url or "", timeout=20)
+
+    class Asking(Meddler):
+        def workspace(self, *arguments: Any, **options: Any) -> wire.WorkspaceState:
+            return msgspec.structs.replace(self.inner.workspace(*arguments, **options), wanted=["ab" * 32])
+
+    try:
+        assert desk.push().still_wanted == 0
+        assert desk.push(transport=Asking(inner)).still_wanted == 1
+    finally:
+        inner.close()
+
+
 def test_the_workspace_is_named_after_the_folder_or_as_asked(served: Served, desk: Desk, tmp_path: Path) -> None:
     """The name is the option, or the folder's; one that cannot be a name is refused with the option's name."""
     named = Desk(tmp_path / "folder", desk.url)

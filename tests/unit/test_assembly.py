@@ -1,0 +1,69 @@
+"""Assembly makes exactly what a recipe says, or nothing: bases may lack, be short, or not leave room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deltasync.core import recipe
+from deltasync.core.errors import NoSpace
+from deltasync.core.hashing import digest_of
+from deltasync.core.recipe import Segment
+from deltasync_server.assembly import assemble
+
+BASE = bytes(range(256)) * 20_000
+NAME = digest_of(BASE)
+NEW = b"new bytes" * 200_000
+SEGMENTS = [Segment(1, 70_000, 3_000_000), Segment(0, 0, 1_000_000), Segment(1, 5, 11), Segment(0, 0, len(NEW) - 10**6)]
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[int]:
+    descriptor = os.open(tmp_path / "made", os.O_RDWR | os.O_CREAT)
+    yield descriptor
+    os.close(descriptor)
+
+
+def views() -> Iterator[memoryview]:
+    """Give the new bytes in pieces that agree with no segment."""
+    for at in range(0, len(NEW), 70_001):
+        yield memoryview(NEW)[at : at + 70_001]
+
+
+def opened(folder: Path, content: bytes) -> tuple[int, int]:
+    path = folder / "base"
+    path.write_bytes(content)
+    return os.open(path, os.O_RDONLY), len(content)
+
+
+def test_a_content_is_what_its_recipe_says(target: int, tmp_path: Path) -> None:
+    """Ranges and new bytes come in order; the digest is that of what was written."""
+    made = recipe.compose((NAME,), SEGMENTS)
+    asked: list[int] = []
+    digest = assemble(target, made, views(), lambda _: opened(tmp_path, BASE), asked.append)
+    wanted = BASE[70_000:3_070_000] + NEW[:1_000_000] + BASE[5:16] + NEW[1_000_000:]
+    assert os.pread(target, len(wanted) + 1, 0) == wanted
+    assert digest == digest_of(wanted)
+    assert asked[0] == made.size
+
+
+def test_a_base_that_is_not_there_or_too_short_makes_nothing(target: int, tmp_path: Path) -> None:
+    """Neither is an error: the sender is asked for the whole."""
+    made = recipe.compose((NAME,), SEGMENTS)
+    assert assemble(target, made, views(), lambda _: None, lambda _: None) is None
+    assert assemble(target, made, views(), lambda _: opened(tmp_path, BASE[:3_000_000]), lambda _: None) is None
+
+
+def test_what_does_not_fit_is_not_begun(target: int, tmp_path: Path) -> None:
+    """A few bytes may make a file of any size: room for all of it is asked for first."""
+
+    def refuse(size_bytes: int) -> None:
+        raise NoSpace(f"no room for {size_bytes}")
+
+    made = recipe.compose((NAME,), [Segment(1, 0, 1_000_000)] * 3)
+    with pytest.raises(NoSpace, match="3000000"):
+        assemble(target, made, views(), lambda _: opened(tmp_path, BASE), refuse)
+    assert os.fstat(target).st_size == 0
