@@ -143,7 +143,9 @@ class Trees:
                 row, healed = workspace_row(db, name), _healed(db, name)
                 if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
                     return
-                durable, objects = _still_durable(row.durable_root, row.tree_root, row.root, loader(db))
+                # A move that was cut short may have put anything in the place of anything.
+                was_cut = row.moving_to is not None
+                durable, objects = _shared(EMPTY_ROOT if was_cut else row.durable_root, row.tree_root, loader(db))
                 row = row._replace(durable_root=durable)
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
@@ -521,32 +523,27 @@ def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader
     return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
 
 
-def _still_durable(durable: bytes, old: bytes, new: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return what of a durable tree is so while `old` becomes `new`, however far that comes, and its new objects.
-
-    That is what `old` has at its place and `new` does not replace. What `new` merely lacks stays: it is there or it is
-    gone, and without it the folder would look as if its removal had been made durable.
-    """
+def _shared(one: bytes, other: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the tree of all that two trees have at the same places, and its new directory objects."""
+    if one in (other, EMPTY_ROOT):
+        return one, {}
     objects: dict[bytes, bytes] = {}
 
-    def keep(mine: bytes, before: bytes, after: bytes) -> bytes:
-        if mine == EMPTY_ROOT or mine == before == after:
-            return mine
-        olds = {entry.name: entry for entry in entries_of(before, load)}
-        news = {entry.name: entry for entry in entries_of(after, load)}
+    def share(mine: bytes, theirs: bytes) -> bytes:
+        others = {entry.name: entry for entry in entries_of(theirs, load)}
         kept: list[Entry] = []
         for entry in entries_of(mine, load):
-            was, becomes = olds.get(entry.name), news.get(entry.name, entry)
-            if entry == was == becomes:
+            there = others.get(entry.name)
+            if entry == there:
                 kept.append(entry)
-            elif was is not None and entry.kind is was.kind is becomes.kind is Kind.DIRECTORY:
-                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=keep(entry.digest, was.digest, becomes.digest)))
+            elif there is not None and entry.kind is there.kind is Kind.DIRECTORY:
+                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=share(entry.digest, there.digest)))
         body = encode_directory(kept)
         digest = directory_digest(body)
         objects[digest] = body
         return digest
 
-    return keep(durable, old, new), objects
+    return share(one, other), objects
 
 
 def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:
