@@ -12,16 +12,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from deltasync.core.hashing import directory_digest, hasher
-from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, encode_directory
-from deltasync.core.tree import Loader, Tree, entries_of, walk
-from deltasync.disk import FULL, Folder, fsync_folder, open_regular, remove_tree, space_guard, start_writeback
-from deltasync_server.blobs import Cache, Staging, is_unchanged
+from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
+from deltasync.core.tree import Loader, Tree, walk
+from deltasync.disk import FULL, Folder, fsync_folder, remove_tree, space_guard, start_writeback
+from deltasync_server.blobs import Cache, is_unchanged
 from deltasync_server.change import Change, ShouldStop, Stopped
 from deltasync_server.config import LinkMode
+from deltasync_server.durable import changed_folders, is_done, shared, stage_again, with_file
 from deltasync_server.place import Placer
 from deltasync_server.repair import Comparison, Repair
 from deltasync_server.state import (
@@ -37,7 +36,6 @@ from deltasync_server.state import (
 )
 
 RETRY_SECONDS = 5.0
-_READ_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -145,7 +143,7 @@ class Trees:
                     return
                 # A move that was cut short may have put anything in the place of anything.
                 was_cut = row.moving_to is not None
-                durable, objects = _shared(EMPTY_ROOT if was_cut else row.durable_root, row.tree_root, loader(db))
+                durable, objects = shared(EMPTY_ROOT if was_cut else row.durable_root, row.tree_root, loader(db))
                 row = row._replace(durable_root=durable)
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 # In the transaction that reads the root: a collection keeps the root that a tree moves to.
@@ -392,16 +390,16 @@ class Trees:
         self, row: WorkspaceRow, load: Loader, awaited: Collection[bytes], should_stop: ShouldStop
     ) -> bool:
         with self._opened(row.name) as (tree, _):
-            for path, changed in _changed_folders(row.durable_root, row.tree_root, "", load):
+            for path, changed in changed_folders(row.durable_root, row.tree_root, "", load):
                 if should_stop():
                     return False
                 with tree.walk_to(path) as folder:
                     files = [entry for entry in changed if entry.kind is Kind.FILE and entry.digest not in awaited]
                     for entry in files:
-                        _with_file(folder, entry.name, start_writeback)
+                        with_file(folder, entry.name, start_writeback)
                     # Copies are in no journal, nor are restamped inodes.
-                    failed = [entry for entry in files if not _with_file(folder, entry.name, os.fsync)]
-                    if failed or not _is_done(folder.fsync):
+                    failed = [entry for entry in files if not with_file(folder, entry.name, os.fsync)]
+                    if failed or not is_done(folder.fsync):
                         self._make_anew(row.name, folder, failed or changed, is_folder=not failed)
                         raise OSError(errno.EIO, "not made durable", f"{row.name}/{path}")
         return True
@@ -430,31 +428,13 @@ class Trees:
                 return
             try:
                 with self._cache.staging() as staging:
-                    self._stage_again(staging, row)
+                    stage_again(self._cache, staging, row)
                     kept = {row.digest: row}
                     renewed = self._cache.published(staging, kept, renews=True)
                     with self._state.hold(), renewed as rows, self._state.write() as db:
                         write_blobs(db, rows, kept)
             except OSError:
                 self.quarantine([entry.digest])
-
-    def _stage_again(self, staging: Staging, row: BlobRow) -> None:
-        """Stage a durable file with a blob's bytes; raises OSError where they cannot be read right."""
-        found, source = hasher(), self._cache.open(row.digest)
-
-        def views() -> Iterator[memoryview]:
-            while part := os.read(source, _READ_BYTES):
-                found.update(part)
-                yield memoryview(part)
-
-        try:
-            staging.is_durable = True
-            staging.write(_operation_of(row), views())
-        finally:
-            os.close(source)
-        if found.digest() != row.digest:
-            raise OSError(errno.EIO, "its bytes have another digest", row.digest.hex())
-        staging.make_durable()
 
     def _note_durable(self, row: WorkspaceRow, moves: int) -> None:
         with self._state.write() as db:
@@ -479,38 +459,8 @@ class Trees:
                     remove_tree(aside, waste)
 
 
-def _operation_of(row: BlobRow) -> Operation:
-    name = row.digest.hex()
-    return Operation(
-        operation=Verb.CREATED,
-        kind=Kind.FILE,
-        path=name,
-        digest=name,
-        size=row.size,
-        mtime_ns=row.mtime_ns,
-        executable=row.executable,
-    )
-
-
-def _with_file(folder: Folder, name: str, action: Callable[[int], None]) -> bool:
-    """Do something with an open file; False when the disk failed it."""
-    descriptor = open_regular(name, at=folder.fd)
-    try:
-        return _is_done(partial(action, descriptor))
-    finally:
-        os.close(descriptor)
-
-
 def _healed(db: sqlite3.Connection, name: str) -> dict[bytes, int]:
     return dict(db.execute("SELECT digest, healed FROM wanted WHERE workspace = ? AND healed", (name,)))
-
-
-def _is_done(action: Callable[[], None]) -> bool:
-    try:
-        action()
-    except OSError:
-        return False
-    return True
 
 
 def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
@@ -521,40 +471,3 @@ def _awaited(db: sqlite3.Connection, name: str) -> set[bytes]:
 def _paths_of(digests: Collection[bytes], roots: Collection[bytes], load: Loader) -> set[tuple[str, bytes]]:
     wanted = frozenset(digests)
     return {(path, entry.digest) for root in roots for path, entry in walk(root, load) if entry.digest in wanted}
-
-
-def _shared(one: bytes, other: bytes, load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return the tree of all that two trees have at the same places, and its new directory objects."""
-    if one in (other, EMPTY_ROOT):
-        return one, {}
-    objects: dict[bytes, bytes] = {}
-
-    def share(mine: bytes, theirs: bytes) -> bytes:
-        others = {entry.name: entry for entry in entries_of(theirs, load)}
-        kept: list[Entry] = []
-        for entry in entries_of(mine, load):
-            there = others.get(entry.name)
-            if entry == there:
-                kept.append(entry)
-            elif there is not None and entry.kind is there.kind is Kind.DIRECTORY:
-                kept.append(Entry(entry.name, Kind.DIRECTORY, digest=share(entry.digest, there.digest)))
-        body = encode_directory(kept)
-        digest = directory_digest(body)
-        objects[digest] = body
-        return digest
-
-    return share(one, other), objects
-
-
-def _changed_folders(old: bytes, new: bytes, path: str, load: Loader) -> Iterator[tuple[str, list[Entry]]]:
-    """Yield each folder of `new` whose own entries are not those of `old`, with the new and changed ones."""
-    if old == new:
-        return
-    before = {entry.name: entry for entry in entries_of(old, load)}
-    changed = [entry for entry in entries_of(new, load) if before.get(entry.name) != entry]
-    yield path, changed
-    for entry in changed:
-        if entry.kind is Kind.DIRECTORY:
-            was = before.get(entry.name)
-            base = was.digest if was is not None and was.kind is Kind.DIRECTORY else EMPTY_ROOT
-            yield from _changed_folders(base, entry.digest, f"{path}/{entry.name}" if path else entry.name, load)
