@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script: programs would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script starts things in its background
     signal.signal(signal.SIGINT, signal.default_int_handler)
