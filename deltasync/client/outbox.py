@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FOLDER = "outbox"
 LIMIT_BYTES = 2 * 2**30
 PENDING, KEPT = "pending", "kept"
-_NO_DELETE, _MOUNT = "no_delete", "folder_mount"
+_NO_DELETE, _MOUNT, _KEEP = "no_delete", "folder_mount", "keep_sent"
 _DISCARDED = "discarded"
 _DISCARDED_MAX = 16
 _COLUMNS = "sequence, epoch, identity, parent_root, root, file, left_machine, state, content_bytes, sealed_at"
@@ -320,7 +320,14 @@ def pending_bytes(state: State) -> int:
 
 
 def drop_old(state: State, keep_seconds: float, now: datetime) -> None:
-    """Drop the kept bundles that are older than that, and every file in the outbox folder that no row names."""
+    """Drop the kept bundles that are older than that, and every file in the outbox folder that no row names.
+
+    keep_seconds: 0 where the user says nothing, which leaves what is kept as long as he said before.
+    """
+    if keep_seconds and state.get_meta(_KEEP) != f"{keep_seconds:g}":
+        with state.writing():
+            state.set_meta(_KEEP, f"{keep_seconds:g}")
+    keep_seconds = keep_seconds or float(state.get_meta(_KEEP) or 0)
     oldest = (now.astimezone(UTC) - timedelta(seconds=keep_seconds)).isoformat(timespec="milliseconds")
     old = [row for row in kept(state) if row.sealed_at.removesuffix("Z") < oldest.removesuffix("+00:00")]
     if old:
