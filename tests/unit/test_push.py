@@ -922,7 +922,7 @@ def test_a_file_that_changes_while_it_is_sealed_offline_is_sealed_as_it_is_now(d
 
 
 def test_sent_bundles_are_kept_when_asked_for(served: Served, desk: Desk, proxy: Proxy) -> None:
-    """`--keep-sent` leaves what was sent as files, lost answers or not; without it the next push clears them."""
+    """`--keep-sent` leaves what was sent as files, lost answers or not, until the time that was said last is over."""
     folders.write(desk.root, "x", os.urandom(10_000))
     proxy.faults.append(Fault(BUNDLES, swallow=True))
     desk.push(keep_sent_seconds=3600.0)
@@ -931,6 +931,8 @@ def test_sent_bundles_are_kept_when_asked_for(served: Served, desk: Desk, proxy:
     assert len(desk.outbox()) == 2
     assert report.pending == 0
     desk.push()
+    assert len(desk.outbox()) == 2
+    desk.push(keep_sent_seconds=1e-6)
     assert desk.outbox() == []
 
 
