@@ -404,6 +404,12 @@ FAULTS = [
         "a segment has no bytes",
         made(recipe_part((1, 0, 0), (0, 0, 4)), new_bytes(b"one\n")),
     ),
+    Fault(
+        "B-61",
+        "many-segments",
+        "a recipe has more segments than its content is worth",
+        made(recipe_part(*[(0, 0, 1)] * 65), new_bytes(b"one\n")),
+    ),
     Fault("B-61", "short", "a recipe makes fewer bytes", made(recipe_part((0, 0, 3)), new_bytes(b"one"))),
     Fault(
         "B-61",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import threading
@@ -19,7 +18,7 @@ from deltasync.client.incoming import Incoming
 from deltasync.client.patch import Spans, gaps, patched
 from deltasync.client.patience import patiently
 from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for, chunks
-from deltasync.core.errors import DeltasyncError, NotFound
+from deltasync.core.errors import DeltasyncError, NoSpace, NotFound
 from deltasync.core.hashing import hasher
 from deltasync.disk import open_regular, space_guard, write_all
 
@@ -76,6 +75,8 @@ class Download:
         """What an earlier fetch had left of large contents."""
         self._needs = list(needs)
         self._guard = threading.Lock()
+        self.patching = threading.Lock()
+        """Held while one large content is patched: its table of chunks takes some memory."""
         self._units: deque[Callable[[], None]] = deque()
         self._errors: list[BaseException] = []
         self._is_stopping = threading.Event()
@@ -277,8 +278,13 @@ class _Large:
         """Take from the file that has the place now what it has of the content, then fetch the rest (spec F-29)."""
         average = average_for(self._need.size)
         if average is not None:
-            with contextlib.suppress(OSError, NotFound):  # it is a help and no more: without it all is fetched
-                self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
+            try:
+                with self._download.patching:
+                    self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
+            except NoSpace:
+                raise
+            except (OSError, DeltasyncError):
+                self._here = []  # it is a help and no more: without it all is fetched
         self._download.again(self._left())
 
     def _patch_from(self, place: Place, average: int) -> None:
@@ -395,7 +401,11 @@ class _Large:
             return
         dest.remove(self._note)  # before the content: a note without it says nothing
         dest.remove(self._part)
+        was_patched = bool(self._here)
         self._done, self._is_begun, self._here = set(), False, []
+        if was_patched:  # by a recipe that is wrong, perhaps: not all of it was the server's bytes
+            self._download.again(self._left())
+            return
         if self._was_wrong:
             self._download.give_up(self._need, DAMAGED, is_damaged=True)
             return

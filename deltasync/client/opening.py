@@ -166,8 +166,10 @@ def _has_history(folder: Path) -> bool:
         is_there = (folder / DATABASE).is_file()
     except OSError:
         return False
-    row = _first_row(folder, "SELECT sealed_sequence FROM head") if is_there else None
-    return is_there and (row is None or bool(row[0]))
+    if not is_there or not (folder / DATABASE).stat().st_size:
+        return False  # an empty one is all that was left of a first command that was killed
+    row = _first_row(folder, "SELECT sealed_sequence FROM head")
+    return row is None or bool(row[0])
 
 
 def _refuse_strangers(folder: Path, state_dir: Path | None) -> None:

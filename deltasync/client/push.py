@@ -377,14 +377,14 @@ class Pusher:
 
         follows: those that are sealed already are on their way.
         """
-        rows = [] if follows else outbox.pending(self._state)
+        planner = self._planner_for(server)
+        rows = [] if follows else self._sendable(outbox.pending(self._state), may_plan=planner is not None)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
         if not follows:
             self._coming.clear()
             self._difference.forget()
         self._unhealed = set(server.wanted)
-        planner = self._planner_for(server)
         for row in rows:
             yield self._sealed_before(ask, row, planner, is_last=is_all and row is rows[-1])
         cuts = self._difference.cuts(
@@ -404,6 +404,14 @@ class Pusher:
         """Hear that a large file is read now which was this content before, or is like it."""
         if self._planner is not None:
             self._planner.expect(digest, average_bytes)
+
+    def _sendable(self, rows: list[OutboxRow], *, may_plan: bool) -> list[OutboxRow]:
+        """Take back what requires recipes of a receiver that has none by now: it is sealed anew (spec B-22)."""
+        for number, row in enumerate(rows if not may_plan else ()):
+            if FEATURE in outbox.metadata_of(self._state, row.sequence).manifest.requires:
+                outbox.discard_from(self._state, row.sequence)
+                return rows[:number]
+        return rows
 
     def _planner_for(self, server: wire.WorkspaceState) -> Planner | None:
         return self._planner if FEATURE in server.features else None

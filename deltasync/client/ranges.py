@@ -13,7 +13,7 @@ from deltasync.client import recipes
 from deltasync.client.recipes import Known
 from deltasync.core import recipe
 from deltasync.core.chunks import KEY_BYTES, LISTED_BYTES, chunks
-from deltasync.core.errors import DeltasyncError, NotFound
+from deltasync.core.errors import DeltasyncError
 from deltasync.core.manifest import Operation
 from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WORTH = 0.9
 """A recipe that carries more than this share of the file is not worth its trouble."""
+EARLY_MAX = 2
+"""How many recipes are asked for early: files may turn out to be what they were, and nobody wants the answer then."""
 ENOUGH = 0.02
 """Where no more than this share of a file is lacking, no further base is asked for."""
 _PLAN_FROM_BYTES = 128 << 10
@@ -81,8 +83,10 @@ class Planner:
 
     def expect(self, digest: bytes, average_bytes: int) -> None:
         """Hear that a file is read now whose base is this content: its recipe is asked for meanwhile."""
+        if (digest, average_bytes) in self._early or len(self._early) >= EARLY_MAX:
+            return
         known = recipes.recipe_of(self._state, digest)
-        if (known is None or known.average_bytes != average_bytes) and (digest, average_bytes) not in self._early:
+        if known is None or known.average_bytes != average_bytes:
             asked = _Early(lambda: self._receiver.recipe(self._workspace, digest, average_bytes))
             self._early[digest, average_bytes] = asked
             asked.start()
@@ -121,9 +125,9 @@ class Planner:
         early = self._early.pop((digest, average_bytes), None)
         try:
             listed = early.result() if early else self._receiver.recipe(self._workspace, digest, average_bytes)
-        except NotFound:
-            return None
-        if len(listed) % LISTED_BYTES:
+        except DeltasyncError:
+            return None  # a recipe is a help: without it more is sent, and a server that is gone is met then
+        if not listed or len(listed) % LISTED_BYTES:
             return None
         known = Known(digest, average_bytes, listed)
         recipes.remember(self._state, [known], [])
@@ -137,13 +141,13 @@ class _Early(threading.Thread):
         super().__init__(name="recipe", daemon=True)
         self._ask = ask
         self._answer = b""
-        self._error: DeltasyncError | None = None
+        self._error: Exception | None = None
 
     def run(self) -> None:
         """Make the request."""
         try:
             self._answer = self._ask()
-        except DeltasyncError as error:
+        except Exception as error:  # noqa: BLE001  who wants the answer is told
             self._error = error
 
     def result(self) -> bytes:

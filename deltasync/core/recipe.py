@@ -15,6 +15,8 @@ FEATURE = "recipes"
 """What the manifest of a bundle requires whose content may come as recipes."""
 BASES_MAX = 16
 RECIPE_BYTES_MAX = 16 << 20
+SEGMENTS_FREE, SEGMENT_BYTES_MIN = 64, 1024
+"""Beyond the first few, segments have so many bytes on average: each costs the receiver a read and a write."""
 _SEGMENT = struct.Struct(">BQQ")
 
 
@@ -77,6 +79,8 @@ def parse(content: bytes, size: int) -> Recipe:
         raise Refused("B-61", "a recipe is malformed")
     ends = range(1, 1 + count * DIGEST_BYTES, DIGEST_BYTES)
     recipe = Recipe(tuple(content[at : at + DIGEST_BYTES] for at in ends), body, size, 0)
+    if len(body) // _SEGMENT.size > SEGMENTS_FREE + size // SEGMENT_BYTES_MIN:
+        raise Refused("B-61", "a recipe has more segments than its content is worth")
     total = new_bytes = 0
     for base, offset, length in recipe.segments():
         if not length or base > count or offset + length > SIZE_MAX or (not base and offset):

@@ -22,7 +22,8 @@ def assemble(
     """Write a content into an open file and return the digest of what was written.
 
     views: the new bytes. require_space: raises where so many bytes more do not fit, before they are written.
-    None when a base is not here, or is shorter than the recipe says; nothing more is read then.
+    None when a base is not here, or is shorter than the recipe says, b"" when one cannot be read; nothing more is read
+    then.
     """
     bases: list[tuple[int, int]] = []
     require_space(recipe.size)  # a small bundle may make a large file
@@ -33,9 +34,15 @@ def assemble(
                 return None
             bases.append(found)
         return _Assembly(target, bases, views, require_space).run(recipe)
+    except _Unreadable:
+        return b""
     finally:
         for descriptor, _ in bases:
             os.close(descriptor)
+
+
+class _Unreadable(Exception):
+    """The disk failed a base."""
 
 
 class _Assembly:
@@ -75,7 +82,10 @@ class _Assembly:
 
     def _copy(self, descriptor: int, offset: int, size: int) -> bool:
         while size:
-            count = os.preadv(descriptor, [self._buffer[: min(size, _BUFFER_BYTES)]], offset)
+            try:
+                count = os.preadv(descriptor, [self._buffer[: min(size, _BUFFER_BYTES)]], offset)
+            except OSError as error:
+                raise _Unreadable from error
             if not count:
                 return False
             self._write(self._buffer[:count])

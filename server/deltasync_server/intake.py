@@ -33,7 +33,7 @@ from deltasync.core.errors import (
 )
 from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.names import WorkspaceName
-from deltasync.core.recipe import FEATURE, Recipe
+from deltasync.core.recipe import Recipe
 from deltasync.core.sequence import Head, Header, Verdict, decide
 from deltasync.disk import space_guard
 from deltasync_server.assembly import assemble
@@ -194,6 +194,7 @@ class Intake:
     take_over: bool
     hook: DecideHook | None
     _lease: int = field(default=0, init=False)
+    _has_wrong_recipe: bool = field(default=False, init=False)
 
     def run(self, expected_identity: bytes | None) -> Committed:
         """Read, check and commit the bundle; nothing of it stays when this raises."""
@@ -221,7 +222,7 @@ class Intake:
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with self.rooms.cache.staging() as staging:
-            if _brings_large_content(metadata) or FEATURE in metadata.manifest.requires:
+            if _brings_large_content(metadata):
                 self._do_without_journal(staging)
             self._stage(reader, metadata, staging)
             if not staging.staged:
@@ -293,7 +294,12 @@ class Intake:
         reader.finish()
 
     def _assemble(self, staging: Staging, operation: Operation, recipe: Recipe, views: Iterator[memoryview]) -> None:
-        """Make a content by its recipe; where that fails it is missing, and the sender is asked for it (spec B-64)."""
+        """Make a content by its recipe; where that fails it is missing, and the sender is asked for it (spec B-64).
+
+        After a wrong one no other is made: each costs as much as the content is large.
+        """
+        if self._has_wrong_recipe:
+            return
         descriptor = staging.create(operation)
         try:
             digest = assemble(descriptor, recipe, views, self._opened, self.rooms.require_space)
@@ -304,7 +310,8 @@ class Intake:
             staging.take(operation, new_bytes=recipe.new_bytes)
             return
         staging.drop(operation)
-        if digest is not None:  # a base may have other bytes than its digest says, or the sender erred
+        if digest is not None:
+            self._has_wrong_recipe = True  # a base may have other bytes than its digest says, or the sender erred
             self.rooms.trees.prove(recipe.bases)
 
     def _opened(self, digest: bytes) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from deltasync_server.state import BATCH, BlobRow, State, batched, blob_rows, ob
 from deltasync_server.tree import Trees
 
 PIECE_BYTES = 1 << 20
-CUT_BYTES = 8 << 20
+CUT_BYTES = 1 << 20
 """What is read of a blob at a time to cut it."""
 Opened = Callable[[bytes, BlobRow | None], tuple[int, int] | None]
 """Gives the descriptor and size of a blob whose fingerprint is right, or None."""
@@ -63,14 +63,18 @@ def _contents(descriptor: int, size: int) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def chunk_pieces(blob: BinaryIO, average_bytes: int) -> Generator[bytes, None, None]:
-    """Yield the packed list of an open blob's chunks, and close it (spec H-40)."""
+def chunk_pieces(blob: BinaryIO, average_bytes: int, doubt: Callable[[], object]) -> Generator[bytes, None, None]:
+    """Yield the packed list of an open blob's chunks, and close it (spec H-40). doubt: told if that fails."""
     chunker, buffer = Chunker(average_bytes), memoryview(bytearray(CUT_BYTES))
     with blob:
-        while count := os.readv(blob.fileno(), [buffer]):
-            chunker.update(buffer[:count])
-            if piece := chunker.take():
-                yield piece
+        try:
+            while count := os.readv(blob.fileno(), [buffer]):
+                chunker.update(buffer[:count])
+                if piece := chunker.take():
+                    yield piece
+        except OSError:
+            doubt()
+            raise
     if piece := chunker.finish():
         yield piece
 

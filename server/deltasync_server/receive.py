@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection as Values
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -323,7 +324,7 @@ class Store:
         """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-40)."""
         if not is_average(average_bytes):
             raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
-        return chunk_pieces(self.open_blob(digest)[0], average_bytes)
+        return chunk_pieces(self.open_blob(digest)[0], average_bytes, partial(self.trees.prove, [digest]))
 
     def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these directory objects (spec H-39)."""

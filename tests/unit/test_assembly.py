@@ -57,6 +57,13 @@ def test_a_base_that_is_not_there_or_too_short_makes_nothing(target: int, tmp_pa
     assert assemble(target, made, views(), lambda _: opened(tmp_path, BASE[:3_000_000]), lambda _: None) is None
 
 
+def test_a_base_that_cannot_be_read_is_told_apart(target: int, tmp_path: Path) -> None:
+    """What the disk failed is not missing: the store looks at it."""
+    unreadable = os.open(tmp_path, os.O_RDONLY)  # a folder: reading it fails
+    made = recipe.compose((NAME,), SEGMENTS)
+    assert assemble(target, made, views(), lambda _: (unreadable, len(BASE)), lambda _: None) == b""
+
+
 def test_what_does_not_fit_is_not_begun(target: int, tmp_path: Path) -> None:
     """A few bytes may make a file of any size: room for all of it is asked for first."""
 

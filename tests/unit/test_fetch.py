@@ -424,7 +424,7 @@ def test_a_large_file_that_changed_fetches_what_is_new(
     assert not (dest / ".deltasync").exists()
 
 
-@pytest.mark.parametrize("recipe", ["none", "short", "lies"])
+@pytest.mark.parametrize("recipe", ["none", "short", "lies", "odd"])
 def test_a_recipe_that_is_of_no_use_costs_nothing(
     desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes, recipe: str
 ) -> None:
@@ -435,6 +435,8 @@ def test_a_recipe_that_is_of_no_use_costs_nothing(
     def wrong(name: str, digest: bytes, average_bytes: int) -> bytes:
         if recipe == "none":
             raise NotFound("no such route")
+        if recipe == "odd":
+            raise NotADeltasyncServer("odd")
         listed = origin.recipe(name, digest, average_bytes)
         swapped = listed[-20:] + listed[20:-20] + listed[:20]
         return listed[:-20] if recipe == "short" else swapped

@@ -14,12 +14,14 @@ import pytest
 from desk import Desk, Meddler
 from serving import Served, serving
 
-from deltasync.client import outbox
-from deltasync.client.push import PushReport
+from deltasync.client import outbox, recipes
+from deltasync.client.ignore import IgnoreRules
+from deltasync.client.push import Pusher, PushOptions, PushReport
+from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import open_transport
 from deltasync.core import wire
-from deltasync.core.errors import HostUnreachable
+from deltasync.core.errors import Corrupt, DeltasyncError, HostBusy, HostUnreachable, NotADeltasyncServer, NotFound
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import parse_workspace
 from deltasync_server.config import StoreConfig
@@ -237,6 +239,65 @@ def test_a_bundle_that_did_not_arrive_goes_again_as_a_recipe(served: Served, des
     report = desk.push()
     assert report.content_bytes < SOME
     assert_in_step(served, desk, report)
+
+
+@pytest.mark.parametrize("error", [HostBusy("busy"), NotADeltasyncServer("odd"), Corrupt("rot"), NotFound("none")])
+def test_a_recipe_that_cannot_be_had_only_costs_bytes(
+    served: Served, desk: Desk, way: Counting, error: DeltasyncError
+) -> None:
+    """Whatever the server answers instead of a recipe, the file travels whole, and all others with it."""
+    folders.write(desk.root, BIG, edited(content(desk)))
+    folders.write(desk.root, "small", desk.root.name)
+
+    def fail(*_: object) -> bytes:
+        raise error
+
+    way.recipe = fail  # type: ignore[method-assign]
+    report = desk.push(transport=way)
+    assert report.content_bytes == len(content(desk)) + len(desk.root.name)
+    assert_in_step(served, desk, report)
+
+
+def test_an_empty_recipe_is_not_remembered(served: Served, desk: Desk, way: Counting) -> None:
+    """The next push asks again."""
+    old = content(desk)
+    folders.write(desk.root, BIG, edited(old))
+    way.recipe = lambda *_: b""  # type: ignore[method-assign]
+    assert desk.push(transport=way).avoided_by_chunks_bytes == 0
+    with desk.open() as state:
+        assert recipes.recipe_of(state, digest_of(old)) is None
+
+
+def test_a_bundle_with_recipes_is_sealed_anew_for_a_server_without(served: Served, desk: Desk, way: Counting) -> None:
+    """A server that went back to an older release does not hold the workspace up."""
+    folders.write(desk.root, BIG, edited(content(desk)))
+
+    def fail() -> None:
+        raise HostUnreachable("the test cut it")
+
+    way.on_send = [fail] * 4
+    way.inner.max_retries = 0
+    with pytest.raises(HostUnreachable):
+        desk.push(transport=way)
+    way.on_send, way.has_features = [], False
+    report = desk.push(transport=way)
+    assert report.content_bytes == len(content(desk))
+    assert_in_step(served, desk, report)
+
+
+def test_few_recipes_are_asked_for_early(desk: Desk, way: Counting) -> None:
+    """Files that were only touched cost the server at most a few recipes that nobody wants."""
+    for number in range(6):
+        folders.write(desk.root, f"more/{number}", random.Random(number).randbytes(200_000))
+    desk.scan_options = {"chunk_from_bytes": 150_000}
+    desk.push()
+    for number in range(6):
+        os.utime(desk.root / f"more/{number}", ns=(1, 1))
+    with desk.open() as state, Pusher(state, way, PushOptions()) as pusher:
+        options = ScanOptions(ignore=IgnoreRules(desk.root), settle_seconds=0.0, chunk_from_bytes=150_000)
+        scan(state, options, expect=pusher.expect)
+        assert pusher.run().content_bytes == 0
+    assert len(way.recipes) <= 2
 
 
 def test_a_rehearsal_says_how_much_would_travel(desk: Desk) -> None:
