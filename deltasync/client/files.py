@@ -228,7 +228,11 @@ class Files:
 
     def _read(self, frame: Frame, name: str, item: Item | None) -> None:
         edges: list[Edges] = []
-        found = self._digester.digest_file(name, at=frame.descriptor, cutting=partial(self._cutting, item, edges))
+        cutting = partial(self._cutting, item, edges)
+        found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting)
+        if edges and found.listed is None and self._is_surprise(edges[0], found.digest):
+            edges.clear()  # it seemed to be a copy, or only touched, and is not: it is read once more, and cut
+            found = self._digester.digest_file(name, at=frame.descriptor, cutting=partial(cutting, is_sure=True))
         status = found.status
         mtime_ns, ctime_ns = clamped(status.st_mtime_ns), clamped(status.st_ctime_ns)
         entry = Entry(name, Kind.FILE, status.st_size, mtime_ns, is_executable(status.st_mode), found.digest)
@@ -248,12 +252,23 @@ class Files:
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
 
-    def _cutting(self, item: Item | None, edges: list[Edges], descriptor: int, size: int) -> int | None:
-        """Have a large file cut when there may be a base for it: what it was before, or one that begins or ends so."""
+    def _is_surprise(self, edges: Edges, digest: bytes) -> bool:
+        state = self.ledger.state
+        return recipes.seems_known(state, edges) and not recipes.is_known(state, digest)
+
+    def _cutting(
+        self, item: Item | None, edges: list[Edges], descriptor: int, size: int, *, is_sure: bool = False
+    ) -> int | None:
+        """Have a large file cut when there may be a base for it: what it was before, or one that begins or ends so.
+
+        Cutting takes three times as long as hashing: what seems to be known, whole, is hashed first.
+        """
         least = self._options.chunk_from_bytes
         if size < least:
             return None
         edges.append(recipes.edges_of(descriptor, size))
+        if not is_sure and recipes.seems_known(self.ledger.state, edges[0]):
+            return None
         if item is not None and item.entry.kind is Kind.FILE and item.entry.size >= least:
             base: bytes | None = item.entry.digest
         else:

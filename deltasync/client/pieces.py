@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,8 @@ from deltasync.core.hashing import digest_of
 
 UPLOAD_FROM_BYTES = 8 << 20
 """A bundle that is larger goes in pieces."""
+PROBE_BYTES = 16 << 20
+"""So much of a bundle goes in pieces before it is known whether the way is quick."""
 JOBS = 4
 """Pieces under way at once."""
 SLICE_BYTES = 256 << 10
@@ -68,8 +71,32 @@ class Upload:
         self._path = f"/uploads/{state.upload_id}"
         self._chunk_size = state.chunk_size
         self._known = self._pieces_there() if state.uploaded_chunks else {}
+        self._is_resumed = bool(self._known)
         self._free = threading.Semaphore(jobs)
         self._trouble: Exception | None = None
+
+    def probe(self, chunks: Iterable[bytes]) -> float:
+        """Send the first pieces of a bundle and return how many bytes a second went; 0 where that says nothing.
+
+        `send` is given the same chunks again, and does without those pieces. Trouble is met there.
+        """
+        pieces = [piece for piece in cut(chunks, self._chunk_size) if len(piece) == self._chunk_size]
+        if self._is_resumed or not pieces:
+            return 0.0
+        began = time.monotonic()
+        try:
+            self._send_pieces(pieces)
+        except DeltasyncError:
+            self._trouble = None
+            return 0.0
+        seconds = time.monotonic() - began
+        self._known = {number: digest_of(piece).hex() for number, piece in enumerate(pieces)}
+        return len(pieces) * self._chunk_size / seconds
+
+    def abort(self) -> None:
+        """Have the server forget the upload; where that fails it expires."""
+        with contextlib.suppress(DeltasyncError):
+            self._requests.ask(wire.UploadAborted, "DELETE", self._path)
 
     def send(self, chunks: Iterable[bytes], query: Mapping[str, str | int], extra_seconds: float) -> wire.Receipt:
         """Send a bundle and return its receipt; after a failure that another attempt mends, its pieces stay there."""
@@ -82,8 +109,7 @@ class Upload:
         except UploadIncomplete as error:
             raise HostBusy("the server has lost pieces that were not durable yet; they are sent again") from error
         except Exception as error:
-            with contextlib.suppress(DeltasyncError):
-                self._requests.ask(wire.UploadAborted, "DELETE", self._path)
+            self.abort()
             if isinstance(error, (NotFound, _Differs)):
                 raise HostBusy("the server no longer has what was sent of a bundle; it is sent anew") from error
             raise
@@ -108,6 +134,7 @@ class Upload:
         finally:
             for _ in range(self._jobs):  # every piece that began has ended: none arrives after what follows
                 self._free.acquire()
+            self._free.release(self._jobs)
         if self._trouble is not None:
             raise self._trouble
         if self._known:

@@ -24,10 +24,11 @@ EDGES_MAX = 200_000
 
 
 class Edges(NamedTuple):
-    """The beginning of the digest of a content's first bytes, and of its last ones."""
+    """The beginning of the digest of a content's first bytes, and of its last ones, and its size."""
 
     head: bytes
     tail: bytes
+    size: int
 
 
 class Known(NamedTuple):
@@ -42,15 +43,15 @@ def edges_of(descriptor: int, size: int) -> Edges:
     """Read the edges of an open file; a header that was changed leaves the end, what was appended the beginning."""
     head = os.pread(descriptor, EDGE_BYTES, 0)
     tail = os.pread(descriptor, EDGE_BYTES, max(0, size - EDGE_BYTES))
-    return Edges(digest_of(b"head" + head)[:16], digest_of(b"tail" + tail)[:16])
+    return Edges(digest_of(b"head" + head)[:16], digest_of(b"tail" + tail)[:16], size)
 
 
 def remember(state: State, known: Iterable[Known], edges: Iterable[tuple[bytes, Edges]]) -> None:
     """Keep recipes, and the edges of contents (by digest); joins the caller's transaction where one is open."""
     with state.writing():
         state.db.executemany("INSERT OR REPLACE INTO recipes VALUES (?, ?, ?)", known)
-        rows = [(edge, digest) for digest, pair in edges for edge in pair]
-        state.db.executemany("INSERT OR IGNORE INTO edges VALUES (?, ?)", rows)
+        rows = [(edge, digest, each.size) for digest, each in edges for edge in (each.head, each.tail)]
+        state.db.executemany("INSERT OR IGNORE INTO edges VALUES (?, ?, ?)", rows)
         _forget_oldest(state)
 
 
@@ -73,8 +74,19 @@ def recipe_of(state: State, digest: bytes) -> Known | None:
 def latest_with(state: State, edges: Edges) -> bytes | None:
     """Return the content seen last that begins or ends in the same way."""
     query = "SELECT digest FROM edges WHERE edge IN (?, ?) ORDER BY rowid DESC LIMIT 1"
-    row = state.db.execute(query, edges).fetchone()
+    row = state.db.execute(query, edges[:2]).fetchone()
     return None if row is None else bytes(row[0])
+
+
+def seems_known(state: State, edges: Edges) -> bool:
+    """Tell whether a content was seen that begins and ends in the same way and is as large: most likely it is this."""
+    query = "SELECT digest FROM edges WHERE edge = ? AND size = ? INTERSECT SELECT digest FROM edges WHERE edge = ?"
+    return state.db.execute(query, (edges.head, edges.size, edges.tail)).fetchone() is not None
+
+
+def is_known(state: State, digest: bytes) -> bool:
+    """Tell whether a content was seen."""
+    return state.db.execute("SELECT 1 FROM edges WHERE digest = ?", (digest,)).fetchone() is not None
 
 
 def similar(state: State, digest: bytes, but: Collection[bytes] = ()) -> list[bytes]:

@@ -48,7 +48,9 @@ MIGRATIONS = [
     """,
     """
     CREATE TABLE recipes (digest BLOB PRIMARY KEY, average INTEGER NOT NULL, chunks BLOB NOT NULL);
-    CREATE TABLE edges (edge BLOB NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (edge, digest));
+    CREATE TABLE edges (
+        edge BLOB NOT NULL, digest BLOB NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (edge, digest)
+    );
     CREATE INDEX edges_by_digest ON edges (digest)
     """,
 ]

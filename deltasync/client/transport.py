@@ -33,7 +33,7 @@ from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
-from deltasync.client.pieces import JOBS, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
+from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
@@ -241,8 +241,8 @@ class HttpTransport:
     ) -> wire.Receipt:
         """Send a bundle once and return the receipt: after a failure the sender asks the head before it sends again.
 
-        A large one goes in pieces, and only its pieces are sent again. wait: how many seconds the answer may wait
-        for the plain tree.
+        A large one goes in pieces, and only its pieces are sent again, unless the way is quick and sound. wait: for how
+        many seconds the answer may wait for the plain tree.
         """
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
@@ -250,12 +250,15 @@ class HttpTransport:
         rest = self._pace.measured(chunks)
         if self._pace.is_quick and self._bandwidth is None:
             return self._send_whole(name, identity, rest, query, wait)
-        first, is_all = begun(rest, UPLOAD_FROM_BYTES)
-        upload = (
-            None
-            if is_all
-            else self._upload(wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True))
-        )
+        first, is_all = begun(rest, PROBE_BYTES)
+        upload = None
+        if not is_all or sum(map(len, first)) > UPLOAD_FROM_BYTES:
+            request = wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True)
+            upload = self._upload(request)
+        may_be_quick = not is_all and self._bandwidth is None
+        if upload is not None and may_be_quick and self._pace.is_quick_at(upload.probe(first)):
+            upload.abort()
+            upload = None
         chunks = chain(_drained(first), rest)
         return upload.send(chunks, query, wait) if upload else self._send_whole(name, identity, chunks, query, wait)
 

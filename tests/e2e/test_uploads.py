@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ from deltasync.core.hashing import digest_of
 Value = TypeVar("Value")
 MIB = 1 << 20
 SIZE = 64 * MIB
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no way pass for quick: what goes in pieces is not to depend on this machine's mood."""
+    monkeypatch.setattr(pace, "QUICK_BYTES_PER_SECOND", math.inf)
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ def test_a_piece_that_comes_late_holds_nothing_but_the_end(server: Served, proxy
     """Pieces overtake a held one, up to as many as are under way; it is waited for."""
     desk = desk_with(tmp_path, proxy.url, 20 * MIB)
     release = threading.Event()
-    held = Fault(b"/chunk/0 ", until=release)
+    held = Fault(b"/chunk/8 ", until=release)
     proxy.faults = [held]
     reports: list[PushReport] = []
     pushing = threading.Thread(target=lambda: reports.append(desk.push()))
@@ -217,3 +224,15 @@ def test_a_quick_and_sound_way_needs_no_pieces(
             pieces.append(figure(server, 'http_answers_total{method="PUT",status="200"}') - before)
     assert fault.has_happened.is_set()
     assert pieces == [5, 0, 5]
+
+
+def test_the_first_pieces_show_whether_the_way_is_quick(
+    server: Served, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first large bundle goes whole as well, after 16 MiB in pieces, and its upload is forgotten."""
+    monkeypatch.setattr(pace, "QUICK_BYTES_PER_SECOND", 1)
+    desk = desk_with(tmp_path, proxy.url, 40 * MIB)
+    assert_arrived(server, desk, desk.push())
+    assert figure(server, 'http_answers_total{method="PUT",status="200"}') == 8
+    assert figure(server, "bundles_applied_total") == 1
+    assert 56 * MIB < proxy.request_bytes < 59 * MIB

@@ -141,6 +141,21 @@ def test_a_file_with_nothing_in_common_travels_whole(served: Served, desk: Desk)
     assert_in_step(served, desk, report)
 
 
+def test_a_copy_or_a_touch_is_not_cut(served: Served, desk: Desk, way: Counting) -> None:
+    """What seems to be known is hashed first; where it turns out to be another content it is cut all the same."""
+    folders.write(desk.root, "copy.bin", content(desk))
+    os.utime(desk.root / BIG, ns=(5, 5))
+    report = desk.push(transport=way)
+    assert (report.content_bytes, way.recipes) == (0, [])
+    with desk.open() as state:
+        assert recipes.recipe_of(state, digest_of(content(desk))) is None
+    middle = content(desk)[:3_000_000] + b"same size" + content(desk)[3_000_009:]
+    folders.write(desk.root, "copy.bin", middle)
+    report = desk.push(transport=way)
+    assert 0 < report.content_bytes < SOME
+    assert_in_step(served, desk, report)
+
+
 def test_the_user_says_from_which_size_on(served: Served, desk: Desk) -> None:
     """Smaller files are cut when the user wants it, larger ones are not when he does not."""
     small = random.Random(7).randbytes(400_000)
