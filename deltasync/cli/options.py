@@ -22,7 +22,7 @@ from deltasync.core.names import RESERVED, shown
 
 if TYPE_CHECKING:
     from deltasync.client.observation import ScanOptions
-    from deltasync.client.push import Transport
+    from deltasync.client.receiver import Transport
     from deltasync.client.state import State
 
 COMMON = ("json", "quiet", "verbose")

@@ -31,7 +31,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import EMPTY_ROOT
 
 if TYPE_CHECKING:
-    from deltasync.client.push import Transport
+    from deltasync.client.receiver import Transport
     from deltasync.client.state import State
     from deltasync.config import Settings
 

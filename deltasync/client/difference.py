@@ -12,7 +12,7 @@ from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.tree import Loader
 
 if TYPE_CHECKING:
-    from deltasync.client.push import PushOptions
+    from deltasync.client.receiver import PushOptions
     from deltasync.client.state import State
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from deltasync import db
 from deltasync.client import opening, outbox, pack, resync, seal
@@ -17,6 +17,7 @@ from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
 from deltasync.client.ranges import Plan, Planner
 from deltasync.client.reasons import Reasons
+from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import wire
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from deltasync.client.courier import Courier, Parcel, Undelivered
     from deltasync.client.state import State
 
-WAIT_SECONDS = 300.0
-"""How long a push waits for the server's plain tree after its last receipt."""
 POLL_SECONDS = 30.0
 CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
@@ -55,6 +54,7 @@ AHEAD_FILES, AHEAD_BYTES = 8_000, 32 << 20
 ROUNDS_MAX = 40
 """How often trouble without a receipt in between is met with another attempt."""
 __all__ = [
+    "WAIT_SECONDS",
     "Counts",
     "PathProblem",
     "Progress",
@@ -63,64 +63,6 @@ __all__ = [
     "Pusher",
     "Transport",
 ]
-
-
-class Transport(Protocol):
-    """A receiver of bundles."""
-
-    url: str
-    sent_bytes: int
-    requests: int
-    max_retries: int
-    has_cache: bool
-    """Whether it can say what it lacks; a folder cannot."""
-
-    def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
-        """Return a workspace's head."""
-
-    def missing(self, name: str, digests: Sequence[str]) -> list[str]:
-        """Return those of the digests whose content must be sent."""
-
-    def directory(self, name: str, digest: bytes) -> bytes:
-        """Return the body of a directory object of the receiver's tree."""
-
-    def sequences(self, name: str) -> list[wire.KeptSequence]:
-        """Return the sequences that the receiver remembers, oldest first."""
-
-    def recipe(self, name: str, digest: bytes, average_bytes: int) -> bytes:
-        """Return the packed list of the chunks of a content that the receiver holds."""
-
-    def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
-    ) -> wire.Receipt:
-        """Send a bundle once and return its receipt."""
-
-    def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
-        """Wait before another attempt, after an error."""
-
-    def close(self) -> None:
-        """Let connections go."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushOptions:
-    """What a push may do, and how far it goes."""
-
-    workspace: str | None = None
-    """The workspace's name; None is the remembered one, or the folder's."""
-    allow_mass_delete: bool = False
-    take_over: bool = False
-    no_delete: bool = False
-    """What the sealed tree has stays there, also where an earlier look at the folder recorded that it is gone."""
-    dry_run: bool = False
-    seal_offline: bool = False
-    """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""
-    outbox_limit: int = outbox.LIMIT_BYTES
-    keep_sent_seconds: float = 0.0
-    wait: float = WAIT_SECONDS
-    """How long to wait for the plain tree after the last receipt; 0 returns after the receipt."""
-    explain: bool = False
-    """Say of each operation why it went out."""
 
 
 @dataclass(slots=True)

@@ -48,7 +48,7 @@ from deltasync.core.errors import (
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
-    from deltasync.client.push import Transport
+    from deltasync.client.receiver import Transport
 
 API_VERSION = "1"
 CONNECT_SECONDS = 5.0

@@ -18,7 +18,7 @@ from deltasync.client.control import Call, Control
 from deltasync.client.delivery import Delivery
 from deltasync.client.events import Say, What
 from deltasync.client.lookout import Lookout, OpenSource
-from deltasync.client.push import PushOptions
+from deltasync.client.receiver import PushOptions
 from deltasync.client.state import State
 from deltasync.config import Settings
 from deltasync.core.errors import DeltasyncError, GuardStopped, NoSpace, RootUnavailable, UsageError
