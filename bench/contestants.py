@@ -68,11 +68,13 @@ class Rsync:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return an environment in which the programs keep their own state below `home` and no setting leaks in."""
+    """Return an environment in which the programs keep their own state below `home` and no setting leaks in.
+
+    Python's own settings are left out too: without bytecode on disk every start compiles the sources again.
+    """
+    foreign = ("DELTASYNC_", "REMOTE_UPLOAD_", "XDG_", "PYTHON")
     kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("DELTASYNC_", "REMOTE_UPLOAD_", "XDG_")) or name == "XDG_RUNTIME_DIR"
+        name: value for name, value in os.environ.items() if not name.startswith(foreign) or name == "XDG_RUNTIME_DIR"
     }
     return kept | {"HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
