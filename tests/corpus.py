@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from corpus_faults import FAULTS
-from corpus_good import Step, good_chain, recipe_chain, tree_text
+from corpus_good import Step, good_chain, part_chain, recipe_chain, tree_text
 
 from deltasync.core import bundle
 
@@ -45,11 +45,12 @@ def _write_index(folder: Path, index: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    """Write good/, recipes/ and refused/ anew, in bundles/ or in the folder that is named."""
+    """Write good/, recipes/, parts/ and refused/ anew, in bundles/ or in the folder that is named."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
     writers = {
         "good": partial(write_chain, good_chain()),
         "recipes": partial(write_chain, recipe_chain()),
+        "parts": partial(write_chain, part_chain()),
         "refused": write_refused,
     }
     for part, write in writers.items():

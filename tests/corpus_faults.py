@@ -17,7 +17,9 @@ from corpus_refused import (
     archive,
     begin,
     both,
+    bringing,
     compressed,
+    first_part,
     frame,
     framed,
     hashes,
@@ -181,7 +183,7 @@ FAULTS = [
     Fault("B-20", "deep", "the manifest is nested very deep", text("manifest", b"{", b'{"x":' + b"[" * 50_000)),
     Fault("B-21", "version-3", "the bundle is of version 3.0", manifest(version="3.0", novelty=True)),
     Fault("B-21", "version-1", "the bundle is of the seed's version", manifest(version="1.0")),
-    Fault("B-22", "parts", "the bundle requires the reserved feature parts", manifest(requires=["parts"])),
+    Fault("B-22", "feature", "the bundle requires a feature that nobody has", manifest(requires=["later"])),
     Fault("B-22", "unknown", "the bundle requires an unknown feature", manifest(requires=["teleport"], teleport=1)),
     Fault("B-23", "gzip", "the manifest says gzip", manifest(compression="gzip")),
     Fault("B-23", "sha256", "the manifest says sha256", manifest(hash="sha256")),
@@ -428,5 +430,38 @@ FAULTS = [
         "new-bytes",
         "the new bytes are not of the digest behind them",
         made(recipe_part((0, 0, 4)), new_bytes(b"one\n", digest=bytes(32))),
+    ),
+    # parts
+    Fault("B-65", "no-part", "a bundle without operations requires parts and has none", bringing()),
+    Fault(
+        "B-65", "other-member", "another member stands where the part belongs", bringing(part("chunks/x", b"x" * 40))
+    ),
+    Fault(
+        "B-65",
+        "other-name",
+        "the offset of a part has capital letters",
+        bringing(part(f"parts/{DIGEST}/000000000000000A", b"x" * 40)),
+    ),
+    Fault(
+        "B-65",
+        "over-behind",
+        "a stream is over at an offset",
+        bringing(part(f"parts/{DIGEST}/0000000000000001", b"")),
+    ),
+    Fault(
+        "B-65", "no-bytes", "a part has a digest and no bytes", bringing(part(f"parts/{DIGEST}/{0:016x}", b"x" * 32))
+    ),
+    Fault(
+        "B-65",
+        "overflow",
+        "a part ends beyond any size",
+        bringing(part(f"parts/{DIGEST}/7fffffffffffffff", b"x" * 33)),
+    ),
+    Fault("B-50", "two-parts", "a bundle has two parts", bringing(first_part(b"x"), first_part(b"x"))),
+    Fault(
+        "B-66",
+        "digest",
+        "the stream is not of the digest behind its part",
+        bringing(first_part(b"x", digest=bytes(32))),
     ),
 ]

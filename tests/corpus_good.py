@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import shake_256
@@ -10,6 +10,7 @@ from hashlib import shake_256
 from deltasync.core import bundle, recipe
 from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, encode_directory
+from deltasync.core.part import Part
 
 WORKSPACE = "life"
 EPOCH = "6c696665" * 4
@@ -311,6 +312,49 @@ def recipe_chain() -> list[Step]:
     read: bundle.Read = lambda operation: (new_bytes[operation.digest or ""],)  # noqa: E731
     sealed = b"".join(bundle.seal(metadata, recipes.keys(), read, recipes=recipes, level=19))
     return [*steps, Step("its next version and a copy, as recipes", metadata, sealed, dict(life.tree))]
+
+
+def part_chain() -> list[Step]:
+    """Build six bundles: a file in two parts and the bundle that names it, then its next version and a stream's end."""
+    life = Life()
+    before, more = noise("large", 20_000), noise("more", 3_000)
+    life.file("large.bin", before)
+    streams = [digest_of(b"stream %d" % number) for number in (1, 2)]
+    steps = [
+        _part_step(1, streams[0], before, 0, 9_000, EMPTY_ROOT, {}, "the first part of a stream"),
+        _part_step(2, streams[0], before, 9_000, 20_000, EMPTY_ROOT, {}, "its second part"),
+    ]
+    root = directory_of(life.tree)
+    whole = recipe.compose((streams[0],), [recipe.Segment(1, 0, 20_000)])
+    steps.append(_made_step(3, life, EMPTY_ROOT, whole, "a file that is the stream"))
+    steps.append(_part_step(4, streams[1], more, 0, 3_000, root, life.tree, "a part of another stream"))
+    life.edit("large.bin", before[:5_000] + more[:2_000] + before[5_000:] + more[2_000:])
+    pieces = [(1, 0, 5_000), (2, 0, 2_000), (1, 5_000, 15_000), (2, 2_000, 1_000)]
+    mixed = recipe.compose((digest_of(before), streams[1]), (recipe.Segment(*piece) for piece in pieces))
+    steps.append(_made_step(5, life, root, mixed, "its next version, of the version before and the stream"))
+    over = _part_step(6, streams[1], b"", 0, 0, directory_of(life.tree), life.tree, "a stream is over")
+    return [*steps, over]
+
+
+def _part_step(
+    number: int, stream: bytes, content: bytes, start: int, end: int, root: bytes, tree: Model, title: str
+) -> Step:
+    metadata = compose([], number, root, root, requires=("parts",))
+
+    def read(_: Part) -> Generator[bytes, None, bytes]:
+        yield content[start:end]
+        return digest_of(content[:end])
+
+    sealed = b"".join(bundle.seal_part(metadata, Part(stream, start, end - start), read, level=19))
+    return Step(title, metadata, sealed, dict(tree))
+
+
+def _made_step(number: int, life: Life, parent_root: bytes, made: recipe.Recipe, title: str) -> Step:
+    operations = life.take()
+    metadata = compose(operations, number, parent_root, directory_of(life.tree), requires=("recipes", "parts"))
+    (digest,) = bundle.content_operations(metadata)
+    sealed = b"".join(bundle.seal(metadata, [digest], lambda _: (), recipes={digest: made}, level=19))
+    return Step(title, metadata, sealed, dict(life.tree))
 
 
 def seal(metadata: bundle.Metadata, digests: Collection[str], tree: Model, *, level: int = 19) -> bytes:

@@ -311,6 +311,22 @@ def new_bytes(content: bytes, digest: bytes | None = None) -> Part:
     return part(f"chunks/{one}", content + (digest_of(content) if digest is None else digest))
 
 
+def bringing(*members: Part) -> Edit:
+    """Let the bundle have no operations, require parts and have these members."""
+
+    def spoil(spoiled: Draft) -> None:
+        spoiled.operations, spoiled.contents = [], list[tuple[str, bytes]]()
+        spoiled.manifest |= {"requires": ["parts"], "root": spoiled.manifest["parent_root"]}
+        spoiled.edit_parts = lambda old: old.extend(members)
+
+    return spoil
+
+
+def first_part(content: bytes, digest: bytes | None = None) -> Part:
+    """Return the first part of a stream; digest: another one than the stream has."""
+    return part(f"parts/{DIGEST}/{0:016x}", content + (digest_of(content) if digest is None else digest))
+
+
 def append(name: str, content: bytes) -> Edit:
     """Add a member behind the others."""
     return parts(lambda members: members.append(part(name, content)))

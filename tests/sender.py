@@ -68,7 +68,14 @@ class Sender:
         self, operations: list[Operation], root: bytes, without: Iterable[bytes] = (), *, is_thin: bool = False
     ) -> tuple[Metadata, bytes]:
         """Return the next bundle with these operations."""
-        metadata = bundle.compose(
+        metadata = self.compose(operations, root)
+        left = {digest.hex() for digest in without}
+        carried = [] if is_thin else [d for d in bundle.content_operations(metadata) if d not in left]
+        return metadata, b"".join(bundle.seal(metadata, carried, self._read))
+
+    def compose(self, operations: list[Operation], root: bytes, *requires: str) -> Metadata:
+        """Return the metadata of the next bundle."""
+        return bundle.compose(
             operations,
             workspace=self.name,
             workspace_path="/somewhere",
@@ -79,10 +86,8 @@ class Sender:
             client_id=self.client_id,
             bundle_id="00000000-0000-4000-8000-000000000001",
             created_at=datetime(2026, 11, 21, tzinfo=UTC),
+            requires=requires,
         )
-        left = {digest.hex() for digest in without}
-        carried = [] if is_thin else [d for d in bundle.content_operations(metadata) if d not in left]
-        return metadata, b"".join(bundle.seal(metadata, carried, self._read))
 
     def _read(self, operation: Operation) -> Iterator[bytes]:
         yield self.contents[bytes.fromhex(operation.digest or "")]

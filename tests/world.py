@@ -256,16 +256,21 @@ class World:
         if self.host.is_down:
             return
         with self.host.serving() as store:
-            kept = store.sequences(NAME).sequences
-            for each in kept:
-                if each.sequence > self.books.head().sequence:
-                    letter = next(one for one in self.letters if one.identity.hex() == each.identity)
+            with store.state.read() as db:
+                query = "SELECT sequence, identity, is_kept FROM receipts ORDER BY sequence"
+                receipts = [(number, identity.hex(), is_kept) for number, identity, is_kept in db.execute(query)]
+            for sequence, identity, _ in receipts:
+                if sequence > self.books.head().sequence:
+                    letter = next(one for one in self.letters if one.identity.hex() == identity)
                     self.books.take(letter, None)
             state, head = store.workspace(NAME), self.books.head()
             assert (state.sequence, state.epoch, state.root) == (head.sequence, head.epoch, head.root.hex())
             assert state.client_id == head.client_id
-            last = [self.books.line[number].letter.identity.hex() for number in sorted(self.books.line)]
-            assert [each.identity for each in kept] == last[-len(kept) :]
+            line = [(number, self.books.line[number].letter.identity.hex()) for number in sorted(self.books.line)]
+            assert [(number, identity) for number, identity, _ in receipts] == line
+            lasting = [identity for _, identity, is_kept in receipts if is_kept]  # parts change nothing
+            kept = [each.identity for each in store.sequences(NAME).sequences]
+            assert kept == lasting[-len(kept) :]
         self.books.check()
 
     # The server's life

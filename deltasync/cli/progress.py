@@ -46,7 +46,8 @@ class _Lines(Meter):
         if progress.bundles > self._bundles:
             self._bundles = progress.bundles
             done = f"{bytes_text(progress.content_bytes)} of {bytes_text(progress.total_bytes)}"
-            self._out.say(f"{count_text(progress.bundles, 'bundle')}, {done} read")
+            part = f"; {progress.part}" if progress.part else ""
+            self._out.say(f"{count_text(progress.bundles, 'bundle')}, {done} read{part}")
 
     def fetched(self, size_bytes: int, total_bytes: int) -> None:
         if size_bytes - self._fetched_bytes >= LINE_BYTES:
@@ -76,7 +77,12 @@ class _Bar(Meter):
     def sent(self, progress: Progress) -> None:
         if self._sending is None:
             self._sending = self._bars.add_task("sending", total=progress.total_bytes)
-        self._bars.update(self._sending, completed=progress.content_bytes, total=progress.total_bytes)
+        self._bars.update(
+            self._sending,
+            description=progress.part or "sending",
+            completed=progress.content_bytes,
+            total=progress.total_bytes,
+        )
 
     def fetched(self, size_bytes: int, total_bytes: int) -> None:
         if self._fetching is None:

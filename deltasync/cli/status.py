@@ -153,6 +153,7 @@ def _left(here: halves.Local) -> list[str]:
         left.append(here.guard)
     if here.pending:
         left.append(f"{count_text(here.pending, 'bundle')} to be sent, {bytes_text(here.outbox_bytes)} in files")
+    left += [f"{each.path}: {each.parts_sent} of {each.parts} parts sent" for each in here.in_parts[:WAITING_SHOWN]]
     if here.waiting:
         left.append(f"{count_text(here.waiting, 'file')} still being written")
     if here.problems:

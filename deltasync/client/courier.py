@@ -13,6 +13,7 @@ from typing import Protocol, Self
 from deltasync.client.report import Avoided
 from deltasync.core import wire
 from deltasync.core.metadata import Manifest
+from deltasync.core.part import Part
 
 UNDER_WAY_MAX = 2
 
@@ -37,6 +38,7 @@ class Parcel:
     content_bytes: int
     avoided: Avoided
     takes_over: bool = False
+    part: Part | None = None
     is_last: bool = False
     """Nothing follows: its answer may wait for the plain tree."""
 

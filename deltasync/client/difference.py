@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from deltasync.client import outbox, seal
 from deltasync.core import wire
 from deltasync.core.delta import diff
 from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.part import Part
 from deltasync.core.tree import Loader
 
 if TYPE_CHECKING:
@@ -77,11 +78,12 @@ class Difference:
         *,
         exact: bool,
         expect: Callable[[seal.Contents], object],
-        planned: seal.Planned | None = None,
+        planned: seal.Planned,
+        left: seal.Left,
     ) -> Iterator[seal.Cut]:
         """Yield the bundles between the sealed tree and the observed one; each is recorded before the next.
 
-        expect: told what there is to carry, before the first. planned: as in seal.Cuts.
+        expect: told what there is to carry, before the first. planned, left: as in seal.Cuts.
         """
         span = self._span()
         operations, target, load = self.operations(span.base, self._state.load, limits)
@@ -102,12 +104,22 @@ class Difference:
             max_operations=most,
             has_target=has_target,
             planned=planned,
+            left=left,
         )
 
-    def healing(self, digests: Collection[str], limits: wire.Limits) -> Iterator[seal.Cut]:
-        """Yield bundles without operations that carry what the receiver asked for, as far as it is still here."""
+    def healing(
+        self, digests: Collection[str], limits: wire.Limits, *, planned: seal.Planned, left: seal.Left
+    ) -> Iterator[seal.Cut]:
+        """Yield bundles that change nothing and carry what the receiver asked for, as far as it is still here."""
         if digests and not self.left_out:
-            yield from seal.healing(digests, self._span(), self._writer(), self._state.load, limits)
+            span, writer, load = self._span(), self._writer(), self._state.load
+            yield from seal.healing(digests, span, writer, load, limits, planned=planned, left=left)
+
+    def over(self, parts: Iterable[Part]) -> Iterator[seal.Cut]:
+        """Yield the bundles that say which streams no bundle will name; each is recorded before the next."""
+        for each in parts:
+            span = self._span()
+            yield seal.part_cut(each, self._writer(), span.base, span.sequence)
 
     def claim(self) -> seal.Cut:
         """Return a bundle without operations: it makes the workspace ours."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deltasync.client import opening
+from deltasync.client import opening, parts
 from deltasync.client.address import folder_of, is_folder, normal_url
 from deltasync.core.errors import HostUnreachable, UsageError
 from deltasync.core.metadata import Metadata, parse_metadata
 from deltasync.core.names import shown
+from deltasync.core.part import Part
 from deltasync.core.wire import Limits
 from deltasync.db import transaction
 
@@ -179,11 +180,21 @@ def metadata_of(state: State, sequence: int) -> Metadata:
 
 
 def record_sealed(
-    state: State, metadata: Metadata, objects: Mapping[bytes, bytes], *, content_bytes: int, file: str | None = None
+    state: State,
+    metadata: Metadata,
+    objects: Mapping[bytes, bytes],
+    *,
+    content_bytes: int,
+    file: str | None = None,
+    part: Part | None = None,
+    part_digest: bytes | None = None,
+    named: Iterable[bytes] = (),
 ) -> None:
     """Record a sealed bundle and move the sealed root, as one transaction, before a byte of it is sent (spec S-10).
 
     objects: the directory objects of the tree after it. file: its name in the outbox folder, durable already.
+    part: what it carries of a stream; part_digest: that of the stream, where it is known. named: the streams whose
+    content it names.
     """
     manifest, root = metadata.manifest, bytes.fromhex(metadata.manifest.root)
     row = (
@@ -206,6 +217,10 @@ def record_sealed(
         # A bundle of a former history may be kept under this number: the new one takes its place.
         state.db.execute(f"INSERT OR REPLACE INTO outbox VALUES ({', '.join('?' * len(row))})", row)
         state.db.execute("UPDATE head SET sealed_sequence = ?, sealed_root = ?", (manifest.sequence_number, root))
+        if part is not None:
+            parts.note_sealed(state, manifest.sequence_number, part, part_digest)
+            return
+        parts.note_named(state, manifest.sequence_number, named)
         state.forget_renames()
 
 
@@ -235,6 +250,7 @@ def acknowledge(state: State, sequence: int, root: bytes, *, at: str | None, kee
                 (KEPT, sequence, PENDING),
             )
         state.db.execute("DELETE FROM outbox WHERE sequence <= ? AND state = ?", (sequence, PENDING))
+        parts.note_acknowledged(state, sequence)
         state.db.execute(
             "UPDATE head SET acknowledged_sequence = ?, acknowledged_root = ?, acknowledged_at = ?",
             (sequence, root, at),
@@ -289,6 +305,7 @@ def _drop_pending(state: State, rows: list[OutboxRow]) -> None:
     remembered = [*_discarded(state), *fresh][-_DISCARDED_MAX:]
     state.set_meta(_DISCARDED, msgspec.json.encode(remembered).decode())
     state.db.execute("DELETE FROM outbox WHERE sequence >= ? AND state = ?", (rows[0].sequence, PENDING))
+    parts.note_discarded(state, rows[0].sequence)
 
 
 def new_epoch(state: State) -> str:

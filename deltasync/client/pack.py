@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from pathlib import Path
 
 from deltasync.client.ranges import Plan
-from deltasync.core.bundle import BundleReader, Read, seal, sealed_bytes
+from deltasync.core.bundle import BundleReader, Read, ReadPart, seal, seal_part, sealed_bytes
 from deltasync.core.errors import Refused
 from deltasync.core.hashing import digest_of, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.metadata import Metadata, file_name, parse_file_name
 from deltasync.core.names import shown
+from deltasync.core.part import Part
 from deltasync.core.wire import Limits
 from deltasync.disk import Folder, open_regular, staged
 
@@ -59,27 +61,17 @@ class Source:
 
         Raises ContentChanged before the last byte is handed out, so that no receiver can take wrong content for whole.
         """
-        try:
-            descriptor = self._open(operation.path)
-        except OSError as error:
-            raise ContentChanged(operation, error.strerror or "cannot be opened") from error
-        try:
+        with self.opened(operation) as descriptor:
             if operation.size < BUFFER_BYTES:
                 yield self._whole(descriptor, operation)
             else:
                 yield from self._streamed(descriptor, operation)
-        except OSError as error:
-            raise ContentChanged(operation, error.strerror or "cannot be read") from error
-        finally:
-            os.close(descriptor)
 
     def read_fresh(self, operation: Operation, plan: Plan) -> Iterator[memoryview]:
         """Yield the chunks of a file that no base has; each view is valid until the next. Raises ContentChanged."""
-        try:
-            descriptor = self._open(operation.path)
-        except OSError as error:
-            raise ContentChanged(operation, error.strerror or "cannot be opened") from error
-        try:
+        if not plan.packed:
+            return  # parts have brought them: the file may be another one by now
+        with self.opened(operation) as descriptor:
             for chunk in plan.fresh():
                 if chunk.size > len(self._buffer):
                     self._buffer = memoryview(bytearray(chunk.size))
@@ -87,10 +79,18 @@ class Source:
                 if len(view) != chunk.size or not digest_of(view).startswith(chunk.key):
                     raise ContentChanged(operation, "changed while it was being sent")
                 yield view
+
+    @contextlib.contextmanager
+    def opened(self, operation: Operation) -> Iterator[int]:
+        """Lend a descriptor of the file that an operation is about; trouble with it is ContentChanged."""
+        try:
+            descriptor = self._open(operation.path)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise ContentChanged(operation, error.strerror or "cannot be read") from error
-        finally:
-            os.close(descriptor)
 
     def close(self) -> None:
         """Let the folders go."""
@@ -178,6 +178,29 @@ def packed(
         yield from seal(metadata, digests, reader, recipes=recipes, level=LEVEL, threads=threads)
     finally:
         source.close()
+
+
+def packed_part(
+    metadata: Metadata,
+    part: Part,
+    read: ReadPart,
+    *,
+    on_content: Callable[[int], None] | None = None,
+) -> Iterator[bytes]:
+    """Yield the bytes of a bundle that carries one part. on_content: as for `packed`."""
+
+    def told(part: Part) -> Generator[bytes | memoryview, None, bytes]:
+        pieces = read(part)
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return bytes(end.value)
+            yield piece
+            if on_content is not None:
+                on_content(len(piece))
+
+    yield from seal_part(metadata, part, told, level=LEVEL, threads=threads_for(part.size))
 
 
 def write_bundle(folder: Path, metadata: Metadata, chunks: Iterator[bytes]) -> Path:

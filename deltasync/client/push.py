@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from deltasync import db
-from deltasync.client import opening, outbox, pack, resync, seal
+from deltasync.client import opening, outbox, pack, parts, resync, seal
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
 from deltasync.client.ranges import Plan, Planner
-from deltasync.client.reasons import Reasons
+from deltasync.client.reasons import NO_PLANS, Reasons
 from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
-from deltasync.core import wire
+from deltasync.client.streams import Streams
+from deltasync.core import part, recipe, wire
 from deltasync.core.delta import diff
 from deltasync.core.errors import (
     ContentMissing,
@@ -34,10 +35,10 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
-from deltasync.core.recipe import FEATURE
+from deltasync.core.part import Part
 from deltasync.core.tree import Loader, find
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Pusher:
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._reasons = Reasons(state.load) if options.explain else None
         self._planner = Planner(state, transport, self._name) if transport and transport.has_cache else None
+        self._streams = Streams(state, self._tally.read)
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
         is_first = state.observed_root() == EMPTY_ROOT
@@ -116,6 +118,8 @@ class Pusher:
         self._sealed_here: set[bytes] = set()
         self._coming: set[str] = set()
         """Content that pending bundles name: wherever one after them is applied, it is there."""
+        self._restarts = 0
+        """How often content that came in parts began anew."""
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
@@ -266,6 +270,7 @@ class Pusher:
             if row.sequence <= server.sequence:
                 metadata = outbox.metadata_of(self._state, row.sequence)
                 self._count(metadata, row.content_bytes)
+                self._note_part(parts.part_of(self._state, row.sequence))
                 self._record_kept(row.sequence, file_name(metadata))
         self._acknowledge(server.sequence, resync.root_of(server), server.last_applied_at)
 
@@ -319,8 +324,8 @@ class Pusher:
 
         follows: those that are sealed already are on their way.
         """
-        planner = self._planner_for(server)
-        rows = [] if follows else self._sendable(outbox.pending(self._state), may_plan=planner is not None)
+        planned, left = partial(self._planned, server), self._streams.left
+        rows = [] if follows else self._sendable(outbox.pending(self._state), server)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
         if not follows:
@@ -328,17 +333,22 @@ class Pusher:
             self._difference.forget()
         self._unhealed = set(server.wanted)
         for row in rows:
-            yield self._sealed_before(ask, row, planner, is_last=is_all and row is rows[-1])
+            yield self._sealed_before(ask, row, server, is_last=is_all and row is rows[-1])
         cuts = self._difference.cuts(
             server.limits,
             ask,
             exact=not transport.has_cache,
             expect=self._expect,
-            planned=planner.plans if planner else None,
+            planned=planned,
+            left=left,
         )
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
-        yield from map(self._sealed_now, self._difference.healing(self._unhealed, server.limits))
+        healing = self._difference.healing(self._unhealed, server.limits, planned=planned, left=left)
+        yield from map(self._sealed_now, healing)
+        if not follows:  # the whole tree is observed: what no bundle names now, none will
+            waiting = {each.path for each in self._state.problems()} | set(map(shown, self._difference.left_out))
+            yield from map(self._sealed_now, self._difference.over(parts.abandoned(self._state, waiting)))
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(self._difference.claim())
 
@@ -347,16 +357,39 @@ class Pusher:
         if self._planner is not None:
             self._planner.expect(digest, average_bytes)
 
-    def _sendable(self, rows: list[OutboxRow], *, may_plan: bool) -> list[OutboxRow]:
-        """Take back what requires recipes of a receiver that has none by now: it is sealed anew (spec B-22)."""
-        for number, row in enumerate(rows if not may_plan else ()):
-            if FEATURE in outbox.metadata_of(self._state, row.sequence).manifest.requires:
+    def _sendable(self, rows: list[OutboxRow], server: wire.WorkspaceState) -> list[OutboxRow]:
+        """Take back what cannot go out as it was sealed: the receiver lacks a feature by now (spec B-22), or this
+        process cannot read the parts of a content again. It is sealed anew.
+        """
+        for number, row in enumerate(rows):
+            metadata = outbox.metadata_of(self._state, row.sequence)
+            requires = set(metadata.manifest.requires)
+            if not requires.issubset(server.features) or not (row.file or self._has_parts(row, metadata)):
                 outbox.discard_from(self._state, row.sequence)
                 return rows[:number]
         return rows
 
+    def _has_parts(self, row: OutboxRow, metadata: Metadata) -> bool:
+        """Tell whether the part that a pending bundle carries, or the parts before it, can be sent again."""
+        if part.FEATURE not in metadata.manifest.requires:
+            return True
+        carried = parts.part_of(self._state, row.sequence)
+        if carried is not None:
+            return not carried.size or self._streams.stream_of(carried) is not None
+        return all(map(self._streams.is_complete, parts.named_by(self._state, row.sequence)))
+
+    def _planned(
+        self, server: wire.WorkspaceState, operations: Sequence[Operation], digests: Collection[str]
+    ) -> dict[str, Plan]:
+        """Return how contents travel that do not travel whole to this receiver."""
+        planner = self._planner_for(server)
+        plans = planner.plans(operations, digests) if planner else {}
+        if part.FEATURE not in server.features:
+            return plans
+        return self._streams.planned(operations, digests, plans, seal.content_max(server.limits))
+
     def _planner_for(self, server: wire.WorkspaceState) -> Planner | None:
-        return self._planner if FEATURE in server.features else None
+        return self._planner if recipe.FEATURE in server.features else None
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -373,9 +406,12 @@ class Pusher:
 
         return ask
 
-    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, planner: Planner | None, *, is_last: bool) -> Parcel:
+    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, server: wire.WorkspaceState, *, is_last: bool) -> Parcel:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
+        carried = parts.part_of(self._state, row.sequence)
+        if carried is not None and not row.file:
+            return self._part_parcel(metadata, carried, row.content_bytes)
         also = self._also.get(metadata.identity)
         named = content_operations(metadata)
         if row.file and also is None:
@@ -386,17 +422,44 @@ class Pusher:
         self._coming.update(named)
         digests = {digest for digest in named if digest in missing} | (also or set())
         # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
-        may_plan = planner is not None and FEATURE in metadata.manifest.requires
-        plans = planner.plans(metadata.operations, digests - (also or set())) if planner and may_plan else {}
-        content_bytes = seal.carried_bytes(metadata.operations, digests) - seal.saved_bytes(plans)
+        may_plan = recipe.FEATURE in metadata.manifest.requires
+        plans = self._planned(server, metadata.operations, digests - (also or set())) if may_plan else {}
+        content_bytes = seal.travelling_bytes(metadata.operations, digests, plans)
         chunks = self._packed(metadata, digests, plans)
         return self._parcel(metadata, chunks, content_bytes, plans, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
-        outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
+        named = [plan.stream.id for plan in cut.plans.values() if plan.stream]
+        outbox.record_sealed(
+            self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes, part=cut.part, named=named
+        )
         self._sealed_here.add(cut.metadata.identity)
+        if cut.part is not None:
+            return self._part_parcel(cut.metadata, cut.part, cut.content_bytes)
         chunks = self._packed(cut.metadata, cut.digests, cut.plans)
         return self._parcel(cut.metadata, chunks, cut.content_bytes, cut.plans, is_last=cut.is_last and is_all)
+
+    def _part_parcel(self, metadata: Metadata, carried: Part, content_bytes: int) -> Parcel:
+        chunks = self._packed_part(metadata, carried)
+        return self._parcel(metadata, chunks, content_bytes, {}, is_last=False, carried=carried)
+
+    def _packed_part(self, metadata: Metadata, carried: Part) -> Iterator[bytes]:
+        """Return a bundle with a part, read in a sending thread; one that says that a stream is over reads nothing."""
+        stream, source = self._streams.stream_of(carried), pack.Source(self._state.root)
+        self._tally.part = stream.name_of(carried) if stream and carried.size else None
+        self._tally.read(0)
+
+        def read(carried: Part) -> Generator[bytes | memoryview, None, bytes]:
+            try:
+                return (yield from self._streams.read(source, carried))
+            finally:
+                source.close()
+
+        on_content = self._tally.read if self._tally.progress else None
+        chunks = pack.packed_part(metadata, carried, read, on_content=on_content)
+        if self._options.keep_sent_seconds and self._transport is not None:
+            return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
+        return chunks
 
     def _parcel(
         self,
@@ -406,6 +469,7 @@ class Pusher:
         plans: Mapping[str, Plan],
         *,
         is_last: bool,
+        carried: Part | None = None,
     ) -> Parcel:
         from deltasync.client.courier import Parcel
 
@@ -418,19 +482,22 @@ class Pusher:
             file_name(metadata),
             chunks,
             content_bytes,
-            self._avoided(metadata, seal.saved_bytes(plans)),
+            self._avoided(metadata, plans),
             self._takes_over,  # also those after the first: they may arrive before it is applied
+            carried,
             is_last,
         )
 
-    def _avoided(self, metadata: Metadata, by_chunks: int = 0) -> Avoided:
-        return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks)
+    def _avoided(self, metadata: Metadata, plans: Mapping[str, Plan] = NO_PLANS) -> Avoided:
+        by_chunks, in_parts = seal.saved_bytes(plans), seal.before_bytes(plans)
+        return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks, in_parts=in_parts)
 
     def _packed(
         self, metadata: Metadata, digests: Collection[str], plans: Mapping[str, Plan] | None = None
     ) -> Iterator[bytes]:
         """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
         self._unhealed.difference_update(digests)
+        self._tally.part = None
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
@@ -453,6 +520,7 @@ class Pusher:
         if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
             raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
         self._record_kept(parcel.sequence, parcel.file_name)
+        self._note_part(parcel.part)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._asked_for = receipt.wanted
@@ -460,6 +528,12 @@ class Pusher:
         self._tally.add(manifest, parcel.content_bytes, parcel.avoided)
         if self._reasons is not None:
             self._reasons.count(parcel.identity)
+
+    def _note_part(self, carried: Part | None) -> None:
+        """Remember that the receiver has a part; one whose digest is not known by now is sent again at worst."""
+        digest = self._streams.digest_at_end(carried) if carried else None
+        if carried is not None and digest is not None:
+            parts.note_received(self._state, carried, digest)
 
     def _note_receiver(self) -> None:
         """Remember whose folder this workspace is there, once it is, and where the disk of a folder is mounted."""
@@ -473,7 +547,8 @@ class Pusher:
             outbox.attach_file(self._state, sequence, name)
 
     def _count(self, metadata: Metadata, content_bytes: int) -> None:
-        self._tally.add(metadata.manifest, content_bytes, self._avoided(metadata))
+        in_parts = parts.named_bytes(self._state, metadata.manifest.sequence_number)
+        self._tally.add(metadata.manifest, content_bytes, self._avoided(metadata)._replace(in_parts=in_parts))
         if self._reasons is not None:
             self._reasons.note(metadata)
             self._reasons.count(metadata.identity)
@@ -486,13 +561,16 @@ class Pusher:
         parcel, cause = trouble.parcel, trouble.cause
         if isinstance(cause, ContentChanged):
             outbox.discard_from(self._state, parcel.sequence)
+            self._streams.forget()
             self._set_aside(cause)
+        elif isinstance(cause, Refused) and parcel.part is not None:
+            self._restart(parcel, cause, {parcel.part.stream.hex()})  # what it follows is not what was sent
         elif isinstance(cause, pack.FileLost) or (isinstance(cause, Refused) and self._has_damaged_file(parcel)):
             outbox.discard_from(self._state, parcel.sequence)
         elif isinstance(cause, LimitExceeded) and parcel.identity not in self._sealed_here:
             outbox.discard_from(self._state, parcel.sequence)  # it was cut for other limits than this receiver's
         elif isinstance(cause, ContentMissing):
-            self._add_content(parcel, cause)
+            self._restart(parcel, cause, set(getattr(cause, "missing", ())))
         elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
             transport.back_off(self._losses, cause)
             self._losses += 1
@@ -500,6 +578,18 @@ class Pusher:
             self._conflicts += 1
         else:
             raise cause
+
+    def _restart(self, parcel: Parcel, error: Refused | ContentMissing, lacking: set[str]) -> None:
+        """Meet a receiver that lacks content: what came in parts begins anew, anything else is added to the bundle."""
+        lost = parts.note_lost(self._state, lacking)
+        if not lost and isinstance(error, ContentMissing):
+            self._add_content(parcel, error)
+            return
+        self._streams.drop(lost)
+        self._restarts += 1
+        if self._restarts > CHANGES_MAX:
+            raise error
+        outbox.discard_from(self._state, parcel.sequence)
 
     def _add_content(self, parcel: Parcel, error: ContentMissing) -> None:
         """Have a bundle sent again with what the receiver turned out to lack; only content that it names (T6)."""
@@ -579,16 +669,32 @@ class Pusher:
     def _write_files(self) -> None:
         limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
-        for cut in self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect):
-            metadata = cut.metadata
+        planned = partial(self._streams.planned, plans={}, most=seal.content_max(wire.Limits()))
+        left = self._streams.left
+        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=planned, left=left)
+        for cut in cuts:
+            metadata, carried = cut.metadata, cut.part
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:
                 self._tally.report.waiting = (
                     f"the outbox is full (--outbox-limit is {limit} bytes, the next bundle has {cut.content_bytes}); "
                     + ("sealing goes on when the server has taken some of it" if url else "name a server with --to")
                 )
                 return
-            path = pack.write_bundle(outbox.folder(self._state), metadata, self._packed(metadata, cut.digests))
-            outbox.record_sealed(self._state, metadata, cut.objects, content_bytes=cut.content_bytes, file=path.name)
+            if carried is not None:
+                chunks = self._packed_part(metadata, carried)
+            else:
+                chunks = self._packed(metadata, cut.digests, cut.plans)
+            path = pack.write_bundle(outbox.folder(self._state), metadata, chunks)
+            outbox.record_sealed(
+                self._state,
+                metadata,
+                cut.objects,
+                content_bytes=cut.content_bytes,
+                file=path.name,
+                part=carried,
+                part_digest=self._streams.digest_at_end(carried) if carried else None,
+                named=[plan.stream.id for plan in cut.plans.values() if plan.stream],
+            )
             written_bytes = path.stat().st_size
             room -= written_bytes
             self._rounds = 0

@@ -19,6 +19,7 @@ from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
 
 if TYPE_CHECKING:
     from deltasync.client.state import State
+    from deltasync.client.streams import Stream
 
 WORTH = 0.9
 """A recipe that carries more than this share of the file is not worth its trouble."""
@@ -55,22 +56,32 @@ class Plan:
 
     recipe: Recipe
     packed: bytes
+    """The list of the chunks that the bundle carries."""
     chunks: int
-    """How many the whole content has."""
-
-    @property
-    def fresh_chunks(self) -> int:
-        """How many of them are sent."""
-        return len(self.packed) // _FRESH.size
+    """How many the whole content has; 0 where it was not cut."""
+    fresh_chunks: int
+    """How many of them are sent."""
+    stream: Stream | None = None
+    """What brings them before the bundle, where they are too many for one."""
 
     def fresh(self) -> Iterator[Fresh]:
-        """Yield the chunks to send, in the order of the file."""
-        return map(Fresh._make, _FRESH.iter_unpack(self.packed))
+        """Yield the chunks that the bundle carries, in the order of the file."""
+        return fresh_chunks(self.packed)
+
+    @property
+    def before_bytes(self) -> int:
+        """How much is sent before the bundle."""
+        return self.stream.size if self.stream else 0
 
     @property
     def saved_bytes(self) -> int:
         """How much less travels than the whole."""
-        return self.recipe.size - self.recipe.new_bytes
+        return self.recipe.size - self.recipe.new_bytes - self.before_bytes
+
+
+def fresh_chunks(packed: bytes) -> Iterator[Fresh]:
+    """Yield the chunks of a packed list, in the order of the file."""
+    return map(Fresh._make, _FRESH.iter_unpack(packed))
 
 
 class Planner:
@@ -223,4 +234,4 @@ class _Match:
                 at += chunk.size
 
         made = recipe.compose(bases, segments())
-        return Plan(made, bytes(packed), len(self._base))
+        return Plan(made, bytes(packed), len(self._base), len(packed) // _FRESH.size)

@@ -77,7 +77,7 @@ def explained(
 
 
 def _with_chunks(reason: Reason, plan: Plan | None) -> Reason:
-    if plan is None:
+    if plan is None or not plan.chunks:
         return reason
     return msgspec.structs.replace(
         reason, reason=f"{reason.reason} ({plan.fresh_chunks:,} of {plan.chunks:,} chunks are new to the server)"

@@ -7,6 +7,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ import msgspec
 
 from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
-from deltasync.core import wire
+from deltasync.client.streams import Streams
+from deltasync.core import part, wire
 from deltasync.core.bundle import advice, name_file
 from deltasync.core.chain import Chain, Link, broken, continue_from
 from deltasync.core.delta import diff
@@ -349,6 +351,8 @@ def _files_of(state: State, rows: Iterable[outbox.OutboxRow]) -> Iterator[Path]:
     for row in rows:
         if row.file is None:
             metadata = outbox.metadata_of(state, row.sequence)
+            if part.FEATURE in metadata.manifest.requires:
+                raise HostBusy("a large file is on its way in parts; push again, or export with --full")
             chunks = pack.packed(metadata, content_operations(metadata).keys(), pack.Source(state.root))
             try:
                 path = pack.write_bundle(outbox.folder(state), metadata, chunks)
@@ -430,8 +434,16 @@ class _Sealing:
         most = seal.operations_max(operations, wire.Limits())
         contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True, known=set())
         span = seal.Span(EMPTY_ROOT, target, 1)
-        for cut in seal.Cuts(contents, span, writer, laid, wire.Limits(), max_operations=most):
+        streams, source = Streams(None), pack.Source(state.root)
+        planned = partial(streams.planned, plans={}, most=seal.content_max(wire.Limits()))
+        cuts = seal.Cuts(
+            contents, span, writer, laid, wire.Limits(), max_operations=most, planned=planned, left=streams.left
+        )
+        for cut in cuts:
             known |= cut.objects
-            chunks = pack.packed(cut.metadata, cut.digests, pack.Source(state.root))
+            if cut.part is not None:
+                chunks = pack.packed_part(cut.metadata, cut.part, partial(streams.read, source))
+            else:
+                chunks = pack.packed(cut.metadata, cut.digests, source, cut.plans)
             exported.paths.append(pack.write_bundle(self._target, cut.metadata, chunks))
         exported.root = target.hex()

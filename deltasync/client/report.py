@@ -30,6 +30,8 @@ class Progress:
     """Content that was read and went out."""
     total_bytes: int
     """Content that goes out at most, as far as is known yet."""
+    part: str | None = None
+    """Which part of which large file was sealed last, while one goes out."""
 
 
 @dataclass(slots=True)
@@ -103,6 +105,8 @@ class Avoided(NamedTuple):
     """Of files that are moved by an operation of their own."""
     by_chunks: int = 0
     """Of large files whose other chunks were sent."""
+    in_parts: int = 0
+    """What travelled before the bundle."""
 
 
 class Tally:
@@ -115,6 +119,8 @@ class Tally:
         self.expected: Callable[[], int] = lambda: 0
         """Says how much content travels at most, as far as is known."""
         self._read_bytes = 0
+        self.part: str | None = None
+        """Which part of which large file was sealed last, while one goes out."""
 
     def read(self, size_bytes: int) -> None:
         """Count content that was read to be sent (in a sending thread)."""
@@ -147,7 +153,7 @@ class Tally:
         total.deleted += counts.deleted
         report.bundles += 1
         report.content_bytes += content_bytes
-        avoided_bytes = max(0, named_bytes + avoided.in_moved_folders - content_bytes)
+        avoided_bytes = max(0, named_bytes + avoided.in_moved_folders - content_bytes - avoided.in_parts)
         by_chunks_bytes = min(avoided_bytes, avoided.by_chunks)
         # what was moved may have had to travel all the same
         by_move_bytes = min(avoided_bytes - by_chunks_bytes, avoided.in_moved_folders + avoided.moved_alone)
@@ -170,7 +176,7 @@ class Tally:
         if self.progress is not None:
             report = self.report
             total_bytes = max(self.expected(), self._read_bytes)
-            self.progress(Progress(report.bundles, self._read_bytes, total_bytes))
+            self.progress(Progress(report.bundles, self._read_bytes, total_bytes, self.part))
 
 
 def _bytes_below(state: State, path: str) -> int:

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from deltasync.client.ranges import Plan
+from deltasync.client.streams import Stream
+from deltasync.core import part, recipe
 from deltasync.core.delta import apply, cut
 from deltasync.core.errors import Corrupt, GuardStopped
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, decode_directory, encode_directory
 from deltasync.core.metadata import Metadata, compose
-from deltasync.core.recipe import FEATURE
+from deltasync.core.part import Part
 from deltasync.core.tree import Loader, Tree, entries_of, walk
 from deltasync.core.wire import Limits
 
@@ -28,8 +30,10 @@ _OPERATION_BYTES = 400
 
 Ask = Callable[[list[str]], Iterable[str]]
 """Says which of these digests the receiver lacks."""
-Planned = Callable[[list[Operation], Collection[str]], Mapping[str, Plan]]
+Planned = Callable[[Sequence[Operation], Collection[str]], Mapping[str, Plan]]
 """Says which of these contents travel as recipes."""
+Left = Callable[[Stream], Iterable[Part]]
+"""Gives the parts of a stream that are to be sealed."""
 _WHOLE: Mapping[str, Plan] = {}
 
 
@@ -65,6 +69,8 @@ class Cut:
     """Nothing follows in this delta."""
     plans: Mapping[str, Plan] = field(default_factory=dict)
     """For those digests whose content does not travel whole."""
+    part: Part | None = None
+    """What a bundle without operations carries of a content that is too large for one."""
 
 
 class Contents:
@@ -158,41 +164,42 @@ class Cuts:
         max_operations: int,
         has_target: bool = False,
         planned: Planned | None = None,
+        left: Left = lambda _: (),
     ) -> None:
         """Cut nothing yet.
 
         load: must know the directory objects of each bundle before the next is asked for. has_target: those of the
         target are stored already, so that the tree after the last bundle need not be computed. planned: asked for each
-        bundle; None lets all content travel whole.
+        bundle; None lets all content travel whole. left: asked for each stream of a plan.
         """
         self._contents, self._span, self._writer, self._load = contents, span, writer, load
-        self._has_target, self._planned = has_target, planned
+        self._has_target, self._planned, self._left = has_target, planned, left
         self._runs = runs(contents, limits, max_operations=max_operations)
         self._parent, self._sequence = span.base, span.sequence
 
     def __iter__(self) -> Iterator[Cut]:
-        return self
+        for run in self._runs:
+            digests = self._contents.take(run)
+            plans = self._planned(run, digests) if self._planned else _WHOLE
+            for each in parts(plans, self._left, self._writer, self._parent, self._sequence):
+                self._sequence += 1
+                yield each
+            yield self._cut(run, digests, plans)
+        if self._parent != self._span.target:
+            raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
 
-    def __next__(self) -> Cut:
-        run = next(self._runs, None)
-        if run is None:
-            if self._parent != self._span.target:
-                raise Corrupt("the sealed bundles do not lead to the observed tree; run `deltasync push --rehash`")
-            raise StopIteration
+    def _cut(self, run: list[Operation], digests: set[str], plans: Mapping[str, Plan]) -> Cut:
         is_last = self._contents.ends_with(run[-1])
         if is_last and self._has_target:
             root, objects = self._span.target, {}
         else:
             applied = apply(self._parent, run, self._load)
             root, objects = applied.root, applied.objects
-        digests = self._contents.take(run)
-        plans = self._planned(run, digests) if self._planned else _WHOLE
-        requires = (FEATURE,) if plans else ()
         metadata = composed(
-            run, self._writer, sequence=self._sequence, parent_root=self._parent, root=root, requires=requires
+            run, self._writer, sequence=self._sequence, parent_root=self._parent, root=root, requires=_required(plans)
         )
         self._parent, self._sequence = root, self._sequence + 1
-        content_bytes = carried_bytes(run, digests) - saved_bytes(plans)
+        content_bytes = travelling_bytes(run, digests, plans)
         run.clear()  # the generator behind it holds the list until it goes on
         return Cut(metadata, objects, digests, content_bytes, is_last, plans)
 
@@ -205,6 +212,36 @@ def runs(contents: Contents, limits: Limits, *, max_operations: int) -> Iterator
         max_operations=max_operations,
         max_bytes=content_max(limits),
     )
+
+
+def parts(plans: Mapping[str, Plan], left: Left, writer: Writer, root: bytes, sequence: int) -> Iterator[Cut]:
+    """Yield the bundles that bring what is too large for the bundle behind them."""
+    for plan in plans.values():
+        for each in left(plan.stream) if plan.stream else ():
+            yield part_cut(each, writer, root, sequence)
+            sequence += 1
+
+
+def part_cut(carried: Part, writer: Writer, root: bytes, sequence: int) -> Cut:
+    """Return a bundle without operations that carries a part, or says that a stream is over."""
+    metadata = composed((), writer, sequence=sequence, parent_root=root, root=root, requires=(part.FEATURE,))
+    return Cut(metadata, {}, set(), carried.size, part=carried)
+
+
+def _required(plans: Mapping[str, Plan]) -> Sequence[str]:
+    if not plans:
+        return ()
+    return (recipe.FEATURE, part.FEATURE) if any(plan.stream for plan in plans.values()) else (recipe.FEATURE,)
+
+
+def travelling_bytes(operations: Iterable[Operation], digests: Collection[str], plans: Mapping[str, Plan]) -> int:
+    """Return how much content the bundle of these operations carries itself."""
+    return carried_bytes(operations, digests) - saved_bytes(plans) - before_bytes(plans)
+
+
+def before_bytes(plans: Mapping[str, Plan]) -> int:
+    """Return how much content comes in parts before the bundle with these plans."""
+    return sum(plan.before_bytes for plan in plans.values())
 
 
 def saved_bytes(plans: Mapping[str, Plan]) -> int:
@@ -335,7 +372,16 @@ def overlaid(load: Loader, bodies: Mapping[bytes, bytes]) -> Loader:
     return lambda digest: decode_directory(bodies[digest]) if digest in bodies else load(digest)
 
 
-def healing(wanted: Collection[str], span: Span, writer: Writer, load: Loader, limits: Limits) -> Iterator[Cut]:
+def healing(
+    wanted: Collection[str],
+    span: Span,
+    writer: Writer,
+    load: Loader,
+    limits: Limits,
+    *,
+    planned: Planned,
+    left: Left,
+) -> Iterator[Cut]:
     """Yield bundles that change nothing and carry content which the receiver asks for, as far as the tree has it."""
     operations = list(_unchanged(wanted, span.base, load))
     cut_runs = cut(
@@ -344,10 +390,18 @@ def healing(wanted: Collection[str], span: Span, writer: Writer, load: Loader, l
         max_operations=operations_max(operations, limits),
         max_bytes=content_max(limits),
     )
-    for sequence, run in enumerate(cut_runs, start=span.sequence):
-        metadata = composed(run, writer, sequence=sequence, parent_root=span.base, root=span.base)
+    sequence = span.sequence
+    for run in cut_runs:
         digests = {each.digest for each in run if each.digest}
-        yield Cut(metadata, {}, digests, carried_bytes(run, digests))
+        plans = planned(run, digests)
+        for each in parts(plans, left, writer, span.base, sequence):
+            sequence += 1
+            yield each
+        metadata = composed(
+            run, writer, sequence=sequence, parent_root=span.base, root=span.base, requires=_required(plans)
+        )
+        sequence += 1
+        yield Cut(metadata, {}, digests, travelling_bytes(run, digests, plans), plans=plans)
 
 
 def _unchanged(wanted: Collection[str], root: bytes, load: Loader) -> Iterator[Operation]:

@@ -53,6 +53,15 @@ MIGRATIONS = [
     );
     CREATE INDEX edges_by_digest ON edges (digest)
     """,
+    """
+    CREATE TABLE streams (
+        id BLOB PRIMARY KEY, path TEXT NOT NULL, digest TEXT NOT NULL, size INTEGER NOT NULL, most INTEGER NOT NULL,
+        ends BLOB NOT NULL, sealed INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE parts (
+        sequence INTEGER PRIMARY KEY, stream BLOB NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL, digest BLOB
+    )
+    """,
 ]
 
 RACY, KEPT = 1, 2

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from deltasync.client import outbox
+from deltasync.client import outbox, parts
 from deltasync.client.address import is_folder
 from deltasync.client.ignore import GITIGNORE_FILE, IGNORE_FILE
 from deltasync.client.moves import joined
@@ -49,6 +49,8 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     """Bundle files that are kept although they were sent."""
     no_delete: bool
     """Whether the last push left on the server what is gone here."""
+    in_parts: list[parts.Sent]
+    """Large files on their way: how many parts of each the server has."""
     compared_root: str
     """The tree that the server should hold: with no_delete, what was sent and is gone here is a part of it."""
     held_back: int = 0
@@ -123,6 +125,7 @@ def local(state: State) -> Local:
         outbox_bytes=_file_bytes(state.folder / outbox.FOLDER, [row.file for row in pending]),
         kept=len(outbox.kept(state)),
         no_delete=has_no_delete,
+        in_parts=parts.sent(state),
         compared_root=wanted.hex(),
     )
 

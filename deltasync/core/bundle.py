@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from deltasync.core import recipe, tar
+from deltasync.core import part, recipe, tar
 from deltasync.core.errors import DeltasyncError, LimitExceeded, Refused
 from deltasync.core.frame import FrameReader, Source, compress
 from deltasync.core.hashing import DIGEST_BYTES, digest_of, hasher
@@ -22,6 +22,7 @@ from deltasync.core.metadata import (
     parse_metadata,
 )
 from deltasync.core.names import shown
+from deltasync.core.part import Part
 from deltasync.core.recipe import FEATURE, RECIPE_BYTES_MAX, Recipe
 from deltasync.core.wire import Limits
 
@@ -74,6 +75,28 @@ def seal(
     """
     carried = _carried(metadata, digests, recipes)
     return compress(_pieces(metadata, carried, read), _archive_bytes(metadata, carried), level=level, threads=threads)
+
+
+ReadPart = Callable[[Part], Generator[bytes | memoryview, None, bytes]]
+"""Gives the bytes of a part in pieces, as `Read` does, and returns the digest of its stream up to its end."""
+
+
+def seal_part(
+    metadata: Metadata, carried: Part, read: ReadPart, *, level: int = 1, threads: int = 0
+) -> Iterator[bytes]:
+    """Yield the bundle file that carries one part (spec B-65); as `seal`. The metadata has no operations."""
+    size = _archive_bytes(metadata, []) + tar.member_bytes(carried.name, carried.member_size)
+    return compress(_part_pieces(metadata, carried, read), size, level=level, threads=threads)
+
+
+def _part_pieces(metadata: Metadata, carried: Part, read: ReadPart) -> Iterator[bytes | memoryview]:
+    for name, content in _members(metadata):
+        yield from _member(name, content)
+    yield tar.header(carried.name, carried.member_size)
+    if carried.size:
+        yield (yield from read(carried))
+    yield tar.padding(carried.member_size)
+    yield tar.END
 
 
 def sealed_bytes(metadata: Metadata, digests: Collection[str], recipes: Mapping[str, Recipe] = _WHOLE) -> int:
@@ -164,6 +187,16 @@ class Content(NamedTuple):
     """How it is made of what the receiver holds and of the new bytes; None when it travels whole."""
 
 
+class ArrivingPart(NamedTuple):
+    """A part on its way in."""
+
+    part: Part
+    views: Iterator[memoryview]
+    """Its bytes; each view is valid until the next step."""
+    read_digest: Callable[[], bytes]
+    """Gives the digest that its stream must have up to its end (spec B-66), once the views are used up."""
+
+
 class BundleReader:
     """Reads one bundle from a stream: metadata, then content, then the end; nothing is trusted before it is checked.
 
@@ -175,6 +208,7 @@ class BundleReader:
         self._frame = FrameReader(source, limits)
         self._limits = limits
         self._metadata: Metadata | None = None
+        self._has_given_part = False
         self._contents = self._read_contents()
 
     def metadata(self) -> Metadata:
@@ -192,6 +226,35 @@ class BundleReader:
         one who makes it (spec B-64).
         """
         return self._contents
+
+    def part(self) -> ArrivingPart | None:
+        """Return the part that the bundle carries, to be read at once; None for a bundle that brings none (spec B-65).
+
+        Only who holds the stream can verify it, but for a first part.
+        """
+        metadata = self.metadata()
+        if part.FEATURE not in metadata.manifest.requires or metadata.operations or self._has_given_part:
+            return None
+        self._has_given_part = True
+        ahead = self._frame.peek(tar.HEADER_BYTES_MAX)
+        if ahead.startswith(tar.END[: tar.BLOCK]):
+            raise Refused("B-65", "the bundle requires parts, and has neither one nor operations")
+        found = tar.parse(ahead)
+        arriving = part.parse(found.name, found.size)
+        self._frame.skip(len(tar.header(*found)))
+        return ArrivingPart(arriving, self._read_views(arriving.size), lambda: self._read_part_digest(arriving))
+
+    def _skip_part(self) -> None:
+        arriving = self.part()
+        if arriving is not None:
+            for _ in arriving.views:
+                pass
+            arriving.read_digest()
+
+    def _read_part_digest(self, arriving: Part) -> bytes:
+        digest = b"".join(bytes(view) for view in self._read_views(arriving.member_size - arriving.size))
+        self._skip_padding(arriving.member_size)
+        return digest
 
     def finish(self) -> None:
         """Check what was not read yet, and that the archive, the frame and the source end here."""
@@ -243,6 +306,7 @@ class BundleReader:
             raise Refused("B-9", "the archive is truncated")
 
     def _read_contents(self) -> Iterator[Content]:
+        self._skip_part()
         frame = self._frame
         end = tar.END[: tar.BLOCK]
         contents = content_operations(self.metadata())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from blake3 import blake3
 
@@ -21,6 +21,9 @@ class Hasher(Protocol):
 
     def digest(self) -> bytes:
         """Return the 32 bytes of the hash so far."""
+
+    def copy(self) -> Self:
+        """Return another hash of the same bytes, which goes on by itself."""
 
 
 def hasher() -> Hasher:

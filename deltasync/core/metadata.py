@@ -10,17 +10,17 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from deltasync.core import part, recipe
 from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, SIZE_MAX, Operation, Verb
 from deltasync.core.names import NameRefused, parse_path, parse_target, parse_workspace, shown
-from deltasync.core.recipe import FEATURE
 from deltasync.core.sequence import Header
 from deltasync.core.wire import Limits
 
 VERSION = "2.0"
-FEATURES: frozenset[str] = frozenset((FEATURE,))
-"""What a bundle may require of a reader of this release; `parts` is a reserved name."""
+FEATURES: frozenset[str] = frozenset((recipe.FEATURE, part.FEATURE))
+"""What a bundle may require of a reader of this release."""
 SEQUENCE_MAX = 2**53 - 1
 MANIFEST_BYTES_MAX = 64 * 1024
 WORKSPACE_PATH_MAX = 4096

@@ -25,9 +25,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the rows say."""
 
     kind: str
-    """blob, object, receipt, journal, content, file, stray or tree."""
+    """blob, object, receipt, journal, content, file, stream, stray or tree."""
     subject: str
-    """A digest, a workspace, a workspace and a path, or a host, a path there and a digest."""
+    """A digest, the id of a stream, a workspace, a workspace and a path, or a host, a path there and a digest."""
     problem: str
     is_repaired: bool = False
 
@@ -80,6 +80,7 @@ class _Check:
         self._check_blobs()
         self._check_references(rows)
         self._check_files()
+        self._check_streams()
         self._check_strays()
         for row in rows:
             self._check_tree(row)
@@ -184,6 +185,11 @@ class _Check:
         for hostname, path, digest in lost:
             problem = "no blob holds this file's content; upload the file again, or mark it deleted"
             self._found("file", f"{shown(hostname)} {shown(path)} {digest.hex()}", problem)
+
+    def _check_streams(self) -> None:
+        """What rows count of streams is there, and no file without a row (spec ST-94); the next start sees to both."""
+        for stream, problem in self._store.streams.troubles():
+            self._found("stream", stream, problem, is_repaired=True)
 
     def _check_strays(self) -> None:
         with self._store.state.read() as db:

@@ -11,14 +11,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 
-from deltasync.core import delta, wire
+from deltasync.core import delta, part, wire
 from deltasync.core.bundle import BundleReader, Metadata, content_operations, file_name
 from deltasync.core.errors import (
     ContentMissing,
@@ -52,6 +53,7 @@ from deltasync_server.state import (
     workspace_row,
     write_blobs,
 )
+from deltasync_server.streams import Streams, Writer, forget
 from deltasync_server.tree import Trees
 
 LEASE_SECONDS = 3600
@@ -128,6 +130,11 @@ class Arrivals:
         with lock:
             yield
 
+    def note_part(self) -> None:
+        """Say that a part was written: the next one may go on."""
+        with self._changed:
+            self._changed.notify_all()
+
     def stop_awaiting_pieces(self) -> None:
         """Count no bundle as arriving that comes in pieces."""
         with self._changed:
@@ -163,6 +170,7 @@ class Rooms:
     leases: Leases
     arrivals: Arrivals
     trees: Trees
+    streams: Streams
     require_space: Callable[[int], None]
     """Raises NoSpace where so many bytes more would leave less than the reserve."""
     syncs: ThreadPoolExecutor
@@ -195,6 +203,10 @@ class Intake:
     hook: DecideHook | None
     _lease: int = field(default=0, init=False)
     _has_wrong_recipe: bool = field(default=False, init=False)
+    _writer: Writer | None = field(default=None, init=False)
+    """Of the part that the bundle brings."""
+    _spent: set[bytes] = field(default_factory=set, init=False)
+    """Streams of this workspace that are over with this bundle."""
 
     def run(self, expected_identity: bytes | None) -> Committed:
         """Read, check and commit the bundle; nothing of it stays when this raises."""
@@ -221,9 +233,10 @@ class Intake:
         first = self._judge(metadata, may_wait=True)
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
-        with self.rooms.cache.staging() as staging:
+        with ExitStack() as held, self.rooms.cache.staging() as staging:
             if _brings_large_content(metadata):
                 self._do_without_journal(staging)
+            self._take_part(reader, metadata.header, staging, held)
             self._stage(reader, metadata, staging)
             if not staging.staged:
                 self._do_without_journal(staging)
@@ -252,6 +265,8 @@ class Intake:
 
     def _make_durable(self, staging: Staging) -> None:
         staging.make_durable()
+        if self._writer is not None:
+            self._writer.make_durable(self.rooms.streams.folder)
         if not staging.is_durable:
             self.spool.make_durable()
 
@@ -276,12 +291,42 @@ class Intake:
         with self.rooms.state.read() as db:
             return header.sequence <= head_of(db, self.arrival.workspace).sequence + 1
 
+    def _take_part(self, reader: BundleReader, header: Header, staging: Staging, held: ExitStack) -> None:
+        """Write the part that the bundle brings, if it brings one, into its stream (spec ST-90 to ST-92)."""
+        arriving = reader.part()
+        if arriving is None:
+            return
+        self._do_without_journal(staging)
+        streams, name = self.rooms.streams, self.arrival.workspace
+        if not arriving.part.size:
+            self._spend(arriving.part.stream)
+            return
+        self.rooms.arrivals.await_turn(
+            self.arrival, lambda: streams.is_next(arriving.part, header.sequence) or self._is_turn(header)
+        )
+        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence))
+        self._writer.take(arriving.views, arriving.read_digest)
+        self.rooms.arrivals.note_part()
+        staging.content_bytes += arriving.part.size
+
+    def _spend(self, stream: bytes) -> bool:
+        """Have a stream end with this bundle; False where this workspace has none of this id."""
+        found = self.rooms.streams.opened(self.arrival.workspace, stream)
+        if found is None:
+            return False
+        os.close(found[0])
+        self._spent.add(stream)
+        return True
+
     def _stage(self, reader: BundleReader, metadata: Metadata, staging: Staging) -> None:
         """Write the content that the cache lacks; what it has is leased, and read only to be checked."""
         named = [bytes.fromhex(digest) for digest in content_operations(metadata)]
         with self.rooms.leases.guard, self.rooms.state.read() as db:
             present = blob_rows(db, named)
             self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
+        is_of_parts = part.FEATURE in metadata.manifest.requires
+        if is_of_parts and metadata.operations:  # the last part may be on its way into its row
+            self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
         for content in reader.contents():
             operation = content.operation
             row = present.get(bytes.fromhex(operation.digest or ""))
@@ -289,9 +334,25 @@ class Intake:
                 continue
             if content.recipe is None:
                 staging.write(operation, content.views)
-            else:
+            elif not (is_of_parts and self._take_stream(staging, operation, content.recipe)):
                 self._assemble(staging, operation, content.recipe, content.views)
         reader.finish()
+
+    def _take_stream(self, staging: Staging, operation: Operation, recipe: Recipe) -> bool:
+        """Take a stream as it lies for the content that a recipe makes of it; False where it must be copied."""
+        for base in recipe.bases:
+            self._spend(base)
+        segments = list(islice(recipe.segments(), 2))
+        if segments != [(1, 0, operation.size)]:
+            return False
+        digest = self.rooms.streams.whole(self.arrival.workspace, recipe.bases[0], operation)
+        if digest is None or digest.hex() != operation.digest:
+            return False
+        with contextlib.suppress(OSError):  # no second name here: it is copied
+            self.rooms.streams.lend(recipe.bases[0], operation, staging.folder)
+            staging.take(operation, new_bytes=0)
+            return True
+        return False
 
     def _assemble(self, staging: Staging, operation: Operation, recipe: Recipe, views: Iterator[memoryview]) -> None:
         """Make a content by its recipe; where that fails it is missing, and the sender is asked for it (spec B-64).
@@ -315,6 +376,8 @@ class Intake:
             self.rooms.trees.prove(recipe.bases)
 
     def _opened(self, digest: bytes) -> tuple[int, int] | None:
+        if digest in self._spent:
+            return self.rooms.streams.opened(self.arrival.workspace, digest)
         with self.rooms.state.read() as db:
             row = blob_row(db, digest)
         return opened_blob(self.rooms.cache, self.rooms.trees, digest, row)
@@ -373,8 +436,13 @@ class Intake:
         self.spool.is_kept = True
         try:
             with self.rooms.state.write() as db:
+                if self._writer is not None:
+                    self._writer.record(db, self.arrival.workspace, time.time())
+                forget(db, self._spent)
                 commit = _Commit(db, self.arrival.workspace, metadata, staging)
-                return commit.write(applied, published, None if staging.is_durable else self.spool.name)
+                receipt = commit.write(applied, published, None if staging.is_durable else self.spool.name)
+            self.rooms.streams.remove(self._spent)
+            return receipt
         except (DeltasyncError, sqlite3.OperationalError) as error:  # the latter: busy, so nothing was committed
             self.spool.is_kept = isinstance(error, Corrupt)
             raise
@@ -432,10 +500,12 @@ class _Commit:
     def _write_receipt(self, receipt: wire.Receipt, root: bytes, journal: str | None) -> None:
         carried = b"".join(sorted(self._staging.staged.keys() - self._staging.assembled)) if journal else None
         body = msgspec.json.encode(receipt)
+        # What changes nothing takes no place among the sequences that are kept.
+        is_part = part.FEATURE in self._metadata.manifest.requires and not self._metadata.manifest.total_files
         values = (self._name, receipt.sequence, receipt.epoch, self._metadata.identity, root, body)
         self._db.execute(
-            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
-            (*values, journal, carried, file_name(self._metadata)),
+            "INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, journal, carried, file_name(self._metadata), not is_part),
         )
 
     def _write_epoch(self, receipt: wire.Receipt) -> None:

@@ -46,6 +46,7 @@ from deltasync_server.state import (
     workspace_row,
     workspace_rows,
 )
+from deltasync_server.streams import Streams
 from deltasync_server.tree import Trees
 from deltasync_server.upkeep import Upkeep
 from deltasync_server.uploads import Answer, Session, Uploads
@@ -83,12 +84,23 @@ class Store:
         self.leases = Leases()
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
+        self.streams = Streams(data, self.state, self.require_space)
         self._rooms = Rooms(
-            config, self.state, self.cache, self.leases, self._arrivals, self.trees, self.require_space, self._syncs
+            config,
+            self.state,
+            self.cache,
+            self.leases,
+            self._arrivals,
+            self.trees,
+            self.streams,
+            self.require_space,
+            self._syncs,
         )
         self.uploads = Uploads(config, self.state, self._arrivals, self.require_space)
         self.files = Files(self.state, self.cache)
-        self._upkeep = Upkeep(config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads)
+        self._upkeep = Upkeep(
+            config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads, self.streams
+        )
         self._counted: Counter[str] = Counter()
         self._count_lock = threading.Lock()
         self._started_at = time.monotonic()
@@ -122,6 +134,7 @@ class Store:
             self.cache.clear_staging()
             self.journal.clear_unreferenced()
             self.uploads.recover()
+            self.streams.recover()
             self._settle_stamps()
             with self.state.read() as db:
                 rows = workspace_rows(db)
@@ -158,6 +171,7 @@ class Store:
         self.trees.stop()
         self._syncs.shutdown()
         self.uploads.close()
+        self.streams.close()
         self.state.close()
         self.cache.close()
         self.journal.close()
@@ -374,6 +388,7 @@ class Store:
             "journal_bytes": self.journal.size_bytes(),
             "bundles_arriving": len(self._arrivals),
             **self.uploads.figures(),
+            **self.streams.figures(),
         }
 
     def _count(self, **amounts: int) -> None:

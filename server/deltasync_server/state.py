@@ -122,6 +122,14 @@ MIGRATIONS = (
         PRIMARY KEY (hostname, filepath, digest)
     )
     """,
+    """
+    CREATE TABLE streams (
+        id BLOB PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        size INTEGER NOT NULL,
+        touched INTEGER NOT NULL
+    ) WITHOUT ROWID
+    """,
 )
 
 
@@ -276,14 +284,11 @@ def kept_receipts(db: sqlite3.Connection, name: str, keep_sequences: int) -> lis
 
 def keep_no_more_than(db: sqlite3.Connection, keep_sequences: int) -> None:
     """Record that older sequences are no longer held, before the first of their objects is removed."""
-    db.execute(
-        """
-        UPDATE receipts SET is_kept = 0 WHERE is_kept AND sequence <= (
-            SELECT workspaces.sequence - ? FROM workspaces WHERE workspaces.name = receipts.workspace
-        )
-        """,
-        (keep_sequences,),
-    )
+    for row in workspace_rows(db):
+        kept = kept_receipts(db, row.name, keep_sequences)
+        if kept:
+            update = "UPDATE receipts SET is_kept = 0 WHERE workspace = ? AND is_kept AND sequence < ?"
+            db.execute(update, (row.name, kept[0].sequence))
 
 
 def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:

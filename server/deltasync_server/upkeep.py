@@ -11,6 +11,7 @@ from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
 from deltasync_server.state import State
+from deltasync_server.streams import Streams
 from deltasync_server.tree import Trees
 from deltasync_server.uploads import Uploads
 
@@ -36,6 +37,7 @@ class Upkeep:
         trees: Trees,
         leases: Leases,
         uploads: Uploads,
+        streams: Streams,
     ) -> None:
         self._config = config
         self._state = state
@@ -44,6 +46,7 @@ class Upkeep:
         self._trees = trees
         self._leases = leases
         self._uploads = uploads
+        self._streams = streams
         self._cleaned_at = time.monotonic()
         self._changed = threading.Condition()
         self._is_stopping = False
@@ -100,6 +103,7 @@ class Upkeep:
         self._trees.make_durable(must_yield)
         self._trees.tidy(must_yield)
         self._uploads.expire()
+        self._streams.expire(time.time())
         if self._object_bytes >= PRUNE_BYTES and not must_yield():
             self._object_bytes = 0
             collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 import zstandard
 from corpus_faults import FAULTS
-from corpus_good import good_chain, recipe_chain, tree_text
+from corpus_good import Step, good_chain, part_chain, recipe_chain, tree_text
 
-from deltasync.core.bundle import BundleReader, Content, file_name
+from deltasync.core.bundle import ArrivingPart, BundleReader, Content, file_name
 from deltasync.core.delta import apply
-from deltasync.core.errors import DeltasyncError, RootMismatch
+from deltasync.core.errors import DeltasyncError, Refused, RootMismatch
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, decode_directory
 from deltasync.core.tree import walk
@@ -24,6 +25,7 @@ from deltasync.core.wire import Limits
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 GOOD: list[dict[str, Any]] = json.loads((BUNDLES / "good/index.json").read_text(encoding="utf-8"))
 RECIPES: list[dict[str, Any]] = json.loads((BUNDLES / "recipes/index.json").read_text(encoding="utf-8"))
+PARTS: list[dict[str, Any]] = json.loads((BUNDLES / "parts/index.json").read_text(encoding="utf-8"))
 REFUSED: list[dict[str, Any]] = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
 
 
@@ -34,6 +36,7 @@ class Receiver:
         self.root = EMPTY_ROOT
         self.objects: dict[bytes, bytes] = {}
         self.cache: dict[str, bytes] = {}
+        self.streams: dict[bytes, bytes] = {}
 
     def load(self, digest: bytes) -> list[Entry]:
         return decode_directory(self.objects[digest])
@@ -42,6 +45,7 @@ class Receiver:
         """Read a bundle strictly to its end, then apply it to the tree."""
         reader = BundleReader(io.BytesIO(raw), Limits())
         metadata = reader.metadata()
+        self._take(reader.part())
         carried = {content.operation.digest or "": self._made(content) for content in reader.contents()}
         reader.finish()
         assert all(digest_of(content).hex() == digest for digest, content in carried.items())
@@ -55,12 +59,23 @@ class Receiver:
         self.root = applied.root
         self.cache |= carried
 
+    def _take(self, arriving: ArrivingPart | None) -> None:
+        """Put a part behind what is there of its stream."""
+        if arriving is None:
+            return
+        part = arriving.part
+        content = self.streams.get(part.stream, b"")[: part.offset] + b"".join(map(bytes, arriving.views))
+        if part.size and arriving.read_digest() != digest_of(content):
+            raise Refused("B-66", "the stream has another digest")
+        self.streams[part.stream] = content
+
     def _made(self, content: Content) -> bytes:
         """Return a content that travels whole, or make it by its recipe."""
         new = b"".join(map(bytes, content.views))
         if content.recipe is None:
             return new
-        bases, made = [self.cache[digest.hex()] for digest in content.recipe.bases], b""
+        held = {bytes.fromhex(digest): content for digest, content in self.cache.items()} | self.streams
+        bases, made = [held[digest] for digest in content.recipe.bases], b""
         for base, offset, size in content.recipe.segments():
             made += bases[base - 1][offset : offset + size] if base else new[:size]
             new = new if base else new[size:]
@@ -106,6 +121,16 @@ def test_the_chain_with_recipes_leads_to_the_tree_beside_each_bundle() -> None:
     assert len(raw) < 4_000 and sum(map(len, receiver.cache.values())) > 60_000
 
 
+def test_the_chain_with_parts_leads_to_the_tree_beside_each_bundle() -> None:
+    """Parts change nothing; the bundles behind them carry no content."""
+    receiver = Receiver()
+    for row in PARTS:
+        raw = (BUNDLES / "parts" / row["file"]).read_bytes()
+        receiver.receive(raw)
+        assert receiver.text() == (BUNDLES / "parts" / row["tree"]).read_text(encoding="utf-8")
+    assert sum(map(len, receiver.cache.values())) == 43_000
+
+
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: row["file"].removesuffix(".tar.zst"))
 def test_a_refused_bundle_is_refused_by_exactly_its_rule(row: dict[str, Any]) -> None:
     """Each bundle has one fault, and the error names it; what the receiver holds stays as it was."""
@@ -119,17 +144,21 @@ def test_a_refused_bundle_is_refused_by_exactly_its_rule(row: dict[str, Any]) ->
 
 def test_the_folder_has_a_row_for_every_file_and_enough_of_them() -> None:
     """Nothing lies in bundles/ that no index names; at least 45 are refused."""
-    for part, rows in (("good", GOOD), ("recipes", RECIPES), ("refused", REFUSED)):
+    for part, rows in (("good", GOOD), ("recipes", RECIPES), ("parts", PARTS), ("refused", REFUSED)):
         assert {file.name for file in (BUNDLES / part).glob("*.tar.zst")} == {row["file"] for row in rows}
     assert len(REFUSED) >= 45
 
 
-@pytest.mark.parametrize("part", ["good", "recipes"])
-def test_a_good_chain_is_built_again_from_its_parts(part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "rows", "build"),
+    [("good", GOOD, good_chain), ("recipes", RECIPES, recipe_chain), ("parts", PARTS, part_chain)],
+)
+def test_a_good_chain_is_built_again_from_its_parts(
+    part: str, rows: list[dict[str, Any]], build: Callable[[], list[Step]]
+) -> None:
     """Names, identities, trees and archives are those of the frozen files, whatever the release of zstd."""
     unpack = zstandard.ZstdDecompressor().decompress
-    rows, chain = (GOOD, good_chain()) if part == "good" else (RECIPES, recipe_chain())
-    for row, step in zip(rows, chain, strict=True):
+    for row, step in zip(rows, build(), strict=True):
         frozen = (BUNDLES / part / row["file"]).read_bytes()
         assert (row["file"], row["title"]) == (file_name(step.metadata), step.title)
         assert tree_text(step.tree) == (BUNDLES / part / row["tree"]).read_text(encoding="utf-8")

@@ -18,7 +18,6 @@ from deltasync_server.receive import Store
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 GOOD: list[dict[str, Any]] = json.loads((BUNDLES / "good/index.json").read_text(encoding="utf-8"))
-RECIPES: list[dict[str, Any]] = json.loads((BUNDLES / "recipes/index.json").read_text(encoding="utf-8"))
 REFUSED: list[dict[str, Any]] = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
 LIFE = parse_workspace("life")
 
@@ -34,15 +33,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield store
 
 
-def test_the_store_makes_files_by_their_recipes(tmp_path: Path) -> None:
-    """The chain with recipes leads to its tree on disk."""
+@pytest.mark.parametrize("chain", ["recipes", "parts"])
+def test_the_store_makes_files_of_what_it_has(tmp_path: Path, chain: str) -> None:
+    """The chains with recipes and with parts lead to their trees on disk."""
+    rows = json.loads((BUNDLES / chain / "index.json").read_text(encoding="utf-8"))
     with Store(StoreConfig(data=tmp_path / "data")) as store:
         store.recover()
-        for row in RECIPES:
-            sealed = io.BytesIO((BUNDLES / "recipes" / row["file"]).read_bytes())
+        for row in rows:
+            sealed = io.BytesIO((BUNDLES / chain / row["file"]).read_bytes())
             assert store.receive(LIFE, sealed, expected_identity=None).root == row["root"]
         store.trees.bring_forward(LIFE)
-        for line in (BUNDLES / "recipes" / RECIPES[-1]["tree"]).read_text(encoding="utf-8").splitlines()[1:]:
+        for line in (BUNDLES / chain / rows[-1]["tree"]).read_text(encoding="utf-8").splitlines()[1:]:
             _, _, _, _, digest, path = line.split("\t")
             assert digest_of((store.trees.path(LIFE) / path).read_bytes()).hex() == digest
 

@@ -61,7 +61,7 @@ def test_a_workspace_that_was_never_written_stands_at_the_beginning(server: Serv
         "lag": 0,
         "wanted": [],
         "limits": {name: getattr(Limits(), name) for name in Limits.__struct_fields__},
-        "features": ["recipes"],
+        "features": ["parts", "recipes"],
     }
 
 

@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import folders
 import msgspec
 from corpus import FOLDER as BUNDLES
-from corpus_good import File, noise, recipe_chain
+from corpus_good import File, noise, part_chain, recipe_chain
 
+from deltasync.client import seal
 from deltasync.core.hashing import digest_of
 from deltasync_server import intake
 
@@ -162,6 +163,26 @@ class ClientPushLarge(ClientPush):
         folders.write(self.media, "large.bin", b"new header" + large.read_bytes() + b"more")
 
 
+class ClientPushParts(ClientPush):
+    """The change is a large file, which goes in parts; nothing of a stream stays on the server."""
+
+    def prepare(self) -> None:
+        self.media = self.folder / "media"
+        folders.write(self.media, "small.txt", b"small")
+        self.run(self.push)
+        folders.write(self.media, "large.bin", noise(self.folder.name, 250_000))
+
+    def push(self) -> int:
+        seal.content_max = lambda limits: 50_000
+        return super().push()
+
+    act = push
+
+    def verify(self) -> None:
+        super().verify()
+        assert not list((self.shared / "data/parts").iterdir())
+
+
 class ClientSeal(Scenario):
     """A client without a server seals bundle files and is killed; what it sealed replays into an empty server."""
 
@@ -242,6 +263,17 @@ class ServerReplayRecipes(ServerReplay):
 
     def act(self) -> int:
         return server("replay", BUNDLES / "recipes", "--data", self.data, "--workspace", "life", "--json")
+
+
+class ServerReplayParts(ServerReplay):
+    """A server applies bundles with parts."""
+
+    def act(self) -> int:
+        return server("replay", BUNDLES / "parts", "--data", self.data, "--workspace", "life", "--json")
+
+    def verify(self) -> None:
+        super().verify()
+        assert not list((self.data / "parts").iterdir())
 
 
 class ServerUpload(Scenario):
@@ -365,16 +397,21 @@ def _copy_links(root: Path) -> Callable[[str, str], str]:
 SCENARIOS: dict[str, type[Scenario]] = {
     "client-push": ClientPush,
     "client-push-large": ClientPushLarge,
+    "client-push-parts": ClientPushParts,
     "client-seal": ClientSeal,
     "client-fetch": ClientFetch,
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
     "server-replay-recipes": ServerReplayRecipes,
+    "server-replay-parts": ServerReplayParts,
     "server-upload": ServerUpload,
     "server-collect": ServerCollect,
     "server-adopt": ServerAdopt,
     "server-adopt-trust": ServerAdoptTrust,
 }
+
+
+CHAINS = {"server-replay-recipes": recipe_chain, "server-replay-parts": part_chain}
 
 
 @contextlib.contextmanager
@@ -410,11 +447,11 @@ def fetched_server(shared: Path):
 
 def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager[None]:
     """Make what every point of a scenario starts from."""
-    if name in ("client-push", "client-push-large"):
+    if name.startswith("client-push"):
         return live_server(shared)
-    if name == "server-replay-recipes":
+    if name in CHAINS:
         expected = shared / "expected"
-        for path, thing in recipe_chain()[-1].tree.items():
+        for path, thing in CHAINS[name]()[-1].tree.items():
             assert isinstance(thing, File)
             os.utime(folders.write(expected, path, thing.content), ns=(thing.mtime_ns, thing.mtime_ns))
         return contextlib.nullcontext()

@@ -19,7 +19,7 @@ PAGE = (ROOT / "spec/1-bundle.md").read_text(encoding="utf-8")
 RULE = re.compile(r"\bB-\d+\b")
 RULES = set(re.findall(r"^\| (B-\d+) \|", PAGE, re.MULTILINE))
 LIMITS = set(re.findall(r"^\| (B-\d+) \| \*\*limit\*\*", PAGE, re.MULTILINE))
-NOT_REFUSING = {"B-39", "B-46", "B-56", "B-57", "B-64"}
+NOT_REFUSING = {"B-39", "B-46", "B-56", "B-57", "B-64", "B-67", "B-68"}
 """Rules about the meaning of a bundle, or for its sender."""
 
 

@@ -1,0 +1,426 @@
+"""A file too large for one bundle goes in parts; whatever happens between them, it arrives, and nothing goes twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import folders
+import msgspec
+import pytest
+from desk import Desk, Meddler
+from serving import Served, serving
+
+from deltasync.client import outbox, pack, parts, replay
+from deltasync.client import status as halves
+from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
+from deltasync.client.transport import open_transport
+from deltasync.core import wire
+from deltasync.core.errors import HostUnreachable
+from deltasync.core.hashing import digest_of
+
+LIMIT = 1 << 20
+SIZE = 5 * LIMIT + 4321
+BIG = "clips/big.mov"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("served") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def desk(tmp_path: Path, served: Served) -> Desk:
+    made = Desk(tmp_path / tmp_path.name, served.url)
+    folders.write(made.root, BIG, random.Random(tmp_path.name).randbytes(SIZE))
+    folders.write(made.root, "small.txt", os.urandom(5))
+    return made
+
+
+class Narrow(Meddler):
+    """The way to a server whose bundles are small; it remembers how large they were."""
+
+    def __init__(self, inner: Any, features: list[str] | None = None) -> None:
+        super().__init__(inner)
+        self.sent: list[int] = []
+        self.features = features
+
+    def workspace(self, *arguments: Any, **options: Any) -> wire.WorkspaceState:
+        state = self.inner.workspace(*arguments, **options)
+        limits = msgspec.structs.replace(state.limits, bundle_content_bytes=LIMIT)
+        return msgspec.structs.replace(
+            state, limits=limits, features=state.features if self.features is None else self.features
+        )
+
+    def send_bundle(self, name: str, identity: bytes, chunks: Any, **options: Any) -> wire.Receipt:
+        number = len(self.sent)
+        self.sent.append(0)
+
+        def counted() -> Iterator[bytes]:
+            for chunk in chunks:
+                self.sent[number] += len(chunk)
+                yield chunk
+
+        return super().send_bundle(name, identity, counted(), **options)
+
+
+@pytest.fixture
+def way(served: Served) -> Iterator[Narrow]:
+    inner = open_transport(served.url, timeout=20, max_retries=2)
+    yield Narrow(inner)
+    inner.close()
+
+
+def cut_off() -> None:
+    raise HostUnreachable("the network is gone")
+
+
+def fine() -> None:
+    pass
+
+
+def cut_after(way: Narrow, count: int) -> None:
+    """Let so many bundles through, and then none for as long as a push tries."""
+    way.on_send = [fine] * count + [cut_off] * 20
+
+
+def edit(desk: Desk, change: Callable[[bytes], bytes], path: str = BIG) -> None:
+    folders.write(desk.root, path, change((desk.root / path).read_bytes()))
+
+
+def streams_of(served: Served) -> list[str]:
+    return os.listdir(served.data / "parts")
+
+
+def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
+    head: dict[str, Any] = served.get(f"/api/v1/workspaces/{desk.root.name}").json
+    assert (head["root"], head["sequence"], head["tree_sequence"]) == (report.root, report.sequence, report.sequence)
+    folders.assert_same(desk.root, served.data / "workspaces" / desk.root.name / "tree")
+    with desk.open() as state:
+        assert (outbox.pending(state), parts.sent(state)) == ([], [])
+        assert state.db.execute("SELECT * FROM parts").fetchall() == []
+    assert streams_of(served) == []
+
+
+def interrupted(desk: Desk, way: Narrow, after: int) -> None:
+    cut_after(way, after)
+    with pytest.raises(HostUnreachable):
+        desk.push(transport=way)
+    way.on_send, way.sent = [], []
+
+
+def test_a_large_file_goes_in_bundles_of_the_usual_size(served: Served, desk: Desk, way: Narrow) -> None:
+    """No bundle is larger than the limit, each byte goes once, and the file lies in the cache and in the tree."""
+    told: list[Progress] = []
+    with desk.open() as state, Pusher(state, way, PushOptions(explain=True), progress=told.append) as pusher:
+        desk.observe(state)
+        report = pusher.run()
+    assert report.bundles == 6 + 2
+    assert max(way.sent) < LIMIT + 4_000
+    assert (report.content_bytes, report.avoided_bytes) == (SIZE + 5, 0)
+    assert report.reasons is not None and [each.reason for each in report.reasons] == ["new"] * 3
+    assert [f"{BIG} part {number} of 6" for number in range(1, 7)] == list(
+        dict.fromkeys(each.part for each in told if each.part)
+    )
+    assert told[-1].content_bytes == told[-1].total_bytes == SIZE + 5
+    assert_in_step(served, desk, report)
+    assert desk.push(transport=way).bundles == 0
+
+
+def test_a_receiver_without_parts_gets_the_whole(served: Served, desk: Desk, way: Narrow) -> None:
+    """An older server takes the file in one bundle."""
+    way.features = []
+    report = desk.push(transport=way)
+    assert max(way.sent) > SIZE
+    assert_in_step(served, desk, report)
+
+
+def test_what_was_sent_is_not_sent_again(served: Served, desk: Desk, way: Narrow) -> None:
+    """A push that was cut off in the midst of a file is gone on with by another process, from the part that lacked."""
+    interrupted(desk, way, 3)
+    with desk.open() as state:
+        here = halves.local(state)
+        assert here.in_parts == [(BIG, 3, 6)]
+    assert len(streams_of(served)) == 1
+    told: list[Progress] = []
+    with desk.open() as state, Pusher(state, way, PushOptions(), progress=told.append) as pusher:
+        desk.observe(state)
+        report = pusher.run()
+    assert report.content_bytes == SIZE + 5 - 3 * LIMIT
+    assert told[-1].content_bytes == told[-1].total_bytes
+    assert_in_step(served, desk, report)
+
+
+def test_a_lost_answer_costs_at_most_its_parts(served: Served, desk: Desk, way: Narrow) -> None:
+    """Receipts that are lost, and the process with them: the next push learns of the parts from the head."""
+
+    def lose(receipt: wire.Receipt) -> wire.Receipt:
+        raise HostUnreachable("the answer is lost")
+
+    way.receipts = [lambda receipt: receipt] * 2 + [lose] * 20
+    way.on_send = [fine] * 3 + [cut_off] * 20
+    with pytest.raises(HostUnreachable):
+        desk.push(transport=way)
+    way.receipts, way.on_send = [], []
+    report = desk.push(transport=way)
+    assert report.content_bytes <= SIZE + 5 - LIMIT
+    assert_in_step(served, desk, report)
+
+
+@pytest.mark.parametrize("after", range(1, 7))
+def test_an_answer_that_is_lost_is_asked_for_again(served: Served, desk: Desk, way: Narrow, after: int) -> None:
+    """Within one push no part goes twice although its receipt was lost."""
+
+    def lose(receipt: wire.Receipt) -> wire.Receipt:
+        raise HostUnreachable("the answer is lost")
+
+    way.receipts = [lambda receipt: receipt] * after + [lose]
+    report = desk.push(transport=way)
+    assert sum(way.sent) < SIZE + 3 * LIMIT
+    assert_in_step(served, desk, report)
+
+
+def test_a_file_that_grew_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
+    """A recording that was sent in part and is longer now sends what is new of it."""
+    interrupted(desk, way, 4)
+    edit(desk, lambda old: old + os.urandom(3 * LIMIT))
+    report = desk.push(transport=way)
+    assert report.content_bytes == SIZE + 5 + 3 * LIMIT - 4 * LIMIT
+    assert_in_step(served, desk, report)
+
+
+@pytest.mark.parametrize(("at", "kept"), [(0, 0), (LIMIT + 5, 1), (3 * LIMIT, 3)])
+def test_a_file_that_changed_meanwhile_keeps_what_it_still_begins_with(
+    served: Served, desk: Desk, way: Narrow, at: int, kept: int
+) -> None:
+    """The parts before the change count; those behind it are replaced."""
+    interrupted(desk, way, 4)
+    edit(desk, lambda old: old[:at] + b"changed" + old[at + 7 :])
+    report = desk.push(transport=way)
+    assert report.content_bytes == SIZE + 5 - kept * LIMIT
+    assert_in_step(served, desk, report)
+
+
+@pytest.mark.parametrize("change", [lambda old: old[: 2 * LIMIT], lambda old: old[:100]], ids=["shorter", "tiny"])
+def test_a_file_that_shrank_meanwhile_arrives(
+    served: Served, desk: Desk, way: Narrow, change: Callable[[bytes], bytes]
+) -> None:
+    """A file that needs fewer parts, or none any more."""
+    interrupted(desk, way, 4)
+    edit(desk, change)
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
+
+
+def test_the_parts_of_a_file_that_is_gone_are_released(served: Served, desk: Desk, way: Narrow) -> None:
+    """A file that is deleted between its parts leaves nothing on the server."""
+    interrupted(desk, way, 4)
+    (desk.root / BIG).unlink()
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
+
+
+def test_a_file_that_was_renamed_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
+    """Parts belong to the content, not to the name that it had."""
+    interrupted(desk, way, 4)
+    (desk.root / BIG).rename(desk.root / "other.mov")
+    report = desk.push(transport=way)
+    assert report.content_bytes == SIZE + 5 - 4 * LIMIT
+    assert_in_step(served, desk, report)
+
+
+def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is(served: Served, desk: Desk, way: Narrow) -> None:
+    """The rest of its parts stop, it is read again, and goes on."""
+    way.on_send = [fine, fine, lambda: edit(desk, lambda old: old[: 2 * LIMIT] + b"later" + old[2 * LIMIT :])]
+    report = desk.push(transport=way)
+    assert report.problems == []
+    assert_in_step(served, desk, report)
+
+
+def test_a_change_that_no_time_shows_is_refused_by_the_digest(served: Served, desk: Desk, way: Narrow) -> None:
+    """Bytes that changed under the same size and time are found when the last part is read; the file is left out."""
+    path = desk.root / BIG
+
+    def change() -> None:
+        before = path.stat()
+        with path.open("r+b") as out:
+            out.seek(4 * LIMIT)
+            out.write(b"unseen")
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+
+    way.on_send = [fine, fine, change]
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
+
+
+@contextmanager
+def restarted(tmp_path: Path, desk: Desk, after: int) -> Iterator[tuple[Served, Narrow]]:
+    """Send some parts to a server of its own, stop it, let the block's owner change it, and start it again."""
+    with serving(tmp_path / "own") as first:
+        way = Narrow(open_transport(first.url, timeout=20, max_retries=2))
+        interrupted(desk, way, after)
+    yield first, way
+    way.inner.close()
+
+
+def pushed_again(tmp_path: Path, desk: Desk, first: Served) -> tuple[PushReport, list[int]]:
+    with serving(tmp_path / "own") as second:
+        way = Narrow(open_transport(second.url, timeout=20, max_retries=2))
+        way.url = first.url  # it is the same server to the workspace
+        report = desk.push(transport=way)
+        assert_in_step(second, desk, report)
+        way.inner.close()
+    return report, way.sent
+
+
+def test_a_server_that_lost_the_parts_gets_them_again(tmp_path: Path, desk: Desk) -> None:
+    """Parts that are gone on the server, by time or by loss, begin anew."""
+    with restarted(tmp_path, desk, 4) as (first, _):
+        shutil.rmtree(first.data / "parts")
+    report, sent = pushed_again(tmp_path, desk, first)
+    assert report.content_bytes == SIZE + 5
+    assert max(sent) < LIMIT + 4_000
+
+
+def test_parts_that_rot_on_the_server_are_found_and_sent_anew(tmp_path: Path, desk: Desk) -> None:
+    """Bytes of a stream that changed on the host's disk do not become a file."""
+    with restarted(tmp_path, desk, 4) as (first, _):
+        (stream,) = streams_of(first)
+        with (first.data / "parts" / stream).open("r+b") as out:
+            out.write(b"rotten")
+    report, _ = pushed_again(tmp_path, desk, first)
+    assert report.content_bytes >= SIZE
+
+
+def test_a_server_that_restarts_between_parts_goes_on(tmp_path: Path, desk: Desk) -> None:
+    """What was acknowledged of a stream is durable, and its hash is made again from the file."""
+    with restarted(tmp_path, desk, 4) as (first, _):
+        pass
+    report, _ = pushed_again(tmp_path, desk, first)
+    assert report.content_bytes == SIZE + 5 - 4 * LIMIT
+
+
+def test_chunks_that_are_too_many_for_a_bundle_go_in_parts(served: Served, desk: Desk, way: Narrow) -> None:
+    """A large file of which much is new sends that in parts, and takes the rest from what it was before."""
+    desk.push(transport=way)
+    edit(desk, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
+    way.sent = []
+    report = desk.push(transport=way, explain=True)
+    assert 3 * LIMIT <= report.content_bytes < 3 * LIMIT + LIMIT // 2
+    assert max(way.sent) < LIMIT + 10_000
+    assert report.reasons is not None and "chunks are new to the server" in report.reasons[0].reason
+    assert report.content_bytes + report.avoided_by_chunks_bytes == (desk.root / BIG).stat().st_size
+    assert_in_step(served, desk, report)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_chunks_in_parts_go_on_after_a_cut(served: Served, desk: Desk, way: Narrow, after: int) -> None:
+    """The same after a cut between their parts."""
+    desk.push(transport=way)
+    edit(desk, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
+    interrupted(desk, way, after)
+    report = desk.push(transport=way)
+    assert report.content_bytes < (3 - after) * LIMIT + 2 * (LIMIT // 2)
+    assert_in_step(served, desk, report)
+
+
+def test_content_that_the_server_asks_for_again_goes_in_parts(served: Served, desk: Desk, way: Narrow) -> None:
+    """A large blob that was lost is healed by bundles of the usual size."""
+    desk.push(transport=way)
+    digest = digest_of((desk.root / BIG).read_bytes()).hex()
+    (served.data / "cache" / digest[:2] / digest).unlink()
+    assert served.get(f"/api/v1/blobs/{digest}").status == 404  # that is how the server learns of it
+    way.sent = []
+    report = desk.push(transport=way)
+    assert max(way.sent) < LIMIT + 4_000
+    assert (report.content_bytes, report.still_wanted) == (SIZE, 0)
+    assert_in_step(served, desk, report)
+
+
+def test_two_large_files_and_a_copy_go_once_each(served: Served, desk: Desk, way: Narrow) -> None:
+    """Each content has a stream of its own; a copy needs none."""
+    folders.write(desk.root, "other.mov", os.urandom(2 * LIMIT))
+    folders.write(desk.root, "copy.mov", (desk.root / BIG).read_bytes())
+    report = desk.push(transport=way)
+    assert report.content_bytes == SIZE + 2 * LIMIT + 5
+    assert_in_step(served, desk, report)
+
+
+def test_parts_take_no_place_among_the_kept_sequences(served: Served, desk: Desk, way: Narrow) -> None:
+    """What was there before a large file came can still be fetched, however many parts it had."""
+    folders.write(desk.root, BIG, b"not large yet")
+    first = desk.push(transport=way)
+    folders.write(desk.root, BIG, os.urandom(15 * LIMIT))
+    last = desk.push(transport=way)
+    kept = way.inner.sequences(desk.root.name)
+    assert [(each.sequence, each.root) for each in kept] == [(1, first.root), (17, last.root)]
+
+
+# Without a server
+
+
+def sealed_apart(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Seal into files of a small size, without a server."""
+    limits = wire.Limits(bundle_content_bytes=LIMIT)
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: limits)
+    desk.url = None
+    desk.push()
+    return desk.outbox()
+
+
+def test_parts_are_sealed_without_a_server(
+    served: Served, desk: Desk, way: Narrow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bundle files are of the usual size, sound, and bring the file over when a server is there."""
+    files = sealed_apart(desk, monkeypatch)
+    assert len(files) == 6 + 2
+    assert max(file.stat().st_size for file in files) < LIMIT + 4_000
+    assert all(each.reason is None for each in replay.bundle_verify(files))
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
+
+
+def test_a_file_that_changes_between_parts_that_are_files(
+    served: Served, desk: Desk, way: Narrow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes between two seals without a server end in the file as it is."""
+    sealed_apart(desk, monkeypatch)
+    edit(desk, lambda old: old + os.urandom(2 * LIMIT))
+    desk.push()
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
+
+
+def test_an_export_is_in_parts_and_can_be_replayed(
+    served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bundle export --full` writes no bundle above the limit, and an empty server takes them all."""
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: wire.Limits(bundle_content_bytes=LIMIT))
+    with desk.open() as state:
+        desk.observe(state)
+        done = replay.export(state, tmp_path / "out", full=True)
+    assert len(done.paths) == 6 + 2
+    assert max(path.stat().st_size for path in done.paths) < LIMIT + 4_000
+    (result,) = replay.replay(tmp_path / "out", way, workspace=f"{desk.root.name}-copy")
+    assert (result.applied, result.root) == (8, done.root)
+    folders.assert_same(desk.root, served.data / "workspaces" / f"{desk.root.name}-copy" / "tree")
+
+
+def test_a_part_that_is_missing_is_named(
+    served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replay stops where a part is not there, as for any bundle; one that was damaged is told from its digest."""
+    files = sealed_apart(desk, monkeypatch)
+    carried, metadata = pack.verify(files[1]), pack.verify(files[2])
+    assert carried.manifest.requires == metadata.manifest.requires == ["parts"]
+    assert not carried.operations
+    with desk.open() as state:
+        outbox.discard_from(state, 1)
+    report = desk.push(transport=way)
+    assert_in_step(served, desk, report)
