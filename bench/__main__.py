@@ -16,7 +16,7 @@ from bench.contestants import Contestant, deltasync_server, environment, has_rsy
 from bench.measure import CountingProxy, Failed, PeakMemory, run, tree_cpu_seconds, wait_until_idle
 from bench.report import Results, Sample, write
 from bench.watching import measure_watching
-from bench.workloads import STEPS, Workload, difference, workloads
+from bench.workloads import FETCH, STEPS, Workload, difference, workloads
 
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[Contestant]]] = {
     "deltasync": deltasync_server,
@@ -108,9 +108,10 @@ def _run_steps(workload: Workload, folder: Path, order: list[str], results: Resu
             STEPS[step](workload, source)
             for server, proxy in zip(servers, proxies, strict=True):
                 os.sync()  # nobody pays for the pages that somebody else left dirty
-                sample = _sync(server, source, folder, proxy, memory)
+                command, filled = _command(step, server, source, folder, proxy.port if proxy else server.port)
+                sample = _sync(server, command, folder, proxy, memory)
                 results.add(workload.name, step, server.name, sample)
-                if where := difference(source, server.tree):
+                if where := difference(source, filled):
                     raise TreesDiffer(f"{server.name}, {workload.name}, {step}: {where}")
                 print(f"  {step:22} {server.name:10} {sample.wall_seconds:8.2f} s", flush=True)
         if memory:
@@ -119,14 +120,26 @@ def _run_steps(workload: Workload, folder: Path, order: list[str], results: Resu
             proxy.close()
 
 
+def _command(step: str, server: Contestant, source: Path, folder: Path, port: int) -> tuple[list[str | Path], Path]:
+    """Return what a step runs, and the tree that equals the source afterwards."""
+    if step != FETCH:
+        return server.command(source, port), server.tree
+    dest = folder / f"{server.name}-fetched"
+    dest.mkdir()
+    return server.fetch_command(dest, port), dest
+
+
 def _sync(
-    server: Contestant, source: Path, folder: Path, proxy: CountingProxy | None, memory: PeakMemory | None
+    server: Contestant,
+    command: list[str | Path],
+    folder: Path,
+    proxy: CountingProxy | None,
+    memory: PeakMemory | None,
 ) -> Sample:
     wait_until_idle(server.server_pid)
     if memory:
         memory.follow(server.server_pid)
     before = tree_cpu_seconds(server.server_pid)
-    command = server.command(source, proxy.port if proxy else server.port)
     ran = run(command, environment(folder / server.name), watch=memory)
     wait_until_idle(server.server_pid)  # its checkpoint belongs to this step's CPU
     return Sample(
