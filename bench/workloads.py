@@ -32,6 +32,8 @@ class Workload:
     """The sizes of files, used in turn; both halves begin at the first."""
     steps: tuple[str, ...] = ("first sync", *_CHANGES)
     """Which of STEPS are measured, one after another."""
+    is_timed: bool = True
+    """Whether it is compared with rsync and timed; else it runs once, for its memory and its bytes."""
 
     @property
     def total_bytes(self) -> int:
@@ -50,7 +52,7 @@ class Workload:
 
 
 def workloads(scale: float) -> list[Workload]:
-    """Return the four workloads; scale 1 is the size that the goals are stated for."""
+    """Return the workloads; scale 1 is the size that the goals are stated for."""
     small, tiny = max(2, round(20_000 * scale)), max(2, round(100_000 * scale))
     mebibytes = [24, 40, 56, 64, 72, 80, 88, 96, 104, 112, 128, 160]
     media = tuple(round(2**20 * scale * size) for size in mebibytes)
@@ -70,6 +72,15 @@ def workloads(scale: float) -> list[Workload]:
             1,
             (round(2**32 * scale),),
             steps=("first sync", "edited throughout", "copy, other header"),
+        ),
+        Workload(
+            "huge",
+            f"one incompressible file of {_shown(round(2**33 * scale))}, once through the proxy and not timed",
+            1,
+            1,
+            (round(2**33 * scale),),
+            steps=("first sync", "edited throughout"),
+            is_timed=False,
         ),
         Workload(
             "small",
