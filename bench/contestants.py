@@ -29,6 +29,9 @@ class Contestant(Protocol):
     def command(self, source: Path, port: int) -> list[str | Path]:
         """Return the command that syncs a folder to the server behind a port."""
 
+    def fetch_command(self, dest: Path, port: int) -> list[str | Path]:
+        """Return the command that brings the server's tree into a folder."""
+
 
 @dataclass(slots=True)
 class Deltasync:
@@ -52,6 +55,11 @@ class Deltasync:
             "--json",
         ]
 
+    def fetch_command(self, dest: Path, port: int) -> list[str | Path]:
+        """Return a fetch of the whole workspace as it is now."""
+        url = f"http://127.0.0.1:{port}"
+        return [BIN / "deltasync", "fetch", "--from", url, "--workspace", WORKSPACE, "--quiet", dest]
+
 
 @dataclass(slots=True)
 class Rsync:
@@ -65,6 +73,10 @@ class Rsync:
     def command(self, source: Path, port: int) -> list[str | Path]:
         """Return a sync that leaves out what deltasync keeps in the same folder."""
         return ["rsync", "-a", "--delete", "--exclude=/.deltasync", f"{source}/", f"rsync://127.0.0.1:{port}/bench/"]
+
+    def fetch_command(self, dest: Path, port: int) -> list[str | Path]:
+        """Return a sync from the daemon."""
+        return ["rsync", "-a", f"rsync://127.0.0.1:{port}/bench/", f"{dest}/"]
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -147,9 +147,12 @@ class Counts:
 class CountingProxy:
     """A TCP proxy on loopback that counts what passes in both directions."""
 
-    def __init__(self, target_port: int) -> None:
-        self._target = target_port
+    def __init__(self, target_port: int, *, buffer_bytes: int | None = None) -> None:
+        """Listen on a free port. buffer_bytes: about how much the kernel may hold of what the client has sent."""
+        self._target, self._buffer_bytes = target_port, buffer_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
+        if buffer_bytes:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)  # connections inherit it
         self._lock = threading.Lock()
         self.port: int = self._listener.getsockname()[1]
         self.counts = Counts()
@@ -172,6 +175,8 @@ class CountingProxy:
             except OSError:
                 return
             server = socket.create_connection(("127.0.0.1", self._target))
+            if self._buffer_bytes:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
             for source, sink, is_sending in ((client, server, True), (server, client, False)):
                 source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threading.Thread(target=self._pump, args=(source, sink, is_sending), daemon=True).start()
@@ -187,8 +192,13 @@ class CountingProxy:
                     else:
                         self.counts.received_bytes += size
                 sink.sendall(buffer[:size])
+                if is_sending:
+                    self._passed(source, sink, size)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+    def _passed(self, client: socket.socket, server: socket.socket, size_bytes: int) -> None:
+        """Hear that a piece which the client sent is on its way to the server."""
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.backups import PROGRAMS, Backup
+from bench.links import CUT_BYTES, CUT_EVERY_BYTES, LIMIT, LIMIT_BYTES, Cut, Limited
 from bench.measure import Counts
 from bench.watching import Watching
-from bench.workloads import STEPS, Workload
+from bench.workloads import FETCH, STEPS, Workload
 
 OURS, THEIRS = "deltasync", "rsync"
 
@@ -33,12 +35,19 @@ class Sample:
 
 @dataclass(slots=True)
 class Results:
-    """Every sample of every step, and the watcher's figures."""
+    """Every sample of every step, and the figures of what was measured alone."""
 
     scale: float
     runs: int
     workloads: list[Workload] = field(default_factory=list)
     watching: Watching | None = None
+    cut: Cut | None = None
+    limited: Limited | None = None
+    backups: list[Backup] = field(default_factory=list)
+    programs: list[str] = field(default_factory=list)
+    """The backup programs, as they name themselves."""
+    left_out: list[str] = field(default_factory=list)
+    """What could not be measured here, and why."""
     samples: dict[tuple[str, str, str], list[Sample]] = field(default_factory=dict)
 
     def add(self, workload: str, step: str, contestant: str, sample: Sample) -> None:
@@ -73,10 +82,8 @@ class Results:
 
 def write(results: Results, path: Path) -> None:
     """Write the results as one markdown page."""
-    path.write_text(
-        "\n".join([*_preface(results), *_goals(results), *_steps(results), *_memory(results), *_watching(results)])
-        + "\n"
-    )
+    sections = (_preface, _goals, _steps, _memory, _watching, _links, _backups)
+    path.write_text("\n".join(line for section in sections for line in section(results)).rstrip("\n") + "\n")
 
 
 _PREFACE = """\
@@ -86,7 +93,8 @@ a new process each time, the page cache is warm, and `sync` runs before each mea
 the client to its end; deltasync ends when the server has stored the content durably *and* its plain tree holds it,
 rsync when the files are written, without any fsync. CPU is user and system time of both sides with their children,
 deltasync's background checkpoint included. Times are medians of the timed runs. Bytes (TCP payload, both directions),
-requests and peak memory come from one more run through a counting proxy. After each step both trees are compared with
+requests and peak memory come from one more run through a counting proxy. `fetch` brings what the first sync sent into
+an empty folder, as `rsync -a` does from its daemon; neither fsyncs that. After each step both trees are compared with
 the source: names, kinds, bytes, executable bits, link targets, file times. Half of the files is duplicated twice:
 with their times kept (`cp -a`), then with new times (`cp -r`), where the server cannot share one inode between both
 copies.
@@ -141,6 +149,10 @@ def _in_unit(figure: float, unit: str) -> str:
             return f"{figure:.2f} × rsync"
         case "bytes":
             return bytes_text(figure)
+        case "size":
+            return f"{figure:.3f} × its size"
+        case "%":
+            return f"{figure:.1f} %"
         case "s":
             return f"{figure:.2f} s"
         case _:
@@ -163,10 +175,13 @@ def _goals(results: Results) -> Iterator[str]:
         yield ""
     yield "| work | goal, at most | measured | |"
     yield "|---|---|---|---|"
-    goals = (_speed_goals, _change_goals, _large_goals, _watch_goals, _memory_goals)
+    goals = (_speed_goals, _change_goals, _large_goals, _link_goals, _watch_goals, _memory_goals)
     for goal in (goal for each in goals for goal in each(results)):
         yield goal.row()
     yield ""
+    for line in results.left_out:
+        yield f"Not measured here: {line}."
+        yield ""
 
 
 def _speed_goals(results: Results) -> Iterator[Goal]:
@@ -175,7 +190,11 @@ def _speed_goals(results: Results) -> Iterator[Goal]:
 
     yield Goal("first sync of small, wall", wall("small", "first sync"), 1.2, "x")
     yield Goal("first sync of tiny, wall", wall("tiny", "first sync"), 1.2, "x")
-    yield Goal("first sync of media, wall", wall("media", "first sync"), 1.5, "x")
+    yield Goal("first sync of media, wall", wall("media", "first sync"), 1.0, "x")
+    cpu = _ratio(_both_cpu(results, "media", "first sync", OURS), _both_cpu(results, "media", "first sync", THEIRS))
+    yield Goal("first sync of media, CPU of both sides", cpu, 1.2, "x")
+    yield Goal("fetch of media into an empty folder, wall", wall("media", FETCH), 1.1, "x")
+    yield Goal("fetch of small into an empty folder, wall", wall("small", FETCH), 1.1, "x")
     yield Goal("no change, tiny, wall", wall("tiny", "no change"), 1.0, "x")
     idle = results.counted("tiny", "no change", OURS)
     yield Goal("no change, tiny, requests", idle.counts.requests if idle and idle.counts else None, 1, "request")
@@ -210,6 +229,14 @@ def _large_goals(results: Results) -> Iterator[Goal]:
     yield Goal("model, copy with another header, bytes on the wire", copied, 2**20, "bytes")
 
 
+def _link_goals(results: Results) -> Iterator[Goal]:
+    cut, limited = results.cut, results.limited
+    work = f"{bytes_text(CUT_BYTES)} over a link that breaks every {bytes_text(CUT_EVERY_BYTES)}, bytes sent"
+    yield Goal(work, cut.sent_bytes / cut.size_bytes if cut else None, 1.05, "size")
+    off = abs(limited.bytes_per_second / LIMIT_BYTES - 1) * 100 if limited else None
+    yield Goal(f"`--bwlimit {LIMIT}`, how far the measured rate is from it", off, 5, "%")
+
+
 def _watch_goals(results: Results) -> Iterator[Goal]:
     watching = results.watching
     yield Goal("no change beside `watch`, `push`", watching.push_seconds if watching else None, 0.3, "s")
@@ -222,7 +249,7 @@ def _watch_goals(results: Results) -> Iterator[Goal]:
 
 
 def _memory_goals(results: Results) -> Iterator[Goal]:
-    for workload in (one.name for one in results.workloads):
+    for workload in dict.fromkeys([*(one.name for one in results.workloads), "huge"]):
         peak = results.peak(workload, OURS)
         yield Goal(f"peak memory, {workload}, client", peak[0] if peak else None, 150 * 2**20, "bytes")
         yield Goal(f"peak memory, {workload}, server", peak[1] if peak else None, 150 * 2**20, "bytes")
@@ -287,7 +314,9 @@ def _memory(results: Results) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for workload in results.workloads:
         cells = [
-            bytes_text(figure) for name in (OURS, THEIRS) for figure in results.peak(workload.name, name) or (0, 0)
+            "" if figure is None else bytes_text(figure)
+            for name in (OURS, THEIRS)
+            for figure in results.peak(workload.name, name) or (None, None)
         ]
         yield f"| {workload.name} | {' | '.join(cells)} |"
     yield ""
@@ -303,6 +332,7 @@ def _watching(results: Results) -> Iterator[str]:
     yield "|---|---|"
     for figure, measured in _watching_rows(watching):
         yield f"| {figure} | {measured} |"
+    yield ""
 
 
 def _watching_rows(watching: Watching) -> Iterator[tuple[str, str]]:
@@ -317,3 +347,48 @@ def _watching_rows(watching: Watching) -> Iterator[tuple[str, str]]:
     yield "`status` beside it", f"{watching.status_beside_seconds:.3f} s"
     yield "`status` with no watcher", f"{watching.status_seconds:.3f} s"
     yield "peak memory of the watcher", bytes_text(watching.watcher_peak_bytes)
+
+
+def _links(results: Results) -> Iterator[str]:
+    if not (results.cut or results.limited):
+        return
+    yield "## A link that breaks, and one with a limit"
+    yield ""
+    yield "A push of new content each, through a proxy, at the same size at every scale."
+    yield ""
+    yield "| figure | measured |"
+    yield "|---|---|"
+    if cut := results.cut:
+        yield f"| connections reset (RST), one every {bytes_text(CUT_EVERY_BYTES)} | {cut.cuts} |"
+        yield f"| bytes that the client sent for {bytes_text(cut.size_bytes)} of content | {cut.sent_bytes:,} |"
+        yield f"| wall | {cut.wall_seconds:.2f} s |"
+    if limited := results.limited:
+        yield f"| `--bwlimit {LIMIT}`: the limit | {LIMIT_BYTES:,} B/s |"
+        yield f"| the measured rate, over {limited.seconds:.1f} s | {limited.bytes_per_second:,.0f} B/s |"
+    yield ""
+
+
+_BACKUPS = """\
+These are other programs with other promises. restic and borg compress and encrypt, casync compresses; they keep every
+version in a repository, out of which a job must restore what it wants to read. deltasync leaves a plain tree, and
+stores a changed file whole. Here the three write to a repository on the same disk with their defaults, and deltasync
+pushes to its server on loopback. One run each, no proxy, `sync` before it; stored is by how much the repository, or the
+server's folder with cache and tree, grew on the disk.
+"""
+
+
+def _backups(results: Results) -> Iterator[str]:
+    if not results.backups:
+        return
+    yield f"## Beside {', '.join(PROGRAMS[:-1])} and {PROGRAMS[-1]}"
+    yield ""
+    yield _BACKUPS
+    if results.programs:
+        yield f"Measured: {', '.join(results.programs)}."
+        yield ""
+    yield "| workload | step | program | wall s | CPU s | stored |"
+    yield "|---|---|---|---|---|---|"
+    for each in sorted(results.backups, key=lambda each: (each.workload, each.step != "first sync")):
+        cells = [each.workload, each.step, each.program, f"{each.wall_seconds:.2f}", f"{each.cpu_seconds:.2f}"]
+        yield f"| {' | '.join(cells)} | {bytes_text(each.stored_bytes)} |"
+    yield ""

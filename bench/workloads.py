@@ -14,7 +14,10 @@ from blake3 import blake3
 HALVES = ("half-a", "half-b")
 RENAMED, COPIED, RECOPIED = "renamed-half", "copied-half", "recopied-half"
 IGNORED = ".deltasync"
+FETCH = "fetch"
+"""The step that goes the other way: from the server into an empty folder."""
 _BLOCK_BYTES = 8 << 20
+_CHANGES = ("no change", "1 % edited", "half renamed", "half duplicated", "duplicated, new times")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,10 @@ class Workload:
     folders: int
     sizes: tuple[int, ...]
     """The sizes of files, used in turn; both halves begin at the first."""
-    steps: tuple[str, ...] = (
-        "first sync",
-        "no change",
-        "1 % edited",
-        "half renamed",
-        "half duplicated",
-        "duplicated, new times",
-    )
+    steps: tuple[str, ...] = ("first sync", *_CHANGES)
     """Which of STEPS are measured, one after another."""
+    is_timed: bool = True
+    """Whether it is compared with rsync and timed; else it runs once, for its memory and its bytes."""
 
     @property
     def total_bytes(self) -> int:
@@ -54,12 +52,19 @@ class Workload:
 
 
 def workloads(scale: float) -> list[Workload]:
-    """Return the four workloads; scale 1 is the size that the goals are stated for."""
+    """Return the workloads; scale 1 is the size that the goals are stated for."""
     small, tiny = max(2, round(20_000 * scale)), max(2, round(100_000 * scale))
     mebibytes = [24, 40, 56, 64, 72, 80, 88, 96, 104, 112, 128, 160]
     media = tuple(round(2**20 * scale * size) for size in mebibytes)
     return [
-        Workload("media", f"24 files, {_shown(2 * sum(media))} of incompressible media", 24, 4, media),
+        Workload(
+            "media",
+            f"24 files, {_shown(2 * sum(media))} of incompressible media",
+            24,
+            4,
+            media,
+            steps=("first sync", FETCH, *_CHANGES),
+        ),
         Workload(
             "model",
             f"one incompressible file of {_shown(round(2**32 * scale))}",
@@ -69,7 +74,21 @@ def workloads(scale: float) -> list[Workload]:
             steps=("first sync", "edited throughout", "copy, other header"),
         ),
         Workload(
-            "small", f"{small:,} files of about 10 KiB", small, max(2, small // 100), tuple(range(8_192, 12_289, 61))
+            "huge",
+            f"one incompressible file of {_shown(round(2**33 * scale))}, once through the proxy and not timed",
+            1,
+            1,
+            (round(2**33 * scale),),
+            steps=("first sync", "edited throughout"),
+            is_timed=False,
+        ),
+        Workload(
+            "small",
+            f"{small:,} files of about 10 KiB",
+            small,
+            max(2, small // 100),
+            tuple(range(8_192, 12_289, 61)),
+            steps=("first sync", FETCH, *_CHANGES),
         ),
         Workload("tiny", f"{tiny:,} files of 100 to 200 bytes", tiny, max(2, tiny // 100), tuple(range(100, 201))),
     ]
@@ -150,6 +169,7 @@ def copy_with_another_header(workload: Workload, root: Path) -> None:
 
 STEPS: dict[str, Callable[[Workload, Path], None]] = {
     "first sync": make,
+    FETCH: lambda _workload, _root: None,
     "no change": lambda _workload, _root: None,
     "1 % edited": edit_one_percent,
     "half renamed": rename_half,
@@ -158,7 +178,7 @@ STEPS: dict[str, Callable[[Workload, Path], None]] = {
     "edited throughout": edit_throughout,
     "copy, other header": copy_with_another_header,
 }
-"""Each step's change to the tree; the sync after it is what is measured."""
+"""Each step's change to the tree; the sync, or the fetch, after it is what is measured."""
 
 
 def difference(left: Path, right: Path) -> str | None:

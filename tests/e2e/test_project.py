@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,10 +67,11 @@ def test_a_missing_watch_root_is_named(target: str, tmp_path: Path) -> None:
 def test_the_benchmark_writes_its_results(tmp_path: Path) -> None:
     """A tiny run of our side alone compares every tree and writes the tables."""
     results = tmp_path / "RESULTS.md"
-    options = ["--scale", "0.001", "--runs", "1", "--only", "small", "--contestant", "deltasync"]
+    options = ["--scale", "0.001", "--runs", "1", "--only", "small", "--only", "huge", "--contestant", "deltasync"]
     ran = run(sys.executable, "-m", "bench", *options, "--work", str(tmp_path), "--results", str(results))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     page = results.read_text()
-    assert "| first sync |" in page
+    assert "| first sync |" in page and "| fetch |" in page
+    assert re.search(r"peak memory, huge, server \| 150.0 MiB \| \d", page)
     assert "content bytes sent | 0 B | 0 B | met |" in page
     assert list(tmp_path.glob("deltasync-bench-*")) == []
