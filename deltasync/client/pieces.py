@@ -23,7 +23,7 @@ from deltasync.core.hashing import digest_of
 
 UPLOAD_FROM_BYTES = 8 << 20
 """A bundle that is larger goes in pieces."""
-PROBE_BYTES = 16 << 20
+PROBE_BYTES = 8 << 20
 """So much of a bundle goes in pieces before it is known whether the way is quick."""
 JOBS = 4
 """Pieces under way at once."""
