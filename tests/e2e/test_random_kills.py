@@ -66,6 +66,8 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self.media, self.data = folder / "media", folder / "data"
+        self.config = folder / "server.toml"
+        self.config.write_text("[limits]\nbundle_content_bytes = 60_000\n")  # so that the larger files go in parts
         folders.write(self.media, "first.txt", "something to acknowledge before the first kill")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -77,7 +79,7 @@ class Processes:
 
     def start_server(self) -> subprocess.Popen[str]:
         listen = self.url.removeprefix("http://")
-        words = [BIN / "deltasync-server", "serve", "--data", self.data, "--listen", listen]
+        words = [BIN / "deltasync-server", "serve", "--data", self.data, "--listen", listen, "--config", self.config]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.errors, text=True)
         assert process.stdout
         line = process.stdout.readline()

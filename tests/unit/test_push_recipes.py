@@ -112,11 +112,16 @@ def test_a_changed_file_sends_what_is_new(served: Served, desk: Desk, way: Count
     assert_in_step(served, desk, again)
 
 
-@pytest.mark.parametrize("change", ["header", "longer header", "appended"])
+@pytest.mark.parametrize("change", ["header", "longer header", "appended", "both ends"])
 def test_a_file_under_another_name_finds_its_sibling(served: Served, desk: Desk, change: str) -> None:
     """A copy with another header, or a log that grew under a new name, sends little more than that."""
     old = content(desk)
-    new = {"header": b"h" * 1024 + old[1024:], "longer header": b"h" * 3000 + old[1024:], "appended": old + b"a" * 9000}
+    new = {
+        "header": b"h" * 1024 + old[1024:],
+        "longer header": b"h" * 3000 + old[1024:],
+        "appended": old + b"a" * 9000,
+        "both ends": b"h" * 3000 + old[1024:-500] + b"tail" * 20_000,
+    }
     folders.write(desk.root, "models/other.bin", new[change])
     report = desk.push()
     assert report.content_bytes < SOME // 4
