@@ -14,7 +14,9 @@ import msgspec
 
 from deltasync.client import opening, parts
 from deltasync.client.address import folder_of, is_folder, normal_url
+from deltasync.core.delta import moved_since
 from deltasync.core.errors import HostUnreachable, UsageError
+from deltasync.core.manifest import Kind, Verb
 from deltasync.core.metadata import Metadata, parse_metadata
 from deltasync.core.names import shown
 from deltasync.core.part import Part
@@ -273,8 +275,14 @@ def discard_from(state: State, sequence: int) -> None:
     rows = [row for row in pending(state) if row.sequence >= sequence]
     if not rows:
         return
+    renames: dict[str, str] = {}
+    for row in rows:
+        moved = (each for each in metadata_of(state, row.sequence).operations if each.operation is Verb.MOVED)
+        folders = {each.path: each.source_path or "" for each in moved if each.kind is Kind.DIRECTORY}
+        renames = moved_since(renames, folders)
     with transaction(state.db):
         _drop_pending(state, rows)
+        state.take_back(renames)
         state.db.execute(
             "UPDATE head SET sealed_sequence = ?, sealed_root = ?", (rows[0].sequence - 1, rows[0].parent_root)
         )

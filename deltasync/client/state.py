@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+import msgspec
+
 from deltasync import db
 from deltasync.client import moves, opening
 from deltasync.client.moves import LIMBO, ROOT_ID, Link
+from deltasync.core.delta import moved_since
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, Entry, Kind, decode_directory
@@ -68,7 +71,10 @@ RACY, KEPT = 1, 2
 """Flags of an entry: written too close to its hash; not observed now, its former entry stands."""
 REHASH_DUE = "rehash_due"
 """The meta key that says that size and mtime were trusted and every file is to be read again."""
+TAKEN_BACK = "taken_back"
+"""The meta key that names the directories which bundles moved that were taken back."""
 _SWEEP_SLACK = 1_000
+_moves = msgspec.json.Decoder(dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,19 +280,28 @@ class State:
 
     def renames(self) -> dict[str, str]:
         """Return new path -> path in the sealed tree, for directories and files recognised by their inode."""
-        return moves.renames(self)
+        found, taken_back = moves.renames(self), self.get_meta(TAKEN_BACK)
+        return moved_since(_moves.decode(taken_back), found) if taken_back else found
 
     def forget_renames(self) -> None:
         """Say that the sealed tree is the observed one: what moved or disappeared before is no longer of use."""
         with self.writing():
+            self.set_meta(TAKEN_BACK, None)
             self.db.execute("DELETE FROM vanished")
             self.empty_limbo()
             self.db.execute("UPDATE directories SET moved_from = NULL WHERE moved_from IS NOT NULL")
 
+    def take_back(self, renames: Mapping[str, str]) -> None:
+        """Remember what was moved by bundles that were taken back: the sealed tree is again the one before them."""
+        with self.writing():
+            before = self.get_meta(TAKEN_BACK)
+            after = moved_since(renames, _moves.decode(before)) if before else dict(renames)
+            self.set_meta(TAKEN_BACK, msgspec.json.encode(after).decode() if after else None)
+
     def has_renames(self) -> bool:
         """Tell whether anything moved or disappeared since the last sealing."""
         query = "SELECT EXISTS (SELECT 1 FROM vanished) OR EXISTS (SELECT 1 FROM directories WHERE moved_from NOT NULL)"
-        return bool(self.db.execute(query).fetchone()[0])
+        return bool(self.db.execute(query).fetchone()[0]) or self.get_meta(TAKEN_BACK) is not None
 
     def empty_limbo(self) -> None:
         """Forget the directories that disappeared, with everything below them."""

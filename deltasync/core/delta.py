@@ -187,6 +187,14 @@ class _Translation:
         return path
 
 
+def moved_since(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
+    """Return new path -> first path of directories, where both say new path -> path before, one after the other."""
+    back, forward = _Translation(earlier), _Translation({source: path for path, source in later.items()})
+    return {forward(path): source for path, source in earlier.items()} | {
+        path: back(source) for path, source in later.items()
+    }
+
+
 def _hinted_moves(old: bytes, new: bytes, load: Loader, hints: Mapping[str, str]) -> dict[str, str]:
     """Keep those hints that say a directory of the old tree is now a directory elsewhere in the new one."""
     if not hints:

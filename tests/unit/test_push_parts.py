@@ -362,6 +362,28 @@ def test_parts_take_no_place_among_the_kept_sequences(served: Served, desk: Desk
     assert [(each.sequence, each.root) for each in kept] == [(1, first.root), (17, last.root)]
 
 
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_moves_are_known_after_the_bundle_that_said_so_was_taken_back(
+    served: Served, desk: Desk, way: Narrow, after: int
+) -> None:
+    """A folder that moved and changed is a move, also where another process sealed it and was killed before it went."""
+    for number in range(120):
+        folders.write(desk.root, f"a/deep/{number}", os.urandom(20))
+    folders.write(desk.root, BIG, b"not large yet")
+    desk.push(transport=way)
+    (desk.root / "a").rename(desk.root / "b")
+    for number in range(120):
+        os.utime(desk.root / f"b/deep/{number}", ns=(0, number))
+    folders.write(desk.root, BIG, os.urandom(SIZE))
+    interrupted(desk, way, after)
+    (desk.root / "b").rename(desk.root / "c")
+    interrupted(desk, way, max(0, 6 - after))
+    (desk.root / "c/deep").rename(desk.root / "deep")
+    report = desk.push(transport=way)
+    assert report.operations.moved in (1, 2)  # the emptied folder may have stayed one
+    assert_in_step(served, desk, report)
+
+
 # Without a server
 
 
