@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from deltasync.core import recipe, tar
 from deltasync.core.errors import DeltasyncError, LimitExceeded, Refused
-from deltasync.core.frame import FrameReader, Source, compress
+from deltasync.core.frame import STORED, FrameReader, Source, compress, store
 from deltasync.core.hashing import DIGEST_BYTES, digest_of, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.metadata import (
@@ -69,11 +69,12 @@ def seal(
     """Yield the bundle file that carries the content of those digests: all, or what the receiver lacks (spec B-56).
 
     read: must give exactly the content that the operation's digest names; only its size is checked here (ValueError).
-    recipes: by digest, for content that does not travel whole. threads: zstd's own worker threads; 0 compresses in
-    the calling thread.
+    recipes: by digest, for content that does not travel whole. level: of zstd, or STORED. threads: zstd's own worker
+    threads; 0 compresses in the calling thread.
     """
     carried = _carried(metadata, digests, recipes)
-    return compress(_pieces(metadata, carried, read), _archive_bytes(metadata, carried), level=level, threads=threads)
+    pieces, size_bytes = _pieces(metadata, carried, read), _archive_bytes(metadata, carried)
+    return store(pieces, size_bytes) if level == STORED else compress(pieces, size_bytes, level=level, threads=threads)
 
 
 def sealed_bytes(metadata: Metadata, digests: Collection[str], recipes: Mapping[str, Recipe] = _WHOLE) -> int:
