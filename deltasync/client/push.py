@@ -114,6 +114,7 @@ class Pusher:
         self._asked_for: list[str] | None = None
         """What the receiver asks for since its tree holds what was sent, as far as it has said so."""
         self._sealed_here: set[bytes] = set()
+        self._links: dict[bytes, float] = {}
         self._coming: set[str] = set()
         """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._rounds = self._losses = self._conflicts = 0
@@ -434,10 +435,23 @@ class Pusher:
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
-        chunks = pack.packed(metadata, digests, source, plans or {}, on_content=on_content)
+        chunks = pack.packed(
+            metadata,
+            digests,
+            source,
+            plans or {},
+            level=self._options.level,
+            link=partial(self._link_for, metadata.identity),
+            on_content=on_content,
+        )
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
+
+    def _link_for(self, identity: bytes) -> float:
+        """Return the link's rate as it was when the bundle was first sealed: sealed at another level, nothing that the
+        server already has of it would fit."""
+        return self._links.setdefault(identity, self._transport.link_bytes_per_second if self._transport else 0.0)
 
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""
