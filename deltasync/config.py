@@ -18,6 +18,7 @@ PREFIX = "DELTASYNC_"
 HOME = "DELTASYNC_HOME"
 JOBS_MAX = 64
 CHUNK_FROM_MIN = 128 << 10
+LEVEL_MAX = 19
 _OTHERS = ("SERVER_", "HOME", "CLIENT_ID_FILE")
 """Variables that are no settings of the client, without the prefix."""
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
@@ -52,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     debounce_seconds: float = msgspec.field(default=0.25, name="debounce")
     rescan_seconds: float = msgspec.field(default=60.0, name="rescan")
     rehash_days: float = 0.0
+    level: int | None = None
+    """Of zstd; None is what suits the content and the link."""
     jobs: int = 4
     """Requests, or pieces of a large bundle, at a time."""
     bandwidth_bytes: int = msgspec.field(default=0, name="bwlimit")
@@ -192,6 +195,13 @@ def _jobs(raw: Raw) -> int:
     return count
 
 
+def _level(raw: Raw) -> int:
+    level = _count(raw)
+    if not 1 <= level <= LEVEL_MAX:
+        raise ValueError("no level")
+    return level
+
+
 def _days(raw: Raw) -> float:
     return parse_seconds(f"{_text(raw)}d") / _SECONDS["d"]
 
@@ -211,6 +221,7 @@ SECONDS = Kind(parse_seconds, "a time such as 250ms, 2s, 30m, 12h or 7d", "TIME"
 POSITIVE = Kind(_positive_seconds, "a time above zero such as 250ms, 2s, 30m, 12h or 7d", "TIME")
 COUNT = Kind(_count, "a whole number from 0", "N")
 JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
+LEVEL = Kind(_level, f"a whole number from 1 to {LEVEL_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
 ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
@@ -243,6 +254,7 @@ _ALL = (
     Setting("debounce", SECONDS, "Quiet time that ends a burst of changes [250ms]."),
     Setting("rescan", POSITIVE, "Look at every folder this often [60s]."),
     Setting("rehash-days", DAYS, "Read every file again in so many days, 0 for never [0]."),
+    Setting("level", LEVEL, "Compress at this level of zstd, 1 to 19; else as suits content and link."),
     Setting("jobs", JOBS, "Requests, or pieces of a large bundle, at a time [4].", short="j"),
     Setting("bwlimit", SIZE, "Send, or fetch, at most this much a second, 0 for no limit [0]."),
     Setting("timeout", POSITIVE, "How long to wait for the server [30s].", alias="REMOTE_UPLOAD_TIMEOUT"),

@@ -48,6 +48,7 @@ class Network:
     url = "http://world.test"
     max_retries = 2
     has_cache = True
+    link_bytes_per_second = 0.0
 
     def __init__(self, world: World, client: Client, plan: Iterable[Fault] = ()) -> None:
         """Connect a client for one push."""

@@ -85,7 +85,7 @@ def verify(call: Call, files: Annotated[list[str], typer.Argument(metavar="FILE"
     return 8 if any(each.reason for each in found) else 0
 
 
-@command(app, "full", "state-dir", *options.RULES, "settle")
+@command(app, "full", "state-dir", *options.RULES, "settle", "level")
 def export(
     call: Call,
     path: Annotated[str, typer.Argument(metavar="PATH", help="The folder of the workspace.")],
@@ -106,7 +106,11 @@ def export(
         if settings.full:
             scan(state, look)
         done = bundles.export(
-            state, Path(target), full=settings.full, rescan=lambda folders: scan(state, look, folders=folders)
+            state,
+            Path(target),
+            full=settings.full,
+            level=settings.level,
+            rescan=lambda folders: scan(state, look, folders=folders),
         )
         problems = [{"path": each.path, "reason": each.reason} for each in state.problems()]
     problems += [{"path": shown(name), "reason": reason} for name, reason in done.left_out.items()]

@@ -27,7 +27,16 @@ from deltasync.core.errors import DeltasyncError, UsageError, from_problem
 from deltasync.core.names import RESERVED, shown
 
 PROBLEMS_SHOWN = 20
-_WATCHERS_OWN = (*options.RULES, "delete-excluded", "no-delete", "settle", "chunk-from", *options.WIRE, *options.OUTBOX)
+_WATCHERS_OWN = (
+    *options.RULES,
+    "delete-excluded",
+    "no-delete",
+    "settle",
+    "chunk-from",
+    "level",
+    *options.WIRE,
+    *options.OUTBOX,
+)
 """What a running watcher was started with; a push beside it cannot change it."""
 
 app = new_app()
@@ -45,6 +54,7 @@ app = new_app()
     "scan",
     "settle",
     "chunk-from",
+    "level",
     *options.OUTBOX,
     *options.WIRE,
 )
@@ -166,6 +176,7 @@ def push_options(settings: Settings) -> PushOptions:
         dry_run=settings.dry_run,
         outbox_limit=settings.outbox_limit_bytes,
         keep_sent_seconds=settings.keep_sent_seconds,
+        level=settings.level,
         wait=0.0 if settings.no_wait else WAIT_SECONDS,
         explain=settings.verbose,
     )

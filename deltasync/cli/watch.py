@@ -24,6 +24,7 @@ app = new_app()
     "debounce",
     "rescan",
     "rehash-days",
+    "level",
     *options.OUTBOX,
     *options.WIRE,
     helps={"settle": "How long a file that its writer has not closed must stay unchanged [2s]."},

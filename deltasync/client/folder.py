@@ -36,6 +36,7 @@ class FolderTransport:
 
     has_cache = False
     max_retries = 0
+    link_bytes_per_second = 0.0
 
     def __init__(self, path: Path) -> None:
         """Read nothing yet."""

@@ -9,6 +9,8 @@ QUICK_BYTES_PER_SECOND = 64 << 20
 """At this rate a bundle of usual size takes a second: sending it again costs less than cutting it into pieces."""
 MEASURED_BYTES = 8 << 20
 """Less than this says nothing about a rate."""
+ANSWERED_BYTES = 64 << 10
+"""So much, and its answer, says how fast the way is at least."""
 
 
 class Pace:
@@ -18,6 +20,7 @@ class Pace:
         """Know nothing yet. clock: seconds that only grow."""
         self._clock = clock
         self._bytes_per_second = 0.0
+        self._least_bytes_per_second = 0.0
         self._has_lost = False
 
     @property
@@ -28,6 +31,20 @@ class Pace:
     def is_quick_at(self, bytes_per_second: float) -> bool:
         """Whether a bundle whose first bytes went like this may travel whole."""
         return bytes_per_second >= QUICK_BYTES_PER_SECOND and not self._has_lost
+
+    @property
+    def bytes_per_second(self) -> float:
+        """How fast the last body went of those that say something, or any at least; 0 before the first."""
+        return self._bytes_per_second or self._least_bytes_per_second
+
+    def note(self, bytes_per_second: float) -> None:
+        """Hear how fast the way was found to be elsewhere; 0 says nothing."""
+        self._bytes_per_second = bytes_per_second or self._bytes_per_second
+
+    def note_answer(self, size_bytes: int, seconds: float) -> None:
+        """Hear how long a body and its answer took together: so fast it went at least."""
+        if size_bytes >= ANSWERED_BYTES:
+            self._least_bytes_per_second = size_bytes / max(seconds, 1e-9)
 
     def note_loss(self) -> None:
         """Hear that a connection broke, or was not made."""

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from deltasync.client.ranges import Plan
-from deltasync.core.bundle import BundleReader, Read, ReadPart, seal, seal_part, sealed_bytes
+from deltasync.core import effort
+from deltasync.core.bundle import BundleReader, Read, seal, seal_part, sealed_bytes
 from deltasync.core.errors import Refused
 from deltasync.core.hashing import digest_of, hasher
 from deltasync.core.manifest import Operation
-from deltasync.core.metadata import Metadata, file_name, parse_file_name
+from deltasync.core.metadata import Metadata, content_operations, file_name, parse_file_name
 from deltasync.core.names import shown
 from deltasync.core.part import Part
 from deltasync.core.wire import Limits
 from deltasync.disk import Folder, open_regular, staged
 
-LEVEL = 1
 BUFFER_BYTES = 1 << 20
 THREADED_BYTES = 1 << 20
 """Bundles from here on may be compressed in threads of their own, beside the reading and the sending."""
@@ -92,6 +93,19 @@ class Source:
         except OSError as error:
             raise ContentChanged(operation, error.strerror or "cannot be read") from error
 
+    def sample(self, path: str, offset: int, size: int, /) -> bytes:
+        """Return some bytes of a file as it is now, unchecked, to judge it by; none where they cannot be read."""
+        try:
+            descriptor = self._open(path)
+        except OSError:
+            return b""
+        try:
+            return os.pread(descriptor, size, offset)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
+
     def close(self) -> None:
         """Let the folders go."""
         for folder in (self._root, self._near[1] if self._near else None):
@@ -156,12 +170,15 @@ def packed(
     source: Source,
     plans: Mapping[str, Plan] = _WHOLE,
     *,
+    level: int | None = None,
+    link: Callable[[], float] = lambda: 0.0,
     on_content: Callable[[int], None] | None = None,
 ) -> Iterator[bytes]:
     """Yield a bundle's bytes with the content of those digests, read from a source, which is closed at the end.
 
-    plans: by digest, for content that does not travel whole. on_content: told the size of each piece of content once
-    the next one is wanted.
+    plans: by digest, for content that does not travel whole. level: of zstd; None is what suits the content and the
+    link. link: tells how many bytes a second it carries, 0 where that is not known. on_content: told the size of each
+    piece of content once the next one is wanted.
     """
 
     def read(operation: Operation) -> Iterator[memoryview]:
@@ -173,24 +190,41 @@ def packed(
 
     reader: Read = source.read if on_content is None and not plans else read
     recipes = {digest: plan.recipe for digest, plan in plans.items()}
-    threads = threads_for(sealed_bytes(metadata, digests, recipes))
+    archive_bytes = sealed_bytes(metadata, digests, recipes)
+    threads = threads_for(archive_bytes)
     try:
-        yield from seal(metadata, digests, reader, recipes=recipes, level=LEVEL, threads=threads)
+        if level is None:
+            share = _kept_share(metadata, digests, source, plans, archive_bytes)
+            level = effort.level_for(share, link(), threads)
+        yield from seal(metadata, digests, reader, recipes=recipes, level=level, threads=threads)
     finally:
         source.close()
+
+
+class Parts(Protocol):
+    """What gives the bytes of parts."""
+
+    def read(self, source: Source, part: Part) -> Generator[memoryview, None, bytes]:
+        """Yield the bytes of a part, and return the digest of its stream up to its end."""
+
+    def stretches(self, part: Part) -> Iterator[effort.Stretch]:
+        """Yield where in the workspace these bytes are."""
 
 
 def packed_part(
     metadata: Metadata,
     part: Part,
-    read: ReadPart,
+    source: Source,
+    parts: Parts,
     *,
+    level: int | None = None,
+    link: Callable[[], float] = lambda: 0.0,
     on_content: Callable[[int], None] | None = None,
 ) -> Iterator[bytes]:
-    """Yield the bytes of a bundle that carries one part. on_content: as for `packed`."""
+    """Yield the bytes of a bundle that carries one part; the rest as for `packed`."""
 
-    def told(part: Part) -> Generator[bytes | memoryview, None, bytes]:
-        pieces = read(part)
+    def read(part: Part) -> Generator[bytes | memoryview, None, bytes]:
+        pieces = parts.read(source, part)
         while True:
             try:
                 piece = next(pieces)
@@ -200,7 +234,39 @@ def packed_part(
             if on_content is not None:
                 on_content(len(piece))
 
-    yield from seal_part(metadata, part, told, level=LEVEL, threads=threads_for(part.size))
+    threads = threads_for(part.size)
+    try:
+        if level is None:
+            share = _sampled(source, parts.stretches(part) if part.size else (), part.size, part.size)
+            level = effort.level_for(share, link(), threads)
+        yield from seal_part(metadata, part, read, level=level, threads=threads)
+    finally:
+        source.close()
+
+
+def _kept_share(
+    metadata: Metadata, digests: Collection[str], source: Source, plans: Mapping[str, Plan], archive_bytes: int
+) -> float:
+    """Return what compressing leaves of a bundle, about, by a sample of all the content that it carries."""
+    carried = {digest: each for digest, each in content_operations(metadata).items() if digest in digests}
+    content_bytes = sum(plans[key].recipe.new_bytes if key in plans else each.size for key, each in carried.items())
+    return _sampled(source, _stretches(carried, plans), content_bytes, archive_bytes)
+
+
+def _sampled(source: Source, content: Iterable[effort.Stretch], content_bytes: int, archive_bytes: int) -> float:
+    samples: Iterator[bytes] = iter(())
+    if content_bytes >= effort.SAMPLED_FROM_BYTES:
+        samples = (source.sample(*place) for place in effort.spread(content, content_bytes))
+    return effort.kept_by(samples, content_bytes, archive_bytes)
+
+
+def _stretches(carried: Mapping[str, Operation], plans: Mapping[str, Plan]) -> Iterator[effort.Stretch]:
+    for digest, operation in carried.items():
+        if digest not in plans:
+            yield effort.Stretch(operation.path, 0, operation.size)
+            continue
+        for chunk in plans[digest].fresh():
+            yield effort.Stretch(operation.path, chunk.offset, chunk.size)
 
 
 def write_bundle(folder: Path, metadata: Metadata, chunks: Iterator[bytes]) -> Path:

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from deltasync.client.pace import MEASURED_BYTES
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
@@ -74,6 +75,8 @@ class Upload:
         self._is_resumed = bool(self._known)
         self._free = threading.Semaphore(jobs)
         self._trouble: Exception | None = None
+        self.bytes_per_second = 0.0
+        """How fast the pieces went that were sent last, with what it took to make them; 0 where they say nothing."""
 
     def probe(self, chunks: Iterable[bytes]) -> float:
         """Send the first pieces of a bundle and return how many bytes a second went; 0 where that says nothing.
@@ -83,15 +86,13 @@ class Upload:
         pieces = [piece for piece in cut(chunks, self._chunk_size) if len(piece) == self._chunk_size]
         if self._is_resumed or not pieces:
             return 0.0
-        began = time.monotonic()
         try:
             self._send_pieces(pieces)
         except DeltasyncError:
             self._trouble = None
             return 0.0
-        seconds = time.monotonic() - began
         self._known = {number: digest_of(piece).hex() for number, piece in enumerate(pieces)}
-        return len(pieces) * self._chunk_size / seconds
+        return self.bytes_per_second
 
     def abort(self) -> None:
         """Have the server forget the upload; where that fails it expires."""
@@ -115,8 +116,9 @@ class Upload:
             raise
 
     def _send_pieces(self, chunks: Iterable[bytes]) -> tuple[int, int]:
-        """Send every piece; returns their number and the bytes in all."""
+        """Send every piece that is not there; returns the number of all and their bytes."""
         count = size = 0
+        began, there = time.monotonic(), len(self._known) * self._chunk_size
         try:
             for piece in cut(chunks, self._chunk_size):
                 self._free.acquire()
@@ -139,6 +141,8 @@ class Upload:
             raise self._trouble
         if self._known:
             raise _Differs("the server has pieces of a longer bundle")
+        seconds = max(time.monotonic() - began, 1e-9)
+        self.bytes_per_second = (size - there) / seconds if size - there >= MEASURED_BYTES else 0.0
         return count, size
 
     def _pieces_there(self) -> dict[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -116,6 +116,7 @@ class Pusher:
         self._asked_for: list[str] | None = None
         """What the receiver asks for since its tree holds what was sent, as far as it has said so."""
         self._sealed_here: set[bytes] = set()
+        self._links: dict[bytes, float] = {}
         self._coming: set[str] = set()
         """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._restarts = 0
@@ -445,18 +446,18 @@ class Pusher:
 
     def _packed_part(self, metadata: Metadata, carried: Part) -> Iterator[bytes]:
         """Return a bundle with a part, read in a sending thread; one that says that a stream is over reads nothing."""
-        stream, source = self._streams.stream_of(carried), pack.Source(self._state.root)
+        stream = self._streams.stream_of(carried)
         self._tally.part = stream.name_of(carried) if stream and carried.size else None
         self._tally.read(0)
-
-        def read(carried: Part) -> Generator[bytes | memoryview, None, bytes]:
-            try:
-                return (yield from self._streams.read(source, carried))
-            finally:
-                source.close()
-
-        on_content = self._tally.read if self._tally.progress else None
-        chunks = pack.packed_part(metadata, carried, read, on_content=on_content)
+        chunks = pack.packed_part(
+            metadata,
+            carried,
+            pack.Source(self._state.root),
+            self._streams,
+            level=self._options.level,
+            link=partial(self._link_for, metadata.identity),
+            on_content=self._tally.read if self._tally.progress else None,
+        )
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
@@ -501,10 +502,23 @@ class Pusher:
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
         source = pack.Source(self._state.root)
-        chunks = pack.packed(metadata, digests, source, plans or {}, on_content=on_content)
+        chunks = pack.packed(
+            metadata,
+            digests,
+            source,
+            plans or {},
+            level=self._options.level,
+            link=partial(self._link_for, metadata.identity),
+            on_content=on_content,
+        )
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
+
+    def _link_for(self, identity: bytes) -> float:
+        """Return the link's rate as it was when the bundle was first sealed: sealed at another level, nothing that the
+        server already has of it would fit."""
+        return self._links.setdefault(identity, self._transport.link_bytes_per_second if self._transport else 0.0)
 
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""

@@ -24,6 +24,10 @@ class Transport(Protocol):
     has_cache: bool
     """Whether it can say what it lacks; a folder cannot."""
 
+    @property
+    def link_bytes_per_second(self) -> float:
+        """What the link to it carries, by its limit or as far as was measured; 0 where neither is known."""
+
     def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
         """Return a workspace's head."""
 
@@ -66,6 +70,8 @@ class PushOptions:
     """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""
     outbox_limit: int = outbox.LIMIT_BYTES
     keep_sent_seconds: float = 0.0
+    level: int | None = None
+    """Of zstd; None is what suits the content and the link."""
     wait: float = WAIT_SECONDS
     """How long to wait for the plain tree after the last receipt; 0 returns after the receipt."""
     explain: bool = False

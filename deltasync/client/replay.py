@@ -319,41 +319,45 @@ def _from_first(links: list[Link]) -> Chain:
 # Export
 
 
-def export(state: State, target: Path, *, full: bool = False, rescan: Rescan | None = None) -> Exported:
+def export(
+    state: State, target: Path, *, full: bool = False, level: int | None = None, rescan: Rescan | None = None
+) -> Exported:
     """Write a workspace's bundles into a folder, to be carried to a host.
 
     Without `full` these are the pending and the kept ones, as they are. With it they are a chain that leads from the
     empty tree to the present one and carries all content: the kept ones where they are such a chain, else newly sealed
     ones in an epoch of their own, which an empty server takes.
-    rescan: observes folders again in which a file changed; without it such files are left out.
+    level: of zstd, for what is sealed here. rescan: observes folders again in which a file changed; without it such
+    files are left out.
     """
     try:
         if target.resolve().is_relative_to(state.root):
             raise UsageError(f"{shown(str(target))} lies in the workspace itself; export to a folder outside of it")
         target.mkdir(parents=True, exist_ok=True)
-        return _exported(state, target, rescan, full=full)
+        return _exported(state, target, rescan, full=full, level=level)
     except OSError as error:
         raise UsageError(f"{shown(str(target))} cannot be written: {error.strerror}") from error
 
 
-def _exported(state: State, target: Path, rescan: Rescan | None, *, full: bool) -> Exported:
+def _exported(state: State, target: Path, rescan: Rescan | None, *, full: bool, level: int | None) -> Exported:
     rows = sorted((*outbox.kept(state), *outbox.pending(state)), key=lambda row: row.sequence)
     if not full:
-        return _copied(state, list(_files_of(state, rows)), target)
+        return _copied(state, list(_files_of(state, rows, level)), target)
     files = [outbox.folder(state) / row.file for row in rows if row.file]
     if _is_whole(files, state.observed_root()):
         return _copied(state, files, target)
-    return _Sealing(state, target, rescan).run()
+    return _Sealing(state, target, rescan, level).run()
 
 
-def _files_of(state: State, rows: Iterable[outbox.OutboxRow]) -> Iterator[Path]:
+def _files_of(state: State, rows: Iterable[outbox.OutboxRow], level: int | None) -> Iterator[Path]:
     """Yield the bundle files of the outbox; a pending bundle without one gets it now."""
     for row in rows:
         if row.file is None:
             metadata = outbox.metadata_of(state, row.sequence)
             if part.FEATURE in metadata.manifest.requires:
                 raise HostBusy("a large file is on its way in parts; push again, or export with --full")
-            chunks = pack.packed(metadata, content_operations(metadata).keys(), pack.Source(state.root))
+            digests = content_operations(metadata).keys()
+            chunks = pack.packed(metadata, digests, pack.Source(state.root), level=level)
             try:
                 path = pack.write_bundle(outbox.folder(state), metadata, chunks)
             except ContentChanged as change:
@@ -399,8 +403,8 @@ def _copied(state: State, files: Sequence[Path], target: Path) -> Exported:
 class _Sealing:
     """A chain from the empty tree to the observed one, sealed into a folder for an export."""
 
-    def __init__(self, state: State, target: Path, rescan: Rescan | None) -> None:
-        self._state, self._target, self._rescan = state, target, rescan
+    def __init__(self, state: State, target: Path, rescan: Rescan | None, level: int | None) -> None:
+        self._state, self._target, self._rescan, self._level = state, target, rescan, level
         self._exported = Exported()
 
     def run(self) -> Exported:
@@ -442,8 +446,8 @@ class _Sealing:
         for cut in cuts:
             known |= cut.objects
             if cut.part is not None:
-                chunks = pack.packed_part(cut.metadata, cut.part, partial(streams.read, source))
+                chunks = pack.packed_part(cut.metadata, cut.part, source, streams, level=self._level)
             else:
-                chunks = pack.packed(cut.metadata, cut.digests, source, cut.plans)
+                chunks = pack.packed(cut.metadata, cut.digests, source, cut.plans, level=self._level)
             exported.paths.append(pack.write_bundle(self._target, cut.metadata, chunks))
         exported.root = target.hex()

@@ -14,6 +14,7 @@ from deltasync.client.pack import ContentChanged, Source
 from deltasync.client.parts import End
 from deltasync.client.ranges import Fresh, Plan, fresh_chunks
 from deltasync.core import recipe
+from deltasync.core.effort import Stretch
 from deltasync.core.hashing import DIGEST_BYTES, Hasher, digest_of, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.names import shown
@@ -88,6 +89,18 @@ class Stream:
                 raise self._changed()
         self._keep(part.end, hashed)
         return hashed.digest()
+
+    def stretches(self, part: Part) -> Iterator[Stretch]:
+        """Yield where in the workspace the bytes of a part are."""
+        path, at = self.operation.path, part.offset
+        if self.packed is None:
+            yield Stretch(path, at, part.size)
+            return
+        for chunk in self._chunks(at):
+            if at >= part.end:
+                return
+            yield Stretch(path, chunk.offset, chunk.size)
+            at += chunk.size
 
     def digest_at(self, offset: int) -> bytes | None:
         """Return the digest of the stream up to the end of a part that was read a moment ago."""
@@ -222,6 +235,10 @@ class Streams:
     def read(self, source: Source, part: Part) -> Generator[memoryview, None, bytes]:
         """Yield the bytes of a part and return the digest of its stream (see Stream.read)."""
         return self._open[part.stream].read(source, part)
+
+    def stretches(self, part: Part) -> Iterator[Stretch]:
+        """Yield where in the workspace the bytes of a part are."""
+        return self._open[part.stream].stretches(part)
 
     def digest_at_end(self, part: Part) -> bytes | None:
         """Return the digest of a stream up to the end of a part that was read a moment ago."""

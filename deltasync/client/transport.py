@@ -168,10 +168,17 @@ class HttpTransport:
         self._jobs = jobs
         self._proxies = proxies
         self._pause = pause
+        self._bandwidth_bytes = bandwidth
         self._bandwidth = Bandwidth(bandwidth, pause=pause) if bandwidth else None
         self._lock = threading.Lock()
         self._sessions: list[requests.Session] = []
         self._pace = Pace()
+
+    @property
+    def link_bytes_per_second(self) -> float:
+        """What the link carries: its limit, or how fast it was found to be; 0 where neither is known."""
+        known = (self._bandwidth_bytes or 0, self._pace.bytes_per_second)
+        return min(filter(None, known), default=0.0)
 
     def workspace(self, name: str, *, tree_sequence: int | None = None, wait: float = 0.0) -> wire.WorkspaceState:
         """Ask for a workspace's head; with `tree_sequence`, once the plain tree is there or `wait` seconds are over."""
@@ -185,8 +192,14 @@ class HttpTransport:
         """Ask which of these digests must be sent; the others are leased."""
         body = msgspec.json.encode(wire.MissingRequest(digests=list(digests)))
         path = _workspace(name) + "/missing"
-        content = self._patiently(lambda: self._once("POST", path, body=body, media_type="application/json"))
-        return self._parsed(content, wire.MissingAnswer).missing
+
+        def ask() -> bytes:
+            began = time.monotonic()
+            content = self._once("POST", path, body=body, media_type="application/json")
+            self._pace.note_answer(len(body), time.monotonic() - began)
+            return content
+
+        return self._parsed(self._patiently(ask), wire.MissingAnswer).missing
 
     def directory(self, name: str, digest: bytes) -> bytes:
         """Fetch the body of a directory object; the caller checks it."""
@@ -247,20 +260,28 @@ class HttpTransport:
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
             query["wait"] = f"{wait:g}"
-        rest = self._pace.measured(chunks)
         if self._pace.is_quick and self._bandwidth is None:
-            return self._send_whole(name, identity, rest, query, wait)
+            return self._send_whole(name, identity, self._pace.measured(chunks), query, wait)
+        rest = iter(chunks)
         first, is_all = begun(rest, PROBE_BYTES)
         upload = None
         if not is_all or sum(map(len, first)) > UPLOAD_FROM_BYTES:
             request = wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True)
             upload = self._upload(request)
         may_be_quick = not is_all and self._bandwidth is None
-        if upload is not None and may_be_quick and self._pace.is_quick_at(upload.probe(first)):
+        if upload is not None and may_be_quick and self._is_quick_by(upload.probe(first)):
             upload.abort()
             upload = None
-        chunks = chain(_drained(first), rest)
-        return upload.send(chunks, query, wait) if upload else self._send_whole(name, identity, chunks, query, wait)
+        if upload is None:
+            chunks = chain(_drained(first), self._pace.measured(rest))
+            return self._send_whole(name, identity, chunks, query, wait)
+        receipt = upload.send(chain(_drained(first), rest), query, wait)
+        self._pace.note(upload.bytes_per_second)
+        return receipt
+
+    def _is_quick_by(self, bytes_per_second: float) -> bool:
+        self._pace.note(bytes_per_second)
+        return self._pace.is_quick_at(bytes_per_second)
 
     def _upload(self, request: wire.UploadRequest) -> Upload | None:
         """Begin an upload; None where the server has no room for it, or is too old to know of uploads."""

@@ -79,6 +79,7 @@ class Watcher:
             no_delete=settings.no_delete,
             outbox_limit=settings.outbox_limit_bytes,
             keep_sent_seconds=settings.keep_sent_seconds,
+            level=settings.level,
         )
         wake = self._control.wake
         self._delivery = Delivery(state, settings, options, wake=wake, say=self._say, rescan=self._look_again)

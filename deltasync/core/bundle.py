@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from deltasync.core import part, recipe, tar
 from deltasync.core.errors import DeltasyncError, LimitExceeded, Refused
-from deltasync.core.frame import FrameReader, Source, compress
+from deltasync.core.frame import STORED, FrameReader, Source, compress, store
 from deltasync.core.hashing import DIGEST_BYTES, digest_of, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.metadata import (
@@ -70,11 +70,15 @@ def seal(
     """Yield the bundle file that carries the content of those digests: all, or what the receiver lacks (spec B-56).
 
     read: must give exactly the content that the operation's digest names; only its size is checked here (ValueError).
-    recipes: by digest, for content that does not travel whole. threads: zstd's own worker threads; 0 compresses in
-    the calling thread.
+    recipes: by digest, for content that does not travel whole. level: of zstd, or STORED. threads: zstd's own worker
+    threads; 0 compresses in the calling thread.
     """
     carried = _carried(metadata, digests, recipes)
-    return compress(_pieces(metadata, carried, read), _archive_bytes(metadata, carried), level=level, threads=threads)
+    return _framed(_pieces(metadata, carried, read), _archive_bytes(metadata, carried), level=level, threads=threads)
+
+
+def _framed(pieces: Iterable[bytes | memoryview], size_bytes: int, *, level: int, threads: int) -> Iterator[bytes]:
+    return store(pieces, size_bytes) if level == STORED else compress(pieces, size_bytes, level=level, threads=threads)
 
 
 ReadPart = Callable[[Part], Generator[bytes | memoryview, None, bytes]]
@@ -86,7 +90,7 @@ def seal_part(
 ) -> Iterator[bytes]:
     """Yield the bundle file that carries one part (spec B-65); as `seal`. The metadata has no operations."""
     size = _archive_bytes(metadata, []) + tar.member_bytes(carried.name, carried.member_size)
-    return compress(_part_pieces(metadata, carried, read), size, level=level, threads=threads)
+    return _framed(_part_pieces(metadata, carried, read), size, level=level, threads=threads)
 
 
 def _part_pieces(metadata: Metadata, carried: Part, read: ReadPart) -> Iterator[bytes | memoryview]:

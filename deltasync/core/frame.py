@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import zstandard
+from xxhash import xxh64
 
 from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.wire import Limits
@@ -13,11 +14,15 @@ from deltasync.core.wire import Limits
 MAGIC = b"\x28\xb5\x2f\xfd"
 LEVEL_MAX = 19
 """Higher levels of zstd need a larger window than a reader accepts."""
+STORED = 0
+"""In place of a level: content that does not compress travels in raw blocks, and no encoder sees it."""
 WINDOW_MAX = 8 * 2**20
 RATIO_FREE_BYTES = 16 * 2**20
 """The expansion ratio is judged beyond this many decompressed bytes."""
 
 _BLOCK_MAX = 128 * 1024
+_STORED_HEADER = MAGIC + b"\xc4\x38"
+"""Says of a frame: eight bytes of content size, a checksum, and a window of one block, as nothing refers back."""
 _CONTENT_SIZE_BYTES = (0, 2, 4, 8)
 _RLE, _RESERVED = 1, 3
 _READ_BYTES = 128 * 1024
@@ -65,7 +70,7 @@ def compress(
             yield b"".join(chunks)
             chunks, held = [], 0
     if taken != size_bytes:
-        raise ValueError(f"the content of a bundle is not of the {size_bytes} bytes that were declared")
+        raise _not_of(size_bytes)
     yield b"".join((*chunks, compressor.flush()))
 
 
@@ -76,6 +81,49 @@ def _compress_dense(compressor: zstandard.ZstdCompressionObj, batch: bytearray |
         compressor.compress(view[at : at + _DENSE_STEP_BYTES]) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
         for at in range(0, len(view), _DENSE_STEP_BYTES)
     )
+
+
+def store(pieces: Iterable[bytes | memoryview], size_bytes: int) -> Iterator[bytes]:
+    """Yield the frame that holds the pieces as they are, in raw blocks; as `compress` does otherwise."""
+    hashed = xxh64()
+    parts: list[bytes | memoryview] = [_STORED_HEADER, size_bytes.to_bytes(8, "little")]
+    taken = held = 0
+    for batch in _batches(pieces):
+        taken += len(batch)
+        if taken > size_bytes:
+            break
+        hashed.update(batch)
+        parts += _raw_blocks(memoryview(batch))
+        held += len(batch)
+        chunk = b"".join(parts)  # the one copy: a batch is not valid for longer
+        if held >= _CHUNK_BYTES:
+            yield chunk
+            parts, held = [], 0
+        else:
+            parts = [chunk]
+    if taken != size_bytes:
+        raise _not_of(size_bytes)
+    yield b"".join((*parts, _raw_header(0, is_last=True), hashed.digest()[:3:-1]))
+
+
+def _raw_blocks(batch: memoryview) -> Iterator[bytes | memoryview]:
+    for at in range(0, len(batch), _BLOCK_MAX):
+        block = batch[at : at + _BLOCK_MAX]
+        yield _raw_header(len(block), is_last=False)
+        yield block
+
+
+def _raw_header(size_bytes: int, *, is_last: bool) -> bytes:
+    return (size_bytes << 3 | is_last).to_bytes(3, "little")
+
+
+def _not_of(size_bytes: int) -> ValueError:
+    return ValueError(f"the content of a bundle is not of the {size_bytes} bytes that were declared")
+
+
+def kept_share(sample: bytes) -> float:
+    """Return what compressing leaves of a sample at the lowest level: 1.0 where it does not compress."""
+    return min(1.0, len(zstandard.ZstdCompressor(level=1).compress(sample)) / max(1, len(sample)))
 
 
 def _batches(pieces: Iterable[bytes | memoryview]) -> Iterator[bytearray | bytes | memoryview]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import uuid
 from datetime import UTC, datetime
+from hashlib import shake_256
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import Flat, Objects, flat_trees
@@ -23,7 +25,7 @@ from deltasync.core.bundle import (
 )
 from deltasync.core.delta import diff
 from deltasync.core.errors import LimitExceeded, Refused
-from deltasync.core.frame import compress
+from deltasync.core.frame import STORED, FrameReader, compress, store
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
 from deltasync.core.names import NameRefused, parse_path
@@ -80,7 +82,7 @@ def test_the_delta_of_any_two_trees_opens_as_it_was_sealed(old: Flat, new: Flat,
     assert _open(raw) == (metadata, {digest: CONTENTS[digest] for digest in chosen})
 
 
-@given(_files, st.integers(1, 19), st.integers(1, 700))
+@given(_files, st.integers(0, 19), st.integers(1, 700))
 @settings(max_examples=200, deadline=None)
 def test_any_names_and_any_bytes_round_trip(files: dict[str, bytes], level: int, piece: int) -> None:
     """Whatever the paths and contents, in whatever pieces they are read, the receiver gets the same."""
@@ -98,6 +100,25 @@ def test_any_names_and_any_bytes_round_trip(files: dict[str, bytes], level: int,
     raw = b"".join(seal(metadata, contents, read, level=level))
     assert _open(raw) == (metadata, contents)
     assert sealed_bytes(metadata, contents) % tar.BLOCK == 0
+
+
+_piece_sizes = st.one_of(st.integers(0, 600), st.sampled_from((131_071, 131_072, 262_143, 262_144, 1 << 20)))
+
+
+@given(st.lists(_piece_sizes, max_size=6), st.integers(0, 255), st.sampled_from((STORED, 1, 3)))
+@settings(max_examples=100, deadline=None)
+def test_pieces_of_any_sizes_round_trip_stored_and_compressed(sizes: list[int], seed: int, level: int) -> None:
+    """However content is cut into pieces, every reader of zstd gets it back, from raw and from compressed blocks."""
+    noise = shake_256(bytes([seed])).digest(4096) * 257
+    pieces = [memoryview(noise)[number : number + size] for number, size in enumerate(sizes)]
+    content = b"".join(pieces)
+    made = store(pieces, len(content)) if level == STORED else compress(pieces, len(content), level=level)
+    raw = b"".join(made)
+    frame, found = FrameReader(io.BytesIO(raw), Limits()), []
+    while view := frame.take_some(1 << 20):
+        found.append(bytes(view))
+    frame.finish()
+    assert b"".join(found) == zstandard.ZstdDecompressor().decompress(raw) == content
 
 
 @given(st.lists(st.text('a{"\\[', min_size=1, max_size=6), unique=True, min_size=1, max_size=8))
@@ -122,17 +143,20 @@ _SAMPLE_METADATA = _metadata(
     EMPTY_ROOT,
     1,
 )
-_SEALED = b"".join(seal(_SAMPLE_METADATA, content_operations(_SAMPLE_METADATA), lambda o: (_SAMPLE[o.path],)))
-_OPENED = _open(_SEALED)
+_SEALED = [
+    b"".join(seal(_SAMPLE_METADATA, content_operations(_SAMPLE_METADATA), lambda o: (_SAMPLE[o.path],), level=level))
+    for level in (1, STORED)
+]
+_OPENED = _open(_SEALED[0])
 
 
-@given(st.data())
-@settings(max_examples=500, deadline=None)
-def test_a_spoiled_bundle_is_refused_or_says_the_same(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from(_SEALED))
+@settings(max_examples=800, deadline=None)
+def test_a_spoiled_bundle_is_refused_or_says_the_same(data: st.DataObject, sealed: bytes) -> None:
     """Bytes replaced, removed or put in: never another exception, and never another content."""
-    start = data.draw(st.integers(0, len(_SEALED)))
-    end = data.draw(st.integers(start, min(len(_SEALED), start + 8)))
-    spoiled = _SEALED[:start] + data.draw(st.binary(max_size=8)) + _SEALED[end:]
+    start = data.draw(st.integers(0, len(sealed)))
+    end = data.draw(st.integers(start, min(len(sealed), start + 8)))
+    spoiled = sealed[:start] + data.draw(st.binary(max_size=8)) + sealed[end:]
     try:
         assert _open(spoiled) == _OPENED
     except (Refused, LimitExceeded) as error:

@@ -18,7 +18,7 @@ import zstandard
 from deltasync.core import bundle, tar
 from deltasync.core.bundle import BundleReader, Metadata, compose, content_operations, seal
 from deltasync.core.errors import LimitExceeded, Refused
-from deltasync.core.frame import FrameReader, compress
+from deltasync.core.frame import STORED, FrameReader, compress
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
 from deltasync.core.metadata import check_operations
@@ -210,10 +210,11 @@ def test_content_of_another_size_than_named_is_never_sealed(given: bytes) -> Non
 
 
 @needs_gnu_tar
-def test_gnu_tar_lists_and_extracts_every_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [STORED, 1])
+def test_gnu_tar_lists_and_extracts_every_name(tmp_path: Path, level: int) -> None:
     """`tar --zstd -tf` and `-xf` work on names beyond 100 and 255 bytes, Unicode, spaces and dashes."""
     file = tmp_path / "bundle.tar.zst"
-    file.write_bytes(sealed(of(FILES), FILES))
+    file.write_bytes(sealed(of(FILES), FILES, level=level))
     plain = {"LC_ALL": "C", "PATH": "/usr/bin:/bin:/usr/local/bin"}
     listing = ["tar", "--zstd", "--quoting-style=literal", "-tf", file]
     listed = subprocess.run(listing, check=True, capture_output=True, env=plain)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deltasync.client.pace import MEASURED_BYTES, QUICK_BYTES_PER_SECOND, Pace
+from deltasync.client.pace import ANSWERED_BYTES, MEASURED_BYTES, QUICK_BYTES_PER_SECOND, Pace
 
 
 class Clock:
@@ -70,3 +70,21 @@ def test_a_body_that_was_not_taken_is_not_measured() -> None:
     next(body)
     body.close()
     assert not pace.is_quick
+
+
+def test_a_rate_is_told_by_what_says_most() -> None:
+    """A question with its answer says how fast at least; a large body says it better, and 0 says nothing."""
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.bytes_per_second == 0
+    pace.note_answer(ANSWERED_BYTES - 1, 0.001)
+    assert pace.bytes_per_second == 0
+    pace.note_answer(ANSWERED_BYTES, 0.5)
+    assert pace.bytes_per_second == 2 * ANSWERED_BYTES
+    assert not pace.is_quick
+    pace.note(3e6)
+    pace.note(0.0)
+    assert pace.bytes_per_second == 3e6
+    taken(pace, clock, MEASURED_BYTES, 4.0)
+    pace.note_answer(1 << 30, 0.001)
+    assert pace.bytes_per_second == MEASURED_BYTES / 4
