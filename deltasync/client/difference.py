@@ -104,10 +104,12 @@ class Difference:
             planned=planned,
         )
 
-    def healing(self, digests: Collection[str], limits: wire.Limits) -> Iterator[seal.Cut]:
+    def healing(
+        self, digests: Collection[str], limits: wire.Limits, planned: seal.Planned | None
+    ) -> Iterator[seal.Cut]:
         """Yield bundles without operations that carry what the receiver asked for, as far as it is still here."""
         if digests and not self.left_out:
-            yield from seal.healing(digests, self._span(), self._writer(), self._state.load, limits)
+            yield from seal.healing(digests, self._span(), self._writer(), self._state.load, limits, planned)
 
     def claim(self) -> seal.Cut:
         """Return a bundle without operations: it makes the workspace ours."""

@@ -98,7 +98,14 @@ class FolderTransport:
         raise NotFound(f"a folder has no recipe of {digest.hex()} of {shown(name)}")
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
         """Write a bundle file, verified while it is written; it appears whole, durably, or not at all."""
         self.requests += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +15,8 @@ from deltasync.client import opening, outbox, pack, resync, seal
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
-from deltasync.client.ranges import Plan, Planner
+from deltasync.client.pieces import making_seconds
+from deltasync.client.ranges import Plan, Planner, plans_by_holes
 from deltasync.client.reasons import Reasons
 from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
@@ -34,7 +35,7 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.core.recipe import FEATURE
@@ -96,7 +97,8 @@ class Pusher:
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._reasons = Reasons(state.load) if options.explain else None
-        self._planner = Planner(state, transport, self._name) if transport and transport.has_cache else None
+        self._is_server = transport is not None and transport.has_cache
+        self._planner = Planner(state, transport, self._name) if transport and self._is_server else None
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
         is_first = state.observed_root() == EMPTY_ROOT
@@ -319,8 +321,8 @@ class Pusher:
 
         follows: those that are sealed already are on their way.
         """
-        planner = self._planner_for(server)
-        rows = [] if follows else self._sendable(outbox.pending(self._state), may_plan=planner is not None)
+        planned = self._planned_for(server, transport)
+        rows = [] if follows else self._sendable(outbox.pending(self._state), may_plan=planned is not None)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
         if not follows:
@@ -328,17 +330,18 @@ class Pusher:
             self._difference.forget()
         self._unhealed = set(server.wanted)
         for row in rows:
-            yield self._sealed_before(ask, row, planner, is_last=is_all and row is rows[-1])
+            yield self._sealed_before(ask, row, planned, is_last=is_all and row is rows[-1])
         cuts = self._difference.cuts(
             server.limits,
             ask,
             exact=not transport.has_cache,
             expect=self._expect,
-            planned=planner.plans if planner else None,
+            planned=planned,
         )
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
-        yield from map(self._sealed_now, self._difference.healing(self._unhealed, server.limits))
+        heals = self._by_holes if planned else None  # what fails may be a base
+        yield from map(self._sealed_now, self._difference.healing(self._unhealed, server.limits, heals))
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(self._difference.claim())
 
@@ -355,8 +358,14 @@ class Pusher:
                 return rows[:number]
         return rows
 
-    def _planner_for(self, server: wire.WorkspaceState) -> Planner | None:
-        return self._planner if FEATURE in server.features else None
+    def _planned_for(self, server: wire.WorkspaceState, transport: Transport) -> seal.Planned | None:
+        """Return what says how content travels to a receiver; None where all of it must travel whole."""
+        if not transport.has_cache:
+            return self._by_holes
+        return self._planner.plans if self._planner and FEATURE in server.features else None
+
+    def _by_holes(self, operations: Iterable[Operation], digests: Collection[str]) -> Mapping[str, Plan]:
+        return plans_by_holes(self._state.root, operations, digests)
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -373,7 +382,7 @@ class Pusher:
 
         return ask
 
-    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, planner: Planner | None, *, is_last: bool) -> Parcel:
+    def _sealed_before(self, ask: seal.Ask, row: OutboxRow, planned: seal.Planned | None, *, is_last: bool) -> Parcel:
         """Return the parcel of a pending bundle: its file, or its content from where it lies now."""
         metadata = outbox.metadata_of(self._state, row.sequence)
         also = self._also.get(metadata.identity)
@@ -386,16 +395,16 @@ class Pusher:
         self._coming.update(named)
         digests = {digest for digest in named if digest in missing} | (also or set())
         # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
-        may_plan = planner is not None and FEATURE in metadata.manifest.requires
-        plans = planner.plans(metadata.operations, digests - (also or set())) if planner and may_plan else {}
+        may_plan = FEATURE in metadata.manifest.requires
+        plans = planned(list(metadata.operations), digests - (also or set())) if planned and may_plan else {}
         content_bytes = seal.carried_bytes(metadata.operations, digests) - seal.saved_bytes(plans)
-        chunks = self._packed(metadata, digests, plans)
+        chunks = self._packed(metadata, digests, plans, is_for_server=self._is_server)
         return self._parcel(metadata, chunks, content_bytes, plans, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
         outbox.record_sealed(self._state, cut.metadata, cut.objects, content_bytes=cut.content_bytes)
         self._sealed_here.add(cut.metadata.identity)
-        chunks = self._packed(cut.metadata, cut.digests, cut.plans)
+        chunks = self._packed(cut.metadata, cut.digests, cut.plans, is_for_server=self._is_server)
         return self._parcel(cut.metadata, chunks, cut.content_bytes, cut.plans, is_last=cut.is_last and is_all)
 
     def _parcel(
@@ -421,20 +430,26 @@ class Pusher:
             self._avoided(metadata, seal.saved_bytes(plans)),
             self._takes_over,  # also those after the first: they may arrive before it is applied
             is_last,
+            making_seconds(metadata.manifest, [plan.recipe for plan in plans.values()]),
         )
 
     def _avoided(self, metadata: Metadata, by_chunks: int = 0) -> Avoided:
         return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks)
 
     def _packed(
-        self, metadata: Metadata, digests: Collection[str], plans: Mapping[str, Plan] | None = None
+        self,
+        metadata: Metadata,
+        digests: Collection[str],
+        plans: Mapping[str, Plan],
+        *,
+        is_for_server: bool,
     ) -> Iterator[bytes]:
         """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
         self._unhealed.difference_update(digests)
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
-        source = pack.Source(self._state.root)
-        chunks = pack.packed(metadata, digests, source, plans or {}, on_content=on_content)
+        source = pack.Source(self._state.root, proves_holes=not is_for_server)
+        chunks = pack.packed(metadata, digests, source, plans, on_content=on_content)
         if self._options.keep_sent_seconds and self._transport is not None:
             return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
         return chunks
@@ -579,7 +594,8 @@ class Pusher:
     def _write_files(self) -> None:
         limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
-        for cut in self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect):
+        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=self._by_holes)
+        for cut in cuts:
             metadata = cut.metadata
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:
                 self._tally.report.waiting = (
@@ -587,7 +603,8 @@ class Pusher:
                     + ("sealing goes on when the server has taken some of it" if url else "name a server with --to")
                 )
                 return
-            path = pack.write_bundle(outbox.folder(self._state), metadata, self._packed(metadata, cut.digests))
+            chunks = self._packed(metadata, cut.digests, cut.plans, is_for_server=False)
+            path = pack.write_bundle(outbox.folder(self._state), metadata, chunks)
             outbox.record_sealed(self._state, metadata, cut.objects, content_bytes=cut.content_bytes, file=path.name)
             written_bytes = path.stat().st_size
             room -= written_bytes
@@ -605,13 +622,13 @@ class Pusher:
         load: Loader = state.load
         ask: seal.Ask = list
         is_strange = False
-        planner: Planner | None = None
+        planned: seal.Planned | None = self._by_holes
         if transport is not None:
             server = transport.workspace(self._name)
             resync.check_owner(server, state.client_id, take_over=self._options.take_over)
             meeting = resync.meet(state, server, has_cache=transport.has_cache)
             limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
-            planner = self._planner_for(server)
+            planned = self._planned_for(server, transport)
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
                 is_strange = self._is_strange(meeting, base)
@@ -626,7 +643,7 @@ class Pusher:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             digests = contents.take(run)
-            plans = planner.plans(run, digests) if planner else {}
+            plans = planned(run, digests) if planned else {}
             saved_bytes = seal.saved_bytes(plans)
             self._tally.add_operations(run, seal.carried_bytes(run, digests) - saved_bytes, saved_bytes)
             if self._reasons is not None:

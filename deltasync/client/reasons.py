@@ -79,6 +79,9 @@ def explained(
 def _with_chunks(reason: Reason, plan: Plan | None) -> Reason:
     if plan is None:
         return reason
+    if not plan.chunks:
+        data_bytes = plan.recipe.new_bytes
+        return msgspec.structs.replace(reason, reason=f"{reason.reason} (sparse: {data_bytes:,} bytes are no holes)")
     return msgspec.structs.replace(
         reason, reason=f"{reason.reason} ({plan.fresh_chunks:,} of {plan.chunks:,} chunks are new to the server)"
     )

@@ -7,6 +7,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ import msgspec
 
 from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
+from deltasync.client.pieces import making_seconds
+from deltasync.client.ranges import plans_by_holes
 from deltasync.core import wire
 from deltasync.core.bundle import advice, name_file
 from deltasync.core.chain import Chain, Link, broken, continue_from
@@ -31,6 +34,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import Metadata, content_operations, file_name, naming, parse_file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
+from deltasync.core.recipe import FEATURE
 from deltasync.disk import staged
 
 if TYPE_CHECKING:
@@ -280,7 +284,13 @@ class _Replay:
         while True:
             try:
                 chunks = pack.file_chunks(each.path)
-                self._transport.send_bundle(self._name, each.metadata.identity, chunks, take_over=self._take_over)
+                self._transport.send_bundle(
+                    self._name,
+                    each.metadata.identity,
+                    chunks,
+                    take_over=self._take_over,
+                    patience=making_seconds(each.metadata.manifest),
+                )
                 return
             except pack.FileLost as error:
                 raise UsageError(f"{error}; the bundles before it are applied") from error
@@ -349,7 +359,10 @@ def _files_of(state: State, rows: Iterable[outbox.OutboxRow]) -> Iterator[Path]:
     for row in rows:
         if row.file is None:
             metadata = outbox.metadata_of(state, row.sequence)
-            chunks = pack.packed(metadata, content_operations(metadata).keys(), pack.Source(state.root))
+            digests = content_operations(metadata).keys()
+            may_plan = FEATURE in metadata.manifest.requires
+            plans = plans_by_holes(state.root, metadata.operations, digests) if may_plan else {}
+            chunks = pack.packed(metadata, digests, pack.Source(state.root, proves_holes=True), plans)
             try:
                 path = pack.write_bundle(outbox.folder(state), metadata, chunks)
             except ContentChanged as change:
@@ -430,8 +443,10 @@ class _Sealing:
         most = seal.operations_max(operations, wire.Limits())
         contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True, known=set())
         span = seal.Span(EMPTY_ROOT, target, 1)
-        for cut in seal.Cuts(contents, span, writer, laid, wire.Limits(), max_operations=most):
+        planned = partial(plans_by_holes, state.root)
+        for cut in seal.Cuts(contents, span, writer, laid, wire.Limits(), max_operations=most, planned=planned):
             known |= cut.objects
-            chunks = pack.packed(cut.metadata, cut.digests, pack.Source(state.root))
+            source = pack.Source(state.root, proves_holes=True)
+            chunks = pack.packed(cut.metadata, cut.digests, source, cut.plans)
             exported.paths.append(pack.write_bundle(self._target, cut.metadata, chunks))
         exported.root = target.hex()

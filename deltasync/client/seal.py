@@ -335,7 +335,9 @@ def overlaid(load: Loader, bodies: Mapping[bytes, bytes]) -> Loader:
     return lambda digest: decode_directory(bodies[digest]) if digest in bodies else load(digest)
 
 
-def healing(wanted: Collection[str], span: Span, writer: Writer, load: Loader, limits: Limits) -> Iterator[Cut]:
+def healing(
+    wanted: Collection[str], span: Span, writer: Writer, load: Loader, limits: Limits, planned: Planned | None = None
+) -> Iterator[Cut]:
     """Yield bundles that change nothing and carry content which the receiver asks for, as far as the tree has it."""
     operations = list(_unchanged(wanted, span.base, load))
     cut_runs = cut(
@@ -345,9 +347,11 @@ def healing(wanted: Collection[str], span: Span, writer: Writer, load: Loader, l
         max_bytes=content_max(limits),
     )
     for sequence, run in enumerate(cut_runs, start=span.sequence):
-        metadata = composed(run, writer, sequence=sequence, parent_root=span.base, root=span.base)
         digests = {each.digest for each in run if each.digest}
-        yield Cut(metadata, {}, digests, carried_bytes(run, digests))
+        plans = planned(run, digests) if planned else _WHOLE
+        requires = (FEATURE,) if plans else ()
+        metadata = composed(run, writer, sequence=sequence, parent_root=span.base, root=span.base, requires=requires)
+        yield Cut(metadata, {}, digests, carried_bytes(run, digests) - saved_bytes(plans), plans=plans)
 
 
 def _unchanged(wanted: Collection[str], root: bytes, load: Loader) -> Iterator[Operation]:
