@@ -29,7 +29,10 @@ DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_N
 """To hold a folder: never through a link."""
 FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
 """To read a file: never through a link, never blocking on a FIFO."""
-ZEROS = memoryview(bytes(1 << 20))
+HOLE_BYTES_MIN = 64 << 10
+"""A smaller hole is not worth the trouble of keeping it."""
+_ZERO_BYTES = bytes(1 << 20)
+ZEROS = memoryview(_ZERO_BYTES)
 """What a hole holds; `pieces` yields views of this, and nothing else, for holes."""
 _COPY_BYTES = 1 << 20
 _BLOCK_BYTES = 512
@@ -319,6 +322,11 @@ def pieces(descriptor: int, buffer: memoryview) -> Iterator[memoryview]:
                 return
             start += len(piece)
             yield piece
+
+
+def is_zeros(content: bytes) -> bool:
+    """Tell whether bytes are zeros alone, enough of them to be left out of a new file as a hole."""
+    return len(content) >= HOLE_BYTES_MIN and _ZERO_BYTES.startswith(content)
 
 
 def write_piece(descriptor: int, piece: memoryview) -> bool:

@@ -6,10 +6,8 @@ import os
 from pathlib import Path
 
 from deltasync.core.manifest import Operation
-from deltasync.disk import Folder, extents, open_regular
+from deltasync.disk import HOLE_BYTES_MIN, Folder, extents, open_regular
 
-HOLE_BYTES_MIN = 64 << 10
-"""A smaller hole is not worth a segment of a recipe."""
 HOLES_MAX = 100_000
 """Of a file that has more of them the largest count, so that its recipe is no larger than one may be."""
 

@@ -14,6 +14,7 @@ import pytest
 import sparse
 from desk import Desk, Meddler
 from serving import Served, serving
+from user import User
 
 from deltasync.client import holes, pack, ranges, replay
 from deltasync.client.pieces import SLOWEST_HASH_BYTES_PER_SECOND, making_seconds
@@ -88,6 +89,18 @@ def test_a_sparse_file_sends_its_data_and_stays_sparse(served: Served, desk: Des
     assert report.reasons is not None and "bytes are no holes" in report.reasons[-1].reason
     assert_in_step(served, desk, report)
     assert_sparse(served, desk)
+
+
+def test_a_fetched_file_is_sparse_as_well(served: Served, desk: Desk, tmp_path: Path) -> None:
+    """Long zeros are left out of a new file."""
+    desk.push()
+    dest, user = tmp_path / "dest", User(tmp_path / "home")
+    done = user.run("fetch", "--from", served.url, "--workspace", desk.root.name, dest)
+    assert done.code == 0, done.err
+    folders.assert_same(desk.root, dest)
+    with (dest / DISK).open("rb") as file:
+        os.fsync(file.fileno())
+    assert sparse.space(dest / DISK) < 3 * MIB
 
 
 def test_a_rehearsal_counts_holes_as_the_push_does(desk: Desk) -> None:
@@ -295,3 +308,14 @@ def test_a_layout_becomes_exactly_its_segments() -> None:
         assert plan is not None and [(each.base, each.size) for each in plan.recipe.segments()] == body
         assert (plan.recipe.size, plan.recipe.zero_bytes) == (100, sum(end - start for start, end in found))
     assert ranges.sparse(100, []) is None
+
+
+def test_zeros_at_an_end_make_no_file_like_another(desk: Desk, served: Served) -> None:
+    """Sparse files of several sizes are no bases of each other, though all of them end in zeros."""
+    for number in range(3):
+        data = {MIB: random.Random(number).randbytes(100_000)}
+        sparse.write(desk.root / f"vm/{number}.img", (6 + number) * MIB, data)
+    report = desk.push()
+    with desk.open() as state:
+        assert state.db.execute("SELECT count(*) FROM recipes").fetchone() == (0,)
+    assert_in_step(served, desk, report)
