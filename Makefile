@@ -20,17 +20,21 @@ BENCH_ARGS ?=
 # How often `crash` kills a server or a client at random.
 KILLS ?= 200
 
+# How large a sparse file `huge` pushes; both sides hash all of it, at some GiB a second.
+SPARSE_GIB ?= 1024
+
 # Worker processes of the tests, and anything else for pytest.
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test crash check serve watch watch-remote replay bench clean
+.PHONY: help setup demo test crash huge check serve watch watch-remote replay bench clean
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
 	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
+	@echo 'make huge           push a sparse file of SPARSE_GIB=$(SPARSE_GIB) GiB; takes many minutes and little space'
 	@echo 'make check          ruff, mypy --strict, import layers'
 	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'
 	@echo 'make watch          watch WATCH_ROOT=$(WATCH_ROOT) and seal bundles; needs no server'
@@ -67,6 +71,9 @@ test: setup
 
 crash: setup
 	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py
+
+huge: setup
+	SPARSE_GIB=$(SPARSE_GIB) $(BIN)/python -m pytest -o faulthandler_timeout=0 --durations=1 tests/e2e/test_sparse.py
 
 check: setup
 	$(BIN)/ruff check .

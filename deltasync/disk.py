@@ -8,11 +8,12 @@ import functools
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from deltasync.core.errors import AlreadyRunning, NoSpace, UsageError
 from deltasync.core.names import bytes_text
@@ -28,7 +29,14 @@ DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_N
 """To hold a folder: never through a link."""
 FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
 """To read a file: never through a link, never blocking on a FIFO."""
+HOLE_BYTES_MIN = 64 << 10
+"""A smaller hole is not worth the trouble of keeping it."""
+_ZERO_BYTES = bytes(1 << 20)
+ZEROS = memoryview(_ZERO_BYTES)
+"""What a hole holds; `pieces` yields views of this, and nothing else, for holes."""
 _COPY_BYTES = 1 << 20
+_BLOCK_BYTES = 512
+"""What st_blocks counts, whatever the file system's own blocks are."""
 _FICLONE = 0x40049409
 _WRITE_NOW = 2
 
@@ -254,15 +262,101 @@ def reflink(source: int, target: int) -> bool:
     return True
 
 
-def copy_bytes(source: int, target: int) -> None:
-    """Copy everything from one descriptor to another, inside the kernel where it can."""
-    while True:
-        try:
-            if not os.copy_file_range(source, target, 1 << 30):
+class Extent(NamedTuple):
+    """A run of a file's bytes: data, or a hole, which holds zeros and takes no space."""
+
+    start: int
+    end: int
+    is_hole: bool
+
+
+def extents(descriptor: int) -> Iterator[Extent]:
+    """Yield the extents of an open file in order, each looked up when its turn comes; moves the file's position.
+
+    A file that takes as much space as it has bytes is one of data, and so is any file of a system that knows no holes.
+    """
+    status = os.fstat(descriptor)
+    size = status.st_size
+    if status.st_blocks * _BLOCK_BYTES >= size or not hasattr(os, "SEEK_DATA"):
+        yield Extent(0, size, is_hole=False)
+        return
+    at = 0
+    while at < size:
+        start = min(size, _sought(descriptor, at, os.SEEK_DATA, otherwise=at))
+        if start > at:
+            yield Extent(at, start, is_hole=True)
+        if start < size:
+            end = max(start + 1, min(size, _sought(descriptor, start, os.SEEK_HOLE, otherwise=size)))
+            yield Extent(start, end, is_hole=False)
+            start = end
+        at = start
+
+
+def _sought(descriptor: int, at: int, what: int, *, otherwise: int) -> int:
+    """Return where data or a hole begins; `otherwise`: where the file system cannot say."""
+    try:
+        return os.lseek(descriptor, at, what)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole from here on
+            return sys.maxsize
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            return otherwise
+        raise
+
+
+def data_bytes(descriptor: int) -> int:
+    """Return how many bytes of an open file are no holes."""
+    return sum(end - start for start, end, is_hole in extents(descriptor) if not is_hole)
+
+
+def pieces(descriptor: int, buffer: memoryview) -> Iterator[memoryview]:
+    """Yield an open file's bytes from its beginning; each piece is valid until the next one.
+
+    Holes are not read. What is written behind the end meanwhile is not seen; where the file ends earlier, so does this.
+    """
+    for start, end, is_hole in extents(descriptor):
+        while start < end:
+            count = min(end - start, len(ZEROS if is_hole else buffer))
+            piece = ZEROS[:count] if is_hole else buffer[: os.preadv(descriptor, [buffer[:count]], start)]
+            if not piece:
                 return
+            start += len(piece)
+            yield piece
+
+
+def is_zeros(content: bytes) -> bool:
+    """Tell whether bytes are zeros alone, enough of them to be left out of a new file as a hole."""
+    return len(content) >= HOLE_BYTES_MIN and _ZERO_BYTES.startswith(content)
+
+
+def write_piece(descriptor: int, piece: memoryview) -> bool:
+    """Write one of `pieces`, or leave a hole as one (True): behind a last one the caller sets the size."""
+    is_hole = piece.obj is ZEROS.obj
+    if is_hole:
+        os.lseek(descriptor, len(piece), os.SEEK_CUR)
+    else:
+        write_all(descriptor, piece)
+    return is_hole
+
+
+def copy_bytes(source: int, target: int) -> None:
+    """Copy everything from one descriptor to an empty file, inside the kernel where it can; holes stay holes."""
+    for start, end, is_hole in extents(source):
+        if not is_hole:
+            _copy_range(source, target, start, end)
+    os.ftruncate(target, os.fstat(source).st_size)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        try:
+            count = os.copy_file_range(source, target, end - start, start, start)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             break
-    while chunk := os.read(source, _COPY_BYTES):
-        write_all(target, chunk)
+        if not count:
+            return
+        start += count
+    while start < end and (chunk := os.pread(source, min(_COPY_BYTES, end - start), start)):
+        start += os.pwrite(target, chunk, start)

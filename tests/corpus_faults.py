@@ -393,6 +393,18 @@ FAULTS = [
         "a recipe has no base",
         made(recipe_part(content=b"\x00" + struct.pack(">BQQ", 0, 0, 4)), new_bytes(b"one\n")),
     ),
+    Fault(
+        "B-61",
+        "zeros-offset",
+        "zeros have an offset",
+        made(recipe_part((255, 1, 4)), new_bytes(b"")),
+    ),
+    Fault(
+        "B-61",
+        "zeros-nothing",
+        "a segment of zeros has no bytes",
+        made(recipe_part((255, 0, 0), (0, 0, 4)), new_bytes(b"one\n")),
+    ),
     Fault("B-61", "no-segment", "a recipe has no segment", made(recipe_part(), new_bytes(b"one\n"))),
     Fault(
         "B-61",
@@ -424,6 +436,12 @@ FAULTS = [
         "16-mib",
         "a recipe has more than 16 MiB",
         made(recipe_part(content=bytes((16 << 20) + 1)), new_bytes(b"")),
+    ),
+    Fault(
+        "B-62",
+        "zeros",
+        "recipes make more zeros than a bundle may have bytes",
+        both(op(1, size=2**41), made(recipe_part((255, 0, 2**41)), new_bytes(b""))),
     ),
     Fault(
         "B-63",

@@ -284,9 +284,10 @@ def good_chain() -> list[Step]:
 
 
 def recipe_chain() -> list[Step]:
-    """Build two bundles: a large file (as far as a reference goes), and its next version as a recipe.
+    """Build three bundles: a large file (as far as a reference goes), its next version as a recipe, and sparse files.
 
     The second one inserts, overwrites, moves a range to the front and appends; a copy with another header has its own.
+    The third one has a file with holes and no base, one that is a hole, and one with a base and a hole at its end.
     """
     life = Life()
     before = noise("large", 20_000)
@@ -311,7 +312,29 @@ def recipe_chain() -> list[Step]:
     new_bytes = {File(after).digest: b"".join(fresh.values()), File(copy).digest: header}
     read: bundle.Read = lambda operation: (new_bytes[operation.digest or ""],)  # noqa: E731
     sealed = b"".join(bundle.seal(metadata, recipes.keys(), read, recipes=recipes, level=19))
-    return [*steps, Step("its next version and a copy, as recipes", metadata, sealed, dict(life.tree))]
+    steps.append(Step("its next version and a copy, as recipes", metadata, sealed, dict(life.tree)))
+    return [*steps, _sparse(life, after)]
+
+
+def _sparse(life: Life, held: bytes) -> Step:
+    parent_root = directory_of(life.tree)
+    head, tail = noise("sparse head", 4_096), noise("sparse tail", 100)
+    contents = {
+        "disk.img": (head + bytes(1 << 20) + tail, (), [(0, 0, 4_096), (255, 0, 1 << 20), (0, 0, 100)], head + tail),
+        "empty.img": (bytes(3 << 20), (), [(255, 0, 3 << 20)], b""),
+        "grown.img": (held + bytes(70_000), (digest_of(held),), [(1, 0, len(held)), (255, 0, 70_000)], b""),
+    }
+    for name, (content, *_) in contents.items():
+        life.file(name, content)
+    metadata = compose(life.take(), 3, parent_root, directory_of(life.tree), requires=("recipes",))
+    recipes = {
+        File(content).digest: recipe.compose(bases, (recipe.Segment(*piece) for piece in pieces))
+        for content, bases, pieces, _ in contents.values()
+    }
+    new_bytes = {File(content).digest: new for content, _, _, new in contents.values()}
+    read: bundle.Read = lambda operation: (new_bytes[operation.digest or ""],)  # noqa: E731
+    sealed = b"".join(bundle.seal(metadata, recipes.keys(), read, recipes=recipes, level=19))
+    return Step("sparse files, as recipes with zeros", metadata, sealed, dict(life.tree))
 
 
 def part_chain() -> list[Step]:

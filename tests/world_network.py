@@ -99,7 +99,14 @@ class Network:
         return self._asked(lambda store: store.sequences(WorkspaceName(name))).sequences
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
         """Deliver a bundle; in a world without threads, one after another, and none after one that failed."""
         if self._world.host.is_threaded:

@@ -22,7 +22,14 @@ class Receiver(Protocol):
     """Where bundles go."""
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
         """Send a bundle once and return its receipt."""
 
@@ -41,6 +48,8 @@ class Parcel:
     part: Part | None = None
     is_last: bool = False
     """Nothing follows: its answer may wait for the plain tree."""
+    patience_seconds: float = 0.0
+    """How much longer its receiver may take than its bytes show."""
 
     @property
     def sequence(self) -> int:
@@ -132,6 +141,7 @@ class Courier:
             self._watched(parcel.chunks, trip.is_out),
             take_over=parcel.takes_over,
             wait=trip.wait_seconds,
+            patience=parcel.patience_seconds,
         )
 
     def _watched(self, chunks: Iterator[bytes], is_out: threading.Event) -> Iterator[bytes]:

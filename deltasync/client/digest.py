@@ -1,16 +1,16 @@
-"""Digests of files on disk: one reused buffer, no link followed, nothing waited for, no change missed."""
+"""Digests of files on disk: one reused buffer, no hole read, no link followed, nothing waited for, no change missed."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deltasync.core.chunks import Chunker
 from deltasync.core.hashing import digest_of, hasher
-from deltasync.disk import FILE_FLAGS
+from deltasync.disk import FILE_FLAGS, pieces
 
 BUFFER_BYTES = 8 << 20
 _SMALL_BYTES = 128 << 10
@@ -67,8 +67,6 @@ class Digester:
             if count == size:
                 digest = digest_of(self._small[:count])
             else:
-                if count:
-                    os.lseek(descriptor, 0, os.SEEK_SET)  # some file systems give less than there is
                 average = cutting(descriptor, size) if cutting is not None else None
                 chunker = Chunker(average) if average else None
                 count, digest = self._digest_large(descriptor, before, chunker)
@@ -82,7 +80,9 @@ class Digester:
     def _digest_large(self, descriptor: int, before: os.stat_result, chunker: Chunker | None) -> tuple[int, bytes]:
         content = hasher()
         total = 0
-        for part in self.parts(descriptor):
+        if self._large is None:
+            self._large = memoryview(bytearray(BUFFER_BYTES))
+        for part in pieces(descriptor, self._large):
             content.update(part)
             if chunker is not None:
                 chunker.update(part)
@@ -94,13 +94,6 @@ class Digester:
             if self._progress is not None:
                 self._progress(total)
         return total, content.digest()
-
-    def parts(self, descriptor: int) -> Iterator[memoryview]:
-        """Yield what is left of an open file; each part is overwritten by the next one."""
-        if self._large is None:
-            self._large = memoryview(bytearray(BUFFER_BYTES))
-        while count := os.readv(descriptor, [self._large]):
-            yield self._large[:count]
 
 
 def is_same(before: os.stat_result, after: os.stat_result) -> bool:

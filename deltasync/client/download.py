@@ -20,7 +20,7 @@ from deltasync.client.patience import patiently
 from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for, chunks
 from deltasync.core.errors import DeltasyncError, NoSpace, NotFound
 from deltasync.core.hashing import hasher
-from deltasync.disk import open_regular, space_guard, write_all
+from deltasync.disk import is_zeros, open_regular, space_guard, write_all
 
 RANGE_BYTES = 8 << 20
 """What one request fetches: a range of a large content, or contents up to this many bytes."""
@@ -384,8 +384,9 @@ class _Large:
                 return  # only the end of the answer was missing
             with self._download.source.blob_range(self._need.digest, reached, end, self._need.size) as incoming:
                 for piece in incoming.content(end - reached):
-                    with space_guard(self._download.dest.path):
-                        _write_at(self._descriptor, piece, reached)
+                    if not is_zeros(piece):  # the file is new, and all a hole where nothing was written
+                        with space_guard(self._download.dest.path):
+                            _write_at(self._descriptor, piece, reached)
                     reached += len(piece)
                     self._download.count(len(piece))
                 incoming.end()

@@ -230,7 +230,8 @@ class Files:
         edges: list[Edges] = []
         cutting = partial(self._cutting, item, edges)
         found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting)
-        if edges and found.listed is None and self._is_surprise(edges[0], found.digest):
+        may_cut = average_for(found.status.st_size) is not None
+        if edges and found.listed is None and may_cut and self._is_surprise(edges[0], found.digest):
             edges.clear()  # it seemed to be a copy, or only touched, and is not: it is read once more, and cut
             found = self._digester.digest_file(name, at=frame.descriptor, cutting=partial(cutting, is_sure=True))
         status = found.status

@@ -21,7 +21,7 @@ from deltasync.core.errors import (
     StaleEpoch,
 )
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
-from deltasync.core.metadata import FileName, Metadata, file_name, parse_file_name
+from deltasync.core.metadata import FEATURES, FileName, Metadata, file_name, parse_file_name
 from deltasync.core.names import shown
 from deltasync.core.sequence import Head, Verdict, decide
 from deltasync.disk import staged
@@ -63,6 +63,7 @@ class FolderTransport:
             last_applied_at=manifest.created_at if manifest else None,
             last_bundle_id=manifest.bundle_id if manifest else None,
             lag=0,
+            features=sorted(FEATURES),
         )
 
     def missing(self, name: str, digests: Sequence[str]) -> list[str]:
@@ -99,7 +100,14 @@ class FolderTransport:
         raise NotFound(f"a folder has no recipe of {digest.hex()} of {shown(name)}")
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
         """Write a bundle file, verified while it is written; it appears whole, durably, or not at all."""
         self.requests += 1

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from pathlib import Path
 from typing import Protocol
 
+from deltasync.client.digest import is_same
+from deltasync.client.listing import clamped
 from deltasync.client.ranges import Plan
 from deltasync.core import effort
 from deltasync.core.bundle import BundleReader, Read, seal, seal_part, sealed_bytes
@@ -18,7 +20,9 @@ from deltasync.core.manifest import Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name, parse_file_name
 from deltasync.core.names import shown
 from deltasync.core.part import Part
+from deltasync.core.recipe import ZEROS
 from deltasync.core.wire import Limits
+from deltasync.disk import ZEROS as HOLE
 from deltasync.disk import Folder, open_regular, staged
 
 BUFFER_BYTES = 1 << 20
@@ -50,9 +54,12 @@ class Source:
     hashed). One thread uses one source.
     """
 
-    def __init__(self, root: Path) -> None:
-        """Open nothing yet."""
-        self._root_path = root
+    def __init__(self, root: Path, *, proves_holes: bool = False) -> None:
+        """Open nothing yet.
+
+        proves_holes: hash also the zeros of a sparse file, because no receiver does it before the bundle is needed.
+        """
+        self._root_path, self._proves_holes = root, proves_holes
         self._root: Folder | None = None
         self._near: tuple[str, Folder] | None = None
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -69,17 +76,14 @@ class Source:
                 yield from self._streamed(descriptor, operation)
 
     def read_fresh(self, operation: Operation, plan: Plan) -> Iterator[memoryview]:
-        """Yield the chunks of a file that no base has; each view is valid until the next. Raises ContentChanged."""
-        if not plan.packed:
+        """Yield the new bytes of a recipe; each view is valid until the next. Raises ContentChanged."""
+        if plan.stream is not None:
             return  # parts have brought them: the file may be another one by now
         with self.opened(operation) as descriptor:
-            for chunk in plan.fresh():
-                if chunk.size > len(self._buffer):
-                    self._buffer = memoryview(bytearray(chunk.size))
-                view = self._buffer[: os.preadv(descriptor, [self._buffer[: chunk.size]], chunk.offset)]
-                if len(view) != chunk.size or not digest_of(view).startswith(chunk.key):
-                    raise ContentChanged(operation, "changed while it was being sent")
-                yield view
+            if plan.chunks:
+                yield from self._chunks(descriptor, operation, plan)
+            else:
+                yield from _Sparse(descriptor, operation, plan, self._buffer, proves=self._proves_holes).views()
 
     @contextlib.contextmanager
     def opened(self, operation: Operation) -> Iterator[int]:
@@ -130,6 +134,15 @@ class Source:
             raise ContentChanged(operation, "changed while it was being sent")
         return content
 
+    def _chunks(self, descriptor: int, operation: Operation, plan: Plan) -> Iterator[memoryview]:
+        for chunk in plan.fresh():
+            if chunk.size > len(self._buffer):
+                self._buffer = memoryview(bytearray(chunk.size))
+            view = self._buffer[: os.preadv(descriptor, [self._buffer[: chunk.size]], chunk.offset)]
+            if len(view) != chunk.size or not digest_of(view).startswith(chunk.key):
+                raise ContentChanged(operation, "changed while it was being sent")
+            yield view
+
     def _streamed(self, descriptor: int, operation: Operation) -> Iterator[memoryview]:
         left, hashed = operation.size, hasher()
         while left:
@@ -141,6 +154,53 @@ class Source:
             if not count or is_wrong:
                 raise ContentChanged(operation, "changed while it was being sent")
             yield view[:count]
+
+
+class _Sparse:
+    """The data of one sparse file between the holes that its plan knows.
+
+    A file that has the size and time it was hashed with holds that content, unless somebody set the time back: the
+    receiver finds out, and asks for the whole. Where no receiver does, or the time is another one, all is hashed.
+    """
+
+    def __init__(self, descriptor: int, operation: Operation, plan: Plan, buffer: memoryview, *, proves: bool) -> None:
+        self._descriptor, self._operation, self._plan, self._buffer = descriptor, operation, plan, buffer
+        self._before = os.fstat(descriptor)
+        is_as_hashed = clamped(self._before.st_mtime_ns) == operation.mtime_ns
+        self._hashed = None if is_as_hashed and not proves else hasher()
+
+    def views(self) -> Iterator[memoryview]:
+        """Yield the new bytes; the last view comes when all are proven."""
+        held: memoryview | None = None
+        at = 0
+        for segment in self._plan.recipe.segments():
+            if segment.base == ZEROS:
+                self._pass_over(segment.size)
+            else:
+                for offset in range(at, at + segment.size, len(self._buffer)):
+                    if held is not None:
+                        yield held
+                    held = self._read(offset, min(len(self._buffer), at + segment.size - offset))
+            at += segment.size
+        is_same_content = self._hashed is None or self._hashed.digest().hex() == self._operation.digest
+        if not (is_same_content and is_same(self._before, os.fstat(self._descriptor))):
+            raise ContentChanged(self._operation, "changed while it was being sent")
+        if held is not None:
+            yield held
+
+    def _pass_over(self, size: int) -> None:
+        while size and self._hashed is not None:
+            zeros = HOLE[:size]
+            self._hashed.update(zeros)
+            size -= len(zeros)
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        view = self._buffer[: os.preadv(self._descriptor, [self._buffer[:size]], offset)]
+        if len(view) != size:
+            raise ContentChanged(self._operation, "changed while it was being sent")
+        if self._hashed is not None:
+            self._hashed.update(view)
+        return view
 
 
 def _read(descriptor: int, buffer: memoryview, size: int) -> int:
@@ -265,8 +325,11 @@ def _stretches(carried: Mapping[str, Operation], plans: Mapping[str, Plan]) -> I
         if digest not in plans:
             yield effort.Stretch(operation.path, 0, operation.size)
             continue
-        for chunk in plans[digest].fresh():
-            yield effort.Stretch(operation.path, chunk.offset, chunk.size)
+        at = 0
+        for segment in plans[digest].recipe.segments():
+            if not segment.base:
+                yield effort.Stretch(operation.path, at, segment.size)
+            at += segment.size
 
 
 def write_bundle(folder: Path, metadata: Metadata, chunks: Iterator[bytes]) -> Path:
@@ -302,13 +365,13 @@ def verify(path: Path) -> Metadata:
 
 
 def carried_digests(path: Path) -> tuple[Metadata, set[str]]:
-    """Verify a bundle file and return its metadata and the digests whose whole content it carries."""
+    """Verify a bundle file and return its metadata and the digests of what it carries whole, but perhaps for zeros."""
     digests: set[str] = set()
     with os.fdopen(open_regular(str(path)), "rb", buffering=0) as file:
         reader = BundleReader(file, own_limits())
         metadata = reader.metadata()
         for content in reader.contents():
-            if content.recipe is None:
+            if content.recipe is None or not content.recipe.bases:
                 digests.add(content.operation.digest or "")
             for _ in content.views:
                 pass

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from deltasync.client.pace import MEASURED_BYTES
-from deltasync.core import wire
+from deltasync.core import part, wire
 from deltasync.core.errors import (
     DeltasyncError,
     HostBusy,
@@ -21,6 +21,9 @@ from deltasync.core.errors import (
     UsageError,
 )
 from deltasync.core.hashing import digest_of
+from deltasync.core.metadata import Manifest
+from deltasync.core.part import Part
+from deltasync.core.recipe import FEATURE, Recipe
 
 UPLOAD_FROM_BYTES = 8 << 20
 """A bundle that is larger goes in pieces."""
@@ -32,7 +35,26 @@ SLICE_BYTES = 256 << 10
 """What is handed to the connection at a time, and counted as sent."""
 SLOWEST_DISK_BYTES_PER_SECOND = 32 * 2**20
 """The answer to a bundle is waited for longer by its size at this rate: the server makes it durable first."""
+SLOWEST_HASH_BYTES_PER_SECOND = 256 * 2**20
+"""And by the zeros of its recipes at this one: the server hashes them, and writes nothing."""
+PART_SECONDS = 600.0
+"""A server that was started anew reads what is there of a stream before it takes the next part of a bundle file."""
 _T = TypeVar("_T")
+
+
+def making_seconds(manifest: Manifest, recipes: Collection[Recipe] = (), carried: Part | None = None) -> float:
+    """Return how long a server may take to make the contents of a bundle that come as recipes.
+
+    recipes: all of them where they are known; of a bundle file they are not, and have no bases most of the time.
+    carried: the part that the bundle brings.
+    """
+    if part.FEATURE in manifest.requires and not manifest.total_files:
+        return carried.offset / SLOWEST_HASH_BYTES_PER_SECOND if carried else PART_SECONDS
+    if not recipes:
+        return manifest.total_size_bytes / SLOWEST_HASH_BYTES_PER_SECOND if FEATURE in manifest.requires else 0.0
+    zero_bytes = sum(each.zero_bytes for each in recipes)
+    written_bytes = sum(each.size for each in recipes) - zero_bytes
+    return written_bytes / SLOWEST_DISK_BYTES_PER_SECOND + zero_bytes / SLOWEST_HASH_BYTES_PER_SECOND
 
 
 class Requests(Protocol):

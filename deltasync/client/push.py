@@ -15,7 +15,8 @@ from deltasync.client import opening, outbox, pack, parts, resync, seal
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
-from deltasync.client.ranges import Plan, Planner
+from deltasync.client.pieces import making_seconds
+from deltasync.client.ranges import Plan, Planner, plans_by_holes
 from deltasync.client.reasons import NO_PLANS, Reasons
 from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
@@ -36,7 +37,7 @@ from deltasync.core.errors import (
     UsageError,
 )
 from deltasync.core.manifest import EMPTY_ROOT, Operation
-from deltasync.core.metadata import Metadata, content_operations, file_name
+from deltasync.core.metadata import FEATURES, Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.core.part import Part
 from deltasync.core.tree import Loader, find
@@ -97,7 +98,8 @@ class Pusher:
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._reasons = Reasons(state.load) if options.explain else None
-        self._planner = Planner(state, transport, self._name) if transport and transport.has_cache else None
+        self._is_server = transport is not None and transport.has_cache
+        self._planner = Planner(state, transport, self._name) if transport and self._is_server else None
         self._streams = Streams(state, self._tally.read)
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
@@ -325,7 +327,7 @@ class Pusher:
 
         follows: those that are sealed already are on their way.
         """
-        planned, left = partial(self._planned, server), self._streams.left
+        planned, left = partial(self._planned, server.features, server.limits), self._streams.left
         rows = [] if follows else self._sendable(outbox.pending(self._state), server)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
@@ -345,7 +347,8 @@ class Pusher:
         )
         # nothing here holds a bundle while it is under way: `map` hands each on
         yield from map(partial(self._sealed_now, is_all=not server.wanted), cuts)
-        healing = self._difference.healing(self._unhealed, server.limits, planned=planned, left=left)
+        heals = partial(planned, asks=False)
+        healing = self._difference.healing(self._unhealed, server.limits, planned=heals, left=left)
         yield from map(self._sealed_now, healing)
         if not follows:  # the whole tree is observed: what no bundle names now, none will
             waiting = {each.path for each in self._state.problems()} | set(map(shown, self._difference.left_out))
@@ -380,17 +383,32 @@ class Pusher:
         return all(map(self._streams.is_complete, parts.named_by(self._state, row.sequence)))
 
     def _planned(
-        self, server: wire.WorkspaceState, operations: Sequence[Operation], digests: Collection[str]
+        self,
+        features: Collection[str],
+        limits: wire.Limits,
+        operations: Sequence[Operation],
+        digests: Collection[str],
+        *,
+        asks: bool = True,
     ) -> dict[str, Plan]:
-        """Return how contents travel that do not travel whole to this receiver."""
-        planner = self._planner_for(server)
-        plans = planner.plans(operations, digests) if planner else {}
-        if part.FEATURE not in server.features:
-            return plans
-        return self._streams.planned(operations, digests, plans, seal.content_max(server.limits))
+        """Return how contents travel that do not travel whole to a receiver with these features.
 
-    def _planner_for(self, server: wire.WorkspaceState) -> Planner | None:
-        return self._planner if recipe.FEATURE in server.features else None
+        asks: it may be asked for bases; what it lost may be one as well.
+        """
+        plans = self._plans(features, operations, digests, asks=asks)
+        if part.FEATURE not in features:
+            return plans
+        return self._streams.planned(operations, digests, plans, seal.content_max(limits))
+
+    def _plans(
+        self, features: Collection[str], operations: Sequence[Operation], digests: Collection[str], *, asks: bool
+    ) -> dict[str, Plan]:
+        """Return how they travel, whether in parts or not."""
+        if recipe.FEATURE not in features:
+            return {}
+        if self._planner is None or not asks:
+            return plans_by_holes(self._state.root, operations, digests)
+        return self._planner.plans(operations, digests)
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -424,9 +442,10 @@ class Pusher:
         digests = {digest for digest in named if digest in missing} | (also or set())
         # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
         may_plan = recipe.FEATURE in metadata.manifest.requires
-        plans = self._planned(server, metadata.operations, digests - (also or set())) if may_plan else {}
+        planned = partial(self._planned, server.features, server.limits)
+        plans = planned(metadata.operations, digests - (also or set())) if may_plan else {}
         content_bytes = seal.travelling_bytes(metadata.operations, digests, plans)
-        chunks = self._packed(metadata, digests, plans)
+        chunks = self._packed(metadata, digests, plans, is_for_server=self._is_server)
         return self._parcel(metadata, chunks, content_bytes, plans, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
@@ -437,7 +456,7 @@ class Pusher:
         self._sealed_here.add(cut.metadata.identity)
         if cut.part is not None:
             return self._part_parcel(cut.metadata, cut.part, cut.content_bytes)
-        chunks = self._packed(cut.metadata, cut.digests, cut.plans)
+        chunks = self._packed(cut.metadata, cut.digests, cut.plans, is_for_server=self._is_server)
         return self._parcel(cut.metadata, chunks, cut.content_bytes, cut.plans, is_last=cut.is_last and is_all)
 
     def _part_parcel(self, metadata: Metadata, carried: Part, content_bytes: int) -> Parcel:
@@ -487,6 +506,7 @@ class Pusher:
             self._takes_over,  # also those after the first: they may arrive before it is applied
             carried,
             is_last,
+            making_seconds(metadata.manifest, [plan.recipe for plan in plans.values()], carried),
         )
 
     def _avoided(self, metadata: Metadata, plans: Mapping[str, Plan] = NO_PLANS) -> Avoided:
@@ -494,19 +514,24 @@ class Pusher:
         return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks, in_parts=in_parts)
 
     def _packed(
-        self, metadata: Metadata, digests: Collection[str], plans: Mapping[str, Plan] | None = None
+        self,
+        metadata: Metadata,
+        digests: Collection[str],
+        plans: Mapping[str, Plan],
+        *,
+        is_for_server: bool,
     ) -> Iterator[bytes]:
         """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
         self._unhealed.difference_update(digests)
         self._tally.part = None
         self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
         on_content = self._tally.read if self._tally.progress else None
-        source = pack.Source(self._state.root)
+        source = pack.Source(self._state.root, proves_holes=not is_for_server)
         chunks = pack.packed(
             metadata,
             digests,
             source,
-            plans or {},
+            plans,
             level=self._options.level,
             link=partial(self._link_for, metadata.identity),
             on_content=on_content,
@@ -683,7 +708,7 @@ class Pusher:
     def _write_files(self) -> None:
         limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
-        planned = partial(self._streams.planned, plans={}, most=seal.content_max(wire.Limits()))
+        planned = partial(self._planned, FEATURES, wire.Limits(), asks=False)
         left = self._streams.left
         cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=planned, left=left)
         for cut in cuts:
@@ -697,7 +722,7 @@ class Pusher:
             if carried is not None:
                 chunks = self._packed_part(metadata, carried)
             else:
-                chunks = self._packed(metadata, cut.digests, cut.plans)
+                chunks = self._packed(metadata, cut.digests, cut.plans, is_for_server=False)
             path = pack.write_bundle(outbox.folder(self._state), metadata, chunks)
             outbox.record_sealed(
                 self._state,
@@ -725,13 +750,13 @@ class Pusher:
         load: Loader = state.load
         ask: seal.Ask = list
         is_strange = False
-        planner: Planner | None = None
+        features: Collection[str] = FEATURES
         if transport is not None:
             server = transport.workspace(self._name)
             resync.check_owner(server, state.client_id, take_over=self._options.take_over)
             meeting = resync.meet(state, server, has_cache=transport.has_cache)
             limits, ask, done = server.limits, self._asking(transport, server.limits), server.sequence
-            planner = self._planner_for(server)
+            features = server.features
             if meeting in (Meeting.FOREIGN, Meeting.TAKEN_BACK):
                 base, load = self._learn(transport, server, keep=False)
                 is_strange = self._is_strange(meeting, base)
@@ -746,7 +771,7 @@ class Pusher:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             digests = contents.take(run)
-            plans = planner.plans(run, digests) if planner else {}
+            plans = self._plans(features, run, digests, asks=transport is not None)
             saved_bytes = seal.saved_bytes(plans)
             self._tally.add_operations(run, seal.carried_bytes(run, digests) - saved_bytes, saved_bytes)
             if self._reasons is not None:

@@ -1,4 +1,4 @@
-"""Which ranges of a large file the receiver holds already, so that only the bytes between them travel (spec B-60)."""
+"""Which ranges of a large file the receiver holds, or are holes: only the bytes between them travel (spec B-60)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import threading
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from deltasync.client import recipes
+from deltasync.client.holes import Holes, holes_of
 from deltasync.client.recipes import Known
 from deltasync.core import recipe
 from deltasync.core.chunks import KEY_BYTES, LISTED_BYTES, chunks
 from deltasync.core.errors import DeltasyncError
 from deltasync.core.manifest import Operation
-from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, Recipe, Segment
+from deltasync.core.recipe import BASES_MAX, RECIPE_BYTES_MAX, ZEROS, Recipe, Segment
 
 if TYPE_CHECKING:
     from deltasync.client.state import State
@@ -30,6 +32,9 @@ ENOUGH = 0.02
 _PLAN_FROM_BYTES = 128 << 10
 """Files that are smaller are never cut: no recipe need be looked up."""
 _FRESH = struct.Struct(f">QI{KEY_BYTES}s")
+UNPROVEN = bytes(KEY_BYTES)
+"""In place of a key: only the digest of the whole content tells whether these bytes are right."""
+RUN_BYTES = 1 << 20
 
 
 class Receiver(Protocol):
@@ -58,7 +63,7 @@ class Plan:
     packed: bytes
     """The list of the chunks that the bundle carries."""
     chunks: int
-    """How many the whole content has; 0 where it was not cut."""
+    """How many the whole content has; 0 where it was not cut, and all but its holes is sent."""
     fresh_chunks: int
     """How many of them are sent."""
     stream: Stream | None = None
@@ -84,6 +89,16 @@ def fresh_chunks(packed: bytes) -> Iterator[Fresh]:
     return map(Fresh._make, _FRESH.iter_unpack(packed))
 
 
+def runs_of(made: Recipe) -> bytes:
+    """Return the packed list of what is new in a recipe, in runs that fit into memory; nothing proves each of them."""
+    packed, at = bytearray(), 0
+    for segment in made.segments():
+        for start in range(at, at + segment.size, RUN_BYTES) if not segment.base else ():
+            packed += _FRESH.pack(start, min(RUN_BYTES, at + segment.size - start), UNPROVEN)
+        at += segment.size
+    return bytes(packed)
+
+
 class Planner:
     """Plans how large files travel to one receiver."""
 
@@ -105,19 +120,17 @@ class Planner:
     def plans(self, operations: Iterable[Operation], digests: Collection[str]) -> dict[str, Plan]:
         """Return the plans of those contents, by digest, that need not travel whole.
 
-        Only a file that was cut when it was read has one, and that is a file for which there was a base then.
+        Only a sparse file has one, and a file that was cut when it was read: for that there was a base then.
         """
-        found: dict[str, Plan] = {}
-        for operation in operations:
-            digest = operation.digest
-            if digest in digests and digest not in found and digest and operation.size >= _PLAN_FROM_BYTES:
-                known = recipes.recipe_of(self._state, bytes.fromhex(digest))
-                plan = self._plan(operation, known) if known else None
-                if plan is not None:
-                    found[digest] = plan
-        return found
 
-    def _plan(self, operation: Operation, known: Known) -> Plan | None:
+        def plan_of(operation: Operation, holes: Holes) -> Plan | None:
+            known = recipes.recipe_of(self._state, bytes.fromhex(operation.digest or ""))
+            plan = self._plan(operation, known, holes) if known else None
+            return plan or sparse(operation.size, holes)
+
+        return _plans(self._state.root, operations, digests, plan_of)
+
+    def _plan(self, operation: Operation, known: Known, holes: Holes) -> Plan | None:
         former = bytes.fromhex(operation.base) if operation.base and operation.base != operation.digest else None
         tried = [former] if former else []
         tried += recipes.similar(self._state, known.digest, but=tried)
@@ -126,7 +139,8 @@ class Planner:
         # What is there is leased by the answer: it is not collected before the bundle comes.
         missing = set(self._receiver.missing(self._workspace, [each.hex() for each in tried]))
         bases = (each for each in tried[:BASES_MAX] if each.hex() not in missing)
-        return matched(known.listed, filter(None, (self._base(each, known.average_bytes) for each in bases)))
+        found = filter(None, (self._base(each, known.average_bytes) for each in bases))
+        return matched(known.listed, found, holes)
 
     def _base(self, digest: bytes, average_bytes: int) -> Known | None:
         """Return the recipe of a base, with chunks of this size: as it is remembered, or from the receiver."""
@@ -169,12 +183,50 @@ class _Early(threading.Thread):
         return self._answer
 
 
-def matched(listed: bytes, bases: Iterable[Known]) -> Plan | None:
-    """Return the plan for a content with these chunks; None when it had better travel whole.
+def plans_by_holes(root: Path, operations: Iterable[Operation], digests: Collection[str]) -> dict[str, Plan]:
+    """Return the plans of those contents, by digest, that are sparse files: any receiver can follow them."""
+    return _plans(root, operations, digests, lambda operation, holes: sparse(operation.size, holes))
+
+
+def _plans(
+    root: Path,
+    operations: Iterable[Operation],
+    digests: Collection[str],
+    plan_of: Callable[[Operation, Holes], Plan | None],
+) -> dict[str, Plan]:
+    found: dict[str, Plan] = {}
+    for operation in operations:
+        digest = operation.digest
+        if digest in digests and digest not in found and digest and operation.size >= _PLAN_FROM_BYTES:
+            plan = plan_of(operation, holes_of(root, operation))
+            if plan is not None:
+                found[digest] = plan
+    return found
+
+
+def sparse(size: int, holes: Holes) -> Plan | None:
+    """Return the plan for a content of which all but the holes is sent; None where it has none."""
+    if not holes:
+        return None
+
+    def segments() -> Iterator[Segment]:
+        at = 0
+        for start, end in (*holes, (size, size)):
+            if start > at:
+                yield Segment(0, 0, start - at)
+            if end > start:
+                yield Segment(ZEROS, 0, end - start)
+            at = end
+
+    return Plan(recipe.compose((), segments()), b"", 0, 0)
+
+
+def matched(listed: bytes, bases: Iterable[Known], holes: Holes) -> Plan | None:
+    """Return the plan for a content with these chunks; None when it had better travel otherwise.
 
     bases: tried in this order until little is lacking; the lookup table of one is in memory at a time.
     """
-    match = _Match(listed)
+    match = _Match(listed, holes)
     used: list[bytes] = []
     for base in bases:
         if match.has_any_of(base.listed):
@@ -191,13 +243,27 @@ def matched(listed: bytes, bases: Iterable[Known]) -> Plan | None:
 class _Match:
     """For each chunk of a content, the base that has it, and where."""
 
-    def __init__(self, listed: bytes) -> None:
+    def __init__(self, listed: bytes, holes: Holes) -> None:
         count = len(listed) // LISTED_BYTES
         self._listed = listed
         self._base = array("B", bytes(count))
         self._offset = array("Q", bytes(8 * count))
         self._used = 0
         self.size = self.lacking_bytes = sum(chunk.size for chunk in chunks(listed))
+        if holes:
+            self._mark(holes)
+
+    def _mark(self, holes: Holes) -> None:
+        """Take the chunks that lie in a hole for zeros."""
+        at, left = 0, iter(holes)
+        start, end = next(left)
+        for number, chunk in enumerate(chunks(self._listed)):
+            while end <= at:
+                start, end = next(left, (self.size, self.size + 1))
+            if start <= at and at + chunk.size <= end:
+                self._base[number] = ZEROS
+                self.lacking_bytes -= chunk.size
+            at += chunk.size
 
     def has_any_of(self, listed: bytes) -> bool:
         """Look the chunks that no earlier base has up in another one; False when it has none of them."""

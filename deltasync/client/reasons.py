@@ -77,8 +77,11 @@ def explained(
 
 
 def _with_chunks(reason: Reason, plan: Plan | None) -> Reason:
-    if plan is None or not plan.chunks:
+    if plan is None or not (plan.chunks or plan.recipe.zero_bytes):
         return reason
+    if not plan.chunks:
+        data_bytes = plan.recipe.size - plan.recipe.zero_bytes
+        return msgspec.structs.replace(reason, reason=f"{reason.reason} (sparse: {data_bytes:,} bytes are no holes)")
     return msgspec.structs.replace(
         reason, reason=f"{reason.reason} ({plan.fresh_chunks:,} of {plan.chunks:,} chunks are new to the server)"
     )

@@ -44,9 +44,19 @@ class Transport(Protocol):
         """Return the packed list of the chunks of a content that the receiver holds."""
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
-        """Send a bundle once and return its receipt."""
+        """Send a bundle once and return its receipt.
+
+        wait: for how many seconds the answer may wait for the plain tree. patience: how many more it may take.
+        """
 
     def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
         """Wait before another attempt, after an error."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ import msgspec
 
 from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
+from deltasync.client.pieces import making_seconds
+from deltasync.client.ranges import Plan, plans_by_holes
 from deltasync.client.streams import Streams
 from deltasync.core import part, wire
 from deltasync.core.bundle import advice, name_file
@@ -30,9 +31,10 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT, Operation
 from deltasync.core.metadata import Metadata, content_operations, file_name, naming, parse_file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
+from deltasync.core.recipe import FEATURE
 from deltasync.disk import staged
 
 if TYPE_CHECKING:
@@ -282,7 +284,13 @@ class _Replay:
         while True:
             try:
                 chunks = pack.file_chunks(each.path)
-                self._transport.send_bundle(self._name, each.metadata.identity, chunks, take_over=self._take_over)
+                self._transport.send_bundle(
+                    self._name,
+                    each.metadata.identity,
+                    chunks,
+                    take_over=self._take_over,
+                    patience=making_seconds(each.metadata.manifest),
+                )
                 return
             except pack.FileLost as error:
                 raise UsageError(f"{error}; the bundles before it are applied") from error
@@ -357,7 +365,10 @@ def _files_of(state: State, rows: Iterable[outbox.OutboxRow], level: int | None)
             if part.FEATURE in metadata.manifest.requires:
                 raise HostBusy("a large file is on its way in parts; push again, or export with --full")
             digests = content_operations(metadata).keys()
-            chunks = pack.packed(metadata, digests, pack.Source(state.root), level=level)
+            may_plan = FEATURE in metadata.manifest.requires
+            plans = plans_by_holes(state.root, metadata.operations, digests) if may_plan else {}
+            source = pack.Source(state.root, proves_holes=True)
+            chunks = pack.packed(metadata, digests, source, plans, level=level)
             try:
                 path = pack.write_bundle(outbox.folder(state), metadata, chunks)
             except ContentChanged as change:
@@ -438,8 +449,12 @@ class _Sealing:
         most = seal.operations_max(operations, wire.Limits())
         contents = seal.Contents(operations, EMPTY_ROOT, laid, list, exact=True, known=set())
         span = seal.Span(EMPTY_ROOT, target, 1)
-        streams, source = Streams(None), pack.Source(state.root)
-        planned = partial(streams.planned, plans={}, most=seal.content_max(wire.Limits()))
+        streams, source = Streams(None), pack.Source(state.root, proves_holes=True)
+
+        def planned(operations: Sequence[Operation], digests: Collection[str]) -> dict[str, Plan]:
+            plans = plans_by_holes(state.root, operations, digests)
+            return streams.planned(operations, digests, plans, seal.content_max(wire.Limits()))
+
         cuts = seal.Cuts(
             contents, span, writer, laid, wire.Limits(), max_operations=most, planned=planned, left=streams.left
         )

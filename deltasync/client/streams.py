@@ -12,7 +12,7 @@ from deltasync.client import parts
 from deltasync.client.listing import clamped
 from deltasync.client.pack import ContentChanged, Source
 from deltasync.client.parts import End
-from deltasync.client.ranges import Fresh, Plan, fresh_chunks
+from deltasync.client.ranges import UNPROVEN, Fresh, Plan, fresh_chunks, runs_of
 from deltasync.core import recipe
 from deltasync.core.effort import Stretch
 from deltasync.core.hashing import DIGEST_BYTES, Hasher, digest_of, hasher
@@ -39,7 +39,7 @@ class Stream:
     most: int
     """How many bytes a part has at most."""
     packed: bytes | None
-    """The list of the chunks that travel; None where the whole file does."""
+    """The list of the chunks that travel, or of the runs between holes; None where the whole file does."""
     _hashes: dict[int, Hasher] = field(default_factory=dict)
 
     def parts(self, offset: int) -> Iterator[Part]:
@@ -151,7 +151,7 @@ class Stream:
             if chunk.size > len(buffer):
                 buffer = memoryview(bytearray(chunk.size))
             view = buffer[: os.preadv(descriptor, [buffer[: chunk.size]], chunk.offset)]
-            if len(view) != chunk.size or not digest_of(view).startswith(chunk.key):
+            if len(view) != chunk.size or not (chunk.key == UNPROVEN or digest_of(view).startswith(chunk.key)):
                 raise self._changed()
             start += chunk.size
             yield view
@@ -194,7 +194,7 @@ class Streams:
         return found
 
     def _streamed(self, operation: Operation, plan: Plan | None, most: int) -> Plan:
-        packed = plan.packed if plan else None
+        packed = (plan.packed if plan.chunks else runs_of(plan.recipe)) if plan else None
         size = plan.recipe.new_bytes if plan else operation.size
         stream = Stream(secrets.token_bytes(DIGEST_BYTES), operation, size, most, packed)
         if self._state is not None:

@@ -250,18 +250,26 @@ class HttpTransport:
         return self._parsed(self._patiently(lambda: self._once("GET", "/health")), wire.Health)
 
     def send_bundle(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], *, take_over: bool = False, wait: float = 0.0
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        *,
+        take_over: bool = False,
+        wait: float = 0.0,
+        patience: float = 0.0,
     ) -> wire.Receipt:
         """Send a bundle once and return the receipt: after a failure the sender asks the head before it sends again.
 
         A large one goes in pieces, and only its pieces are sent again, unless the way is quick and sound. wait: for how
-        many seconds the answer may wait for the plain tree.
+        many seconds the answer may wait for the plain tree. patience: how many more it may take, and how long the
+        server may stop reading meanwhile.
         """
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
             query["wait"] = f"{wait:g}"
         if self._pace.is_quick and self._bandwidth is None:
-            return self._send_whole(name, identity, self._pace.measured(chunks), query, wait)
+            return self._send_whole(name, identity, self._pace.measured(chunks), query, wait, patience)
         rest = iter(chunks)
         first, is_all = begun(rest, PROBE_BYTES)
         upload = None
@@ -274,8 +282,8 @@ class HttpTransport:
             upload = None
         if upload is None:
             chunks = chain(_drained(first), self._pace.measured(rest))
-            return self._send_whole(name, identity, chunks, query, wait)
-        receipt = upload.send(chain(_drained(first), rest), query, wait)
+            return self._send_whole(name, identity, chunks, query, wait, patience)
+        receipt = upload.send(chain(_drained(first), rest), query, wait + patience)
         self._pace.note(upload.bytes_per_second)
         return receipt
 
@@ -291,16 +299,22 @@ class HttpTransport:
             return None
 
     def _send_whole(
-        self, name: str, identity: bytes, chunks: Iterable[bytes], query: Mapping[str, str | int], wait: float
+        self,
+        name: str,
+        identity: bytes,
+        chunks: Iterable[bytes],
+        query: Mapping[str, str | int],
+        wait: float,
+        patience: float,
     ) -> wire.Receipt:
         content = self._once(
             "POST",
             _workspace(name) + "/bundles",
             query=query,
-            body=self._body(chunks),
+            body=self._body(chunks, patience),
             media_type=wire.BUNDLE_MEDIA_TYPE,
             headers={wire.IDENTITY_HEADER: identity.hex()},
-            extra_seconds=wait,
+            extra_seconds=wait + patience,
         )
         return self._parsed(content, wire.Receipt)
 
@@ -441,12 +455,14 @@ class HttpTransport:
         session.mount("https://", _Adapter(pool_connections=1, pool_maxsize=1))
         return session
 
-    def _body(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def _body(self, chunks: Iterable[bytes], patience: float = 0.0) -> Iterator[bytes]:
         """Yield the body piece by piece; stop early when the server has answered already."""
         connection = getattr(_local, "connection", None)
         socket = getattr(connection, "sock", None)
         if socket is not None:
-            socket.settimeout(self._timeout)  # urllib3 sends under the connect timeout, too short for a busy disk
+            socket.settimeout(
+                self._timeout + patience
+            )  # urllib3 sends under the connect timeout, too short for a busy disk
         answered = _poll(socket) if isinstance(connection, _Connection) else None
         total_bytes = 0
         for piece in limited(chunks, self._bandwidth):

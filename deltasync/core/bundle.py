@@ -213,6 +213,8 @@ class BundleReader:
         self._limits = limits
         self._metadata: Metadata | None = None
         self._has_given_part = False
+        self._zero_bytes = 0
+        """What recipes made of nothing so far: their reader hashes all of it."""
         self._contents = self._read_contents()
 
     def metadata(self) -> Metadata:
@@ -341,7 +343,12 @@ class BundleReader:
         self._frame.skip(len(tar.header(*found)))
         content = b"".join(bytes(view) for view in self._read_views(found.size))
         self._skip_padding(found.size)
-        return recipe.parse(content, operation.size)
+        made = recipe.parse(content, operation.size)
+        self._zero_bytes += made.zero_bytes
+        if self._zero_bytes > self._limits.bundle_bytes:
+            limit = self._limits.bundle_bytes
+            raise LimitExceeded("B-62", f"recipes have {self._zero_bytes} bytes of zeros", limit=limit)
+        return made
 
     def _new_bytes(self, operation: Operation, made: Recipe) -> Iterator[memoryview]:
         size = made.new_bytes + DIGEST_BYTES

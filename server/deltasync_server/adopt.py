@@ -17,7 +17,7 @@ from deltasync.core.errors import Cancelled, UsageError
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, Kind, Operation, Verb
 from deltasync.core.names import shown
-from deltasync.disk import Folder, open_regular, reflink, space_guard
+from deltasync.disk import Folder, data_bytes, open_regular, pieces, reflink, space_guard
 from deltasync_server.blobs import Staging, hash_of, is_executable
 from deltasync_server.receive import Store
 from deltasync_server.state import blob_row, blob_rows, lease_adopted, write_blobs
@@ -271,18 +271,17 @@ class Adoption:
 
     def _pieces(self, file: _File) -> Iterator[memoryview]:
         """Yield a file's bytes from its beginning; each piece is valid until the next."""
-        view, offset = memoryview(self._buffer), 0
+        found = pieces(file.descriptor, memoryview(self._buffer))
         while True:
             if self._should_stop():
                 raise _Stopped
             try:
-                count = os.preadv(file.descriptor, [self._buffer], offset)
+                piece = next(found, None)
             except OSError as error:
                 raise _Skipped(f"cannot be read ({error.strerror})") from error
-            if not count:
+            if piece is None:
                 return
-            yield view[:count]
-            offset += count
+            yield piece
 
     def _has_blob(self, digest: bytes) -> bool:
         with self._store.state.read() as db:
@@ -305,7 +304,7 @@ class Adoption:
         if self._reflink(staging, operation, file):
             staging.take(operation)
             return
-        self._store.require_space(operation.size)
+        self._store.require_space(data_bytes(file.descriptor))
         try:
             staging.write(operation, self._hashed_again(file, operation) if content is None else [content])
         except _Skipped:

@@ -1,4 +1,4 @@
-"""Assembly: a large content made of ranges of blobs and of new bytes, and proven by its digest (spec B-64, ST-17)."""
+"""Assembly: a large content made of ranges of blobs, holes and new bytes, proven by its digest (spec B-64, ST-17)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from deltasync.core.hashing import Hasher, hasher
-from deltasync.core.recipe import Recipe
+from deltasync.core.recipe import ZEROS, Recipe
+from deltasync.disk import ZEROS as HOLE
 from deltasync.disk import start_writeback, write_all
 
 _BUFFER_BYTES = 1 << 20
@@ -26,7 +27,9 @@ def assemble(
     then.
     """
     bases: list[tuple[int, int]] = []
-    require_space(recipe.size)  # a small bundle may make a large file
+    require_space(recipe.size - recipe.zero_bytes)  # a small bundle may make a large file
+    if recipe.zero_bytes:
+        os.ftruncate(target, recipe.size)  # what is not written stays a hole
     try:
         for digest in recipe.bases:
             found = opened(digest)
@@ -66,6 +69,9 @@ class _Assembly:
             if not segment.base:
                 self._take_new(segment.size)
                 continue
+            if segment.base == ZEROS:
+                self._pass_over(segment.size)
+                continue
             descriptor, size = self._bases[segment.base - 1]
             if segment.offset + segment.size > size or not self._copy(descriptor, segment.offset, segment.size):
                 return None
@@ -79,6 +85,14 @@ class _Assembly:
             self._write(piece)
             self._view = self._view[len(piece) :]
             size -= len(piece)
+
+    def _pass_over(self, size: int) -> None:
+        """Leave a hole, and hash its zeros."""
+        os.lseek(self._target, size, os.SEEK_CUR)
+        while size:
+            zeros = HOLE[:size]
+            self._hashed.update(zeros)
+            size -= len(zeros)
 
     def _copy(self, descriptor: int, offset: int, size: int) -> bool:
         while size:

@@ -18,7 +18,7 @@ from typing import Self
 from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Operation
-from deltasync.disk import Folder, fsync_folder, open_regular, remove_tree, start_writeback, write_all
+from deltasync.disk import Folder, fsync_folder, open_regular, pieces, remove_tree, start_writeback, write_piece
 from deltasync_server.state import BlobRow, split_digests
 
 PLAIN_MODE, EXECUTABLE_MODE = 0o444, 0o555
@@ -46,12 +46,10 @@ def is_unchanged(row: BlobRow, status: os.stat_result) -> bool:
 
 
 def hash_of(descriptor: int) -> bytes:
-    """Return the digest of an open file's bytes, from its beginning."""
-    found, buffer = hasher(), bytearray(_BUFFER_BYTES)
-    view, offset = memoryview(buffer), 0
-    while count := os.preadv(descriptor, [buffer], offset):
-        found.update(view[:count])
-        offset += count
+    """Return the digest of an open file's bytes, from its beginning; holes are not read."""
+    found = hasher()
+    for piece in pieces(descriptor, memoryview(bytearray(_BUFFER_BYTES))):
+        found.update(piece)
     return found.digest()
 
 
@@ -110,16 +108,21 @@ class Staging:
         """Content is fsynced here, because no journal file stands for it."""
 
     def write(self, operation: Operation, views: Iterable[memoryview]) -> None:
-        """Store one content with the mode and time of its operation; nothing is flushed here (spec ST-12)."""
+        """Store one content with the mode and time of its operation; nothing is flushed here (spec ST-12).
+
+        views: the holes among `pieces` of a file stay holes.
+        """
         descriptor = self.create(operation)
         try:
-            unstarted = 0
+            unstarted, is_at_hole = 0, False
             for view in views:
-                write_all(descriptor, view)
-                unstarted += len(view)
+                is_at_hole = write_piece(descriptor, view)
+                unstarted += 0 if is_at_hole else len(view)
                 if self.is_durable and unstarted >= _WRITEBACK_BYTES:
                     start_writeback(descriptor)
                     unstarted = 0
+            if is_at_hole:
+                os.ftruncate(descriptor, operation.size)
             os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
         finally:
             os.close(descriptor)

@@ -10,7 +10,7 @@ from functools import partial
 from deltasync.core.hashing import directory_digest, hasher
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, Verb, encode_directory
 from deltasync.core.tree import Loader, entries_of
-from deltasync.disk import Folder, open_regular
+from deltasync.disk import Folder, open_regular, pieces
 from deltasync_server.blobs import Cache, Staging
 from deltasync_server.state import BlobRow
 
@@ -77,9 +77,9 @@ def stage_again(cache: Cache, staging: Staging, row: BlobRow) -> None:
     found, source = hasher(), cache.open(row.digest)
 
     def views() -> Iterator[memoryview]:
-        while part := os.read(source, _READ_BYTES):
-            found.update(part)
-            yield memoryview(part)
+        for piece in pieces(source, memoryview(bytearray(_READ_BYTES))):
+            found.update(piece)
+            yield piece
 
     try:
         staging.is_durable = True

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from deltasync.core import frames
 from deltasync.core.chunks import Chunker
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
+from deltasync.disk import pieces
 from deltasync_server.blobs import Cache
 from deltasync_server.state import BATCH, BlobRow, State, batched, blob_rows, object_body
 from deltasync_server.tree import Trees
@@ -68,8 +69,8 @@ def chunk_pieces(blob: BinaryIO, average_bytes: int, doubt: Callable[[], object]
     chunker, buffer = Chunker(average_bytes), memoryview(bytearray(CUT_BYTES))
     with blob:
         try:
-            while count := os.readv(blob.fileno(), [buffer]):
-                chunker.update(buffer[:count])
+            for part in pieces(blob.fileno(), buffer):
+                chunker.update(part)
                 if piece := chunker.take():
                     yield piece
         except OSError:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sparse
 
 from deltasync.core import recipe
 from deltasync.core.errors import NoSpace
@@ -74,3 +75,27 @@ def test_what_does_not_fit_is_not_begun(target: int, tmp_path: Path) -> None:
     with pytest.raises(NoSpace, match="3000000"):
         assemble(target, made, views(), lambda _: opened(tmp_path, BASE), refuse)
     assert os.fstat(target).st_size == 0
+
+
+def test_zeros_are_holes_and_no_room_is_asked_for_them(target: int, tmp_path: Path) -> None:
+    """Zeros come in front, between and at the end; they are hashed and not written."""
+    sparse.require_holes(tmp_path)
+    zeros = 40 << 20
+    pieces = [Segment(255, 0, zeros), Segment(1, 0, 50_000), Segment(255, 0, 3), Segment(0, 0, len(NEW))]
+    made = recipe.compose((NAME,), [*pieces, Segment(255, 0, zeros)])
+    asked: list[int] = []
+    digest = assemble(target, made, views(), lambda _: opened(tmp_path, BASE), asked.append)
+    wanted = bytes(zeros) + BASE[:50_000] + bytes(3) + NEW + bytes(zeros)
+    assert os.pread(target, len(wanted) + 1, 0) == wanted
+    assert digest == digest_of(wanted)
+    assert asked[0] == 50_000 + len(NEW)
+    os.fsync(target)
+    assert sparse.space(tmp_path / "made") < 4 << 20
+
+
+def test_a_content_may_be_nothing_but_a_hole(target: int, tmp_path: Path) -> None:
+    """It needs no base, no new bytes and no room."""
+    made = recipe.compose((), [Segment(255, 0, 5 << 20)])
+    asked: list[int] = []
+    assert assemble(target, made, iter(()), lambda _: None, asked.append) == digest_of(bytes(5 << 20))
+    assert (os.fstat(target).st_size, asked) == (5 << 20, [0])

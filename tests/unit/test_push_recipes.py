@@ -21,6 +21,7 @@ from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import open_transport
 from deltasync.core import wire
+from deltasync.core.chunks import AVERAGE_BYTES, Chunker, chunks
 from deltasync.core.errors import Corrupt, DeltasyncError, HostBusy, HostUnreachable, NotADeltasyncServer, NotFound
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import parse_workspace
@@ -365,3 +366,21 @@ def test_kept_bundles_with_recipes_lead_another_server_there(tmp_path: Path) -> 
         store.trees.bring_forward("kept")
         folders.assert_same(desk.root, store.trees.path("kept"))
     assert len(kept) == 2 and receipt.root == report.root
+
+
+@pytest.mark.parametrize("size", [0, 4096, 65_536])
+def test_a_file_of_no_byte_or_of_exactly_one_chunk_grows_and_shrinks(served: Served, desk: Desk, size: int) -> None:
+    """The smallest chunk, the largest one, and none: as a file of its own, and as the base of a larger one."""
+    desk.scan_options = {"chunk_from_bytes": 1}
+    one = b"1" * 65_536
+    chunker = Chunker(AVERAGE_BYTES)
+    chunker.update(memoryview(one[:size]))
+    assert len(list(chunks(chunker.finish()))) == (1 if size else 0)
+    folders.write(desk.root, BIG, one[:size])
+    assert_in_step(served, desk, desk.push())
+    folders.write(desk.root, BIG, one[:size] + content(desk, BIG)[::-1] + random.Random(size).randbytes(200_000))
+    report = desk.push()
+    assert report.content_bytes <= 200_000 + 2 * size
+    assert_in_step(served, desk, report)
+    folders.write(desk.root, BIG, one[:size])
+    assert desk.push().content_bytes == 0

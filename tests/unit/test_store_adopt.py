@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sparse
 from folders import write
 from sender import NAME, Sender, assert_tree, blob_of, tree_of, zero
 
@@ -17,9 +18,12 @@ from deltasync.core.errors import Cancelled, ContentMissing, NoSpace, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync_server import adopt
 from deltasync_server.adopt import Adopted, Adoption, AdoptOptions
+from deltasync_server.blobs import place_of
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
+from deltasync_server.durable import stage_again
 from deltasync_server.receive import Store
+from deltasync_server.state import blob_row
 
 NOW = 1_800_000_000.0
 DAY_SECONDS = 86_400
@@ -444,3 +448,22 @@ def rows(store: Store) -> list[Any]:
 def blob_at(store: Store, content: bytes) -> Path:
     name = digest_of(content).hex()
     return store.config.data / "cache" / name[:2] / name
+
+
+def test_a_sparse_file_becomes_a_sparse_blob_and_stays_one(store: Store, data: Path, tmp_path: Path) -> None:
+    """A hole is neither read nor written, at an end or in the middle; making the blob once more keeps it."""
+    sparse.require_holes(tmp_path)
+    image = tmp_path / "media" / "disk.img"
+    sparse.write(image, 64 << 20, {5 << 20: b"data" * 50_000, 30 << 20: b"more"})
+    assert run(store, image.parent).stored == 1
+    ((digest, (size, _, _)),) = held(store).items()
+    assert (digest, size) == (digest_of(image.read_bytes()), 64 << 20)
+    assert sparse.space(data / "cache" / place_of(digest)) < 3 << 20
+    with store.state.read() as db:
+        row = blob_row(db, digest)
+    assert row is not None
+    with store.cache.staging() as staging:
+        stage_again(store.cache, staging, row)
+        (made,) = (data / "staging").glob(f"*/{digest.hex()}")
+        assert made.read_bytes() == image.read_bytes()
+        assert sparse.space(made) < 3 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -228,6 +229,38 @@ def test_an_upload_is_never_sent_again_by_the_transport() -> None:
             here.send_bundle("w", bytes(32), chunks())
     assert here.requests == 1
     assert 1 <= taken <= 3
+
+
+def test_a_bundle_that_takes_the_server_long_is_waited_for() -> None:
+    """Patience comes on top of the timeout, which ends a request that has none."""
+    receipt = wire.Receipt(
+        workspace="w",
+        epoch="1" * 32,
+        sequence=1,
+        identity="0" * 64,
+        bundle_id="",
+        root=EMPTY_ROOT.hex(),
+        created=0,
+        updated=0,
+        moved=0,
+        deleted=0,
+        content_bytes=0,
+        applied_at="",
+        tree_sequence=None,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as threads:
+        here = HttpTransport(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.3, pause=Pauses())
+        patient = threads.submit(here.send_bundle, "w", bytes(32), iter([b"x"]), patience=60)
+        connection, _ = silent.accept()
+        with connection:
+            body = b""
+            while not body.endswith(b"0\r\n\r\n"):
+                body += connection.recv(4096)
+            with pytest.raises(HostUnreachable):  # begun later, ended earlier
+                here.send_bundle("w", bytes(32), iter([b"x"]))
+            assert not patient.done()
+            connection.sendall(http(msgspec.json.encode(receipt)))
+            assert patient.result() == receipt
 
 
 def test_an_early_answer_ends_an_upload() -> None:
