@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.disk import Folder
@@ -105,7 +106,7 @@ def ask(root: Path, verb: str, *, timeout: float | None = None, **arguments: Arg
                 text = answer.readline()
         except ConnectionError:
             return None
-    return msgspec.json.decode(text, type=dict[str, Any]) if text.endswith(b"\n") else None
+    return decoded(text, dict[str, Any]) if text.endswith(b"\n") else None
 
 
 def failure(error: DeltasyncError) -> dict[str, Any]:
@@ -169,7 +170,7 @@ class Channel:
         line.settimeout(CONNECT_SECONDS)
         try:
             with line.makefile("rb") as asked:
-                request = msgspec.json.decode(asked.readline(LINE_BYTES_MAX), type=Request)
+                request = decoded(asked.readline(LINE_BYTES_MAX), Request)
             line.settimeout(None)
             return self._answer(request)
         except msgspec.MsgspecError as error:

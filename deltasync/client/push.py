@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Self
 
 from deltasync import db
 from deltasync.client import opening, outbox, pack, parts, resync, seal
+from deltasync.client.carriage import Carriage
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
 from deltasync.client.pack import ContentChanged
 from deltasync.client.pieces import making_seconds
-from deltasync.client.ranges import Plan, Planner, plans_by_holes
+from deltasync.client.ranges import Plan
 from deltasync.client.reasons import NO_PLANS, Reasons
 from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
-from deltasync.client.streams import Streams
-from deltasync.core import part, recipe, wire
+from deltasync.core import recipe, wire
 from deltasync.core.delta import diff
 from deltasync.core.errors import (
     ContentMissing,
@@ -36,7 +36,7 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES, Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
 from deltasync.core.part import Part
@@ -98,9 +98,7 @@ class Pusher:
         self._name = _workspace_name(state, options)
         self._tally = Tally(state, PushReport(workspace=self._name, dry_run=options.dry_run), progress)
         self._reasons = Reasons(state.load) if options.explain else None
-        self._is_server = transport is not None and transport.has_cache
-        self._planner = Planner(state, transport, self._name) if transport and self._is_server else None
-        self._streams = Streams(state, self._tally.read)
+        self._carriage = Carriage(state, transport, self._name, options, self._tally)
         self._also: dict[bytes, set[str]] = {}
         self._ahead: _Ahead | None = None
         is_first = state.observed_root() == EMPTY_ROOT
@@ -118,7 +116,6 @@ class Pusher:
         self._asked_for: list[str] | None = None
         """What the receiver asks for since its tree holds what was sent, as far as it has said so."""
         self._sealed_here: set[bytes] = set()
-        self._links: dict[bytes, float] = {}
         self._coming: set[str] = set()
         """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._restarts = 0
@@ -273,7 +270,7 @@ class Pusher:
             if row.sequence <= server.sequence:
                 metadata = outbox.metadata_of(self._state, row.sequence)
                 self._count(metadata, row.content_bytes)
-                self._note_part(parts.part_of(self._state, row.sequence))
+                self._carriage.note_part(parts.part_of(self._state, row.sequence))
                 self._record_kept(row.sequence, file_name(metadata))
         self._acknowledge(server.sequence, resync.root_of(server), server.last_applied_at)
 
@@ -327,7 +324,7 @@ class Pusher:
 
         follows: those that are sealed already are on their way.
         """
-        planned, left = partial(self._planned, server.features, server.limits), self._streams.left
+        planned, left = partial(self._carriage.planned, server.features, server.limits), self._carriage.streams.left
         rows = [] if follows else self._sendable(outbox.pending(self._state), server)
         is_all = not server.wanted and outbox.head(self._state).sealed_root == self._state.observed_root()
         ask = self._asking(transport, server.limits)
@@ -358,8 +355,7 @@ class Pusher:
 
     def expect(self, digest: bytes, average_bytes: int) -> None:
         """Hear that a large file is read now which was this content before, or is like it."""
-        if self._planner is not None:
-            self._planner.expect(digest, average_bytes)
+        self._carriage.expect(digest, average_bytes)
 
     def _sendable(self, rows: list[OutboxRow], server: wire.WorkspaceState) -> list[OutboxRow]:
         """Take back what cannot go out as it was sealed: the receiver lacks a feature by now (spec B-22), or this
@@ -368,47 +364,10 @@ class Pusher:
         for number, row in enumerate(rows):
             metadata = outbox.metadata_of(self._state, row.sequence)
             requires = set(metadata.manifest.requires)
-            if not requires.issubset(server.features) or not (row.file or self._has_parts(row, metadata)):
+            if not requires.issubset(server.features) or not (row.file or self._carriage.has_parts(row, metadata)):
                 outbox.discard_from(self._state, row.sequence)
                 return rows[:number]
         return rows
-
-    def _has_parts(self, row: OutboxRow, metadata: Metadata) -> bool:
-        """Tell whether the part that a pending bundle carries, or the parts before it, can be sent again."""
-        if part.FEATURE not in metadata.manifest.requires:
-            return True
-        carried = parts.part_of(self._state, row.sequence)
-        if carried is not None:
-            return not carried.size or self._streams.stream_of(carried) is not None
-        return all(map(self._streams.is_complete, parts.named_by(self._state, row.sequence)))
-
-    def _planned(
-        self,
-        features: Collection[str],
-        limits: wire.Limits,
-        operations: Sequence[Operation],
-        digests: Collection[str],
-        *,
-        asks: bool = True,
-    ) -> dict[str, Plan]:
-        """Return how contents travel that do not travel whole to a receiver with these features.
-
-        asks: it may be asked for bases; what it lost may be one as well.
-        """
-        plans = self._plans(features, operations, digests, asks=asks)
-        if part.FEATURE not in features:
-            return plans
-        return self._streams.planned(operations, digests, plans, seal.content_max(limits))
-
-    def _plans(
-        self, features: Collection[str], operations: Sequence[Operation], digests: Collection[str], *, asks: bool
-    ) -> dict[str, Plan]:
-        """Return how they travel, whether in parts or not."""
-        if recipe.FEATURE not in features:
-            return {}
-        if self._planner is None or not asks:
-            return plans_by_holes(self._state.root, operations, digests)
-        return self._planner.plans(operations, digests)
 
     def _expect(self, contents: seal.Contents) -> None:
         sent_ahead = self._tally.expected() if self._ahead else 0
@@ -442,10 +401,11 @@ class Pusher:
         digests = {digest for digest in named if digest in missing} | (also or set())
         # What was asked for once travels whole: a base of its recipe is not there, or not what it seems.
         may_plan = recipe.FEATURE in metadata.manifest.requires
-        planned = partial(self._planned, server.features, server.limits)
+        planned = partial(self._carriage.planned, server.features, server.limits)
         plans = planned(metadata.operations, digests - (also or set())) if may_plan else {}
         content_bytes = seal.travelling_bytes(metadata.operations, digests, plans)
-        chunks = self._packed(metadata, digests, plans, is_for_server=self._is_server)
+        self._unhealed -= digests
+        chunks = self._carriage.packed(metadata, digests, plans)
         return self._parcel(metadata, chunks, content_bytes, plans, is_last=is_last)
 
     def _sealed_now(self, cut: seal.Cut, *, is_all: bool = True) -> Parcel:
@@ -456,30 +416,13 @@ class Pusher:
         self._sealed_here.add(cut.metadata.identity)
         if cut.part is not None:
             return self._part_parcel(cut.metadata, cut.part, cut.content_bytes)
-        chunks = self._packed(cut.metadata, cut.digests, cut.plans, is_for_server=self._is_server)
+        self._unhealed -= cut.digests
+        chunks = self._carriage.packed(cut.metadata, cut.digests, cut.plans)
         return self._parcel(cut.metadata, chunks, cut.content_bytes, cut.plans, is_last=cut.is_last and is_all)
 
     def _part_parcel(self, metadata: Metadata, carried: Part, content_bytes: int) -> Parcel:
-        chunks = self._packed_part(metadata, carried)
+        chunks = self._carriage.packed_part(metadata, carried)
         return self._parcel(metadata, chunks, content_bytes, {}, is_last=False, carried=carried)
-
-    def _packed_part(self, metadata: Metadata, carried: Part) -> Iterator[bytes]:
-        """Return a bundle with a part, read in a sending thread; one that says that a stream is over reads nothing."""
-        stream = self._streams.stream_of(carried)
-        self._tally.part = stream.name_of(carried) if stream and carried.size else None
-        self._tally.read(0)
-        chunks = pack.packed_part(
-            metadata,
-            carried,
-            pack.Source(self._state.root),
-            self._streams,
-            level=self._options.level,
-            link=partial(self._link_for, metadata.identity),
-            on_content=self._tally.read if self._tally.progress else None,
-        )
-        if self._options.keep_sent_seconds and self._transport is not None:
-            return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
-        return chunks
 
     def _parcel(
         self,
@@ -513,38 +456,6 @@ class Pusher:
         by_chunks, in_parts = seal.saved_bytes(plans), seal.before_bytes(plans)
         return self._tally.moved(metadata.operations)._replace(by_chunks=by_chunks, in_parts=in_parts)
 
-    def _packed(
-        self,
-        metadata: Metadata,
-        digests: Collection[str],
-        plans: Mapping[str, Plan],
-        *,
-        is_for_server: bool,
-    ) -> Iterator[bytes]:
-        """Return a bundle with content from the workspace; it is read in a sending thread, without the state."""
-        self._unhealed.difference_update(digests)
-        self._tally.part = None
-        self._tally.read(0)  # what is on its way is shown at once, not when the first piece is out
-        on_content = self._tally.read if self._tally.progress else None
-        source = pack.Source(self._state.root, proves_holes=not is_for_server)
-        chunks = pack.packed(
-            metadata,
-            digests,
-            source,
-            plans,
-            level=self._options.level,
-            link=partial(self._link_for, metadata.identity),
-            on_content=on_content,
-        )
-        if self._options.keep_sent_seconds and self._transport is not None:
-            return pack.kept(chunks, outbox.folder(self._state) / file_name(metadata))
-        return chunks
-
-    def _link_for(self, identity: bytes) -> float:
-        """Return the link's rate as it was when the bundle was first sealed: sealed at another level, nothing that the
-        server already has of it would fit."""
-        return self._links.setdefault(identity, self._transport.link_bytes_per_second if self._transport else 0.0)
-
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""
         manifest = parcel.manifest
@@ -559,7 +470,7 @@ class Pusher:
         if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
             raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
         self._record_kept(parcel.sequence, parcel.file_name)
-        self._note_part(parcel.part)
+        self._carriage.note_part(parcel.part)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
         self._note_tree(receipt.tree_sequence)
         self._asked_for = receipt.wanted
@@ -567,12 +478,6 @@ class Pusher:
         self._tally.add(manifest, parcel.content_bytes, parcel.avoided)
         if self._reasons is not None:
             self._reasons.count(parcel.identity)
-
-    def _note_part(self, carried: Part | None) -> None:
-        """Remember that the receiver has a part; one whose digest is not known by now is sent again at worst."""
-        digest = self._streams.digest_at_end(carried) if carried else None
-        if carried is not None and digest is not None:
-            parts.note_received(self._state, carried, digest)
 
     def _note_receiver(self) -> None:
         """Remember whose folder this workspace is there, once it is, and where the disk of a folder is mounted."""
@@ -600,7 +505,7 @@ class Pusher:
         parcel, cause = trouble.parcel, trouble.cause
         if isinstance(cause, ContentChanged):
             outbox.discard_from(self._state, parcel.sequence)
-            self._streams.forget()
+            self._carriage.streams.forget()
             self._set_aside(cause)
         elif isinstance(cause, Refused) and parcel.part is not None:
             self._restart(parcel, cause, {parcel.part.stream.hex()})  # what it follows is not what was sent
@@ -624,7 +529,7 @@ class Pusher:
         if not lost and isinstance(error, ContentMissing):
             self._add_content(parcel, error)
             return
-        self._streams.drop(lost)
+        self._carriage.streams.drop(lost)
         self._restarts += 1
         if self._restarts > CHANGES_MAX:
             raise error
@@ -708,8 +613,8 @@ class Pusher:
     def _write_files(self) -> None:
         limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
-        planned = partial(self._planned, FEATURES, wire.Limits(), asks=False)
-        left = self._streams.left
+        planned = partial(self._carriage.planned, FEATURES, wire.Limits(), asks=False)
+        left = self._carriage.streams.left
         cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=planned, left=left)
         for cut in cuts:
             metadata, carried = cut.metadata, cut.part
@@ -720,9 +625,9 @@ class Pusher:
                 )
                 return
             if carried is not None:
-                chunks = self._packed_part(metadata, carried)
+                chunks = self._carriage.packed_part(metadata, carried)
             else:
-                chunks = self._packed(metadata, cut.digests, cut.plans, is_for_server=False)
+                chunks = self._carriage.packed(metadata, cut.digests, cut.plans, is_file=True)
             path = pack.write_bundle(outbox.folder(self._state), metadata, chunks)
             outbox.record_sealed(
                 self._state,
@@ -731,7 +636,7 @@ class Pusher:
                 content_bytes=cut.content_bytes,
                 file=path.name,
                 part=carried,
-                part_digest=self._streams.digest_at_end(carried) if carried else None,
+                part_digest=self._carriage.streams.digest_at_end(carried) if carried else None,
                 named=[plan.stream.id for plan in cut.plans.values() if plan.stream],
             )
             written_bytes = path.stat().st_size
@@ -771,7 +676,7 @@ class Pusher:
                     self._count(outbox.metadata_of(state, row.sequence), row.content_bytes)
         for run in seal.runs(contents, limits, max_operations=most):
             digests = contents.take(run)
-            plans = self._plans(features, run, digests, asks=transport is not None)
+            plans = self._carriage.plans(features, run, digests, asks=transport is not None)
             saved_bytes = seal.saved_bytes(plans)
             self._tally.add_operations(run, seal.carried_bytes(run, digests) - saved_bytes, saved_bytes)
             if self._reasons is not None:

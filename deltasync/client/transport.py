@@ -35,6 +35,7 @@ from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.core import wire
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import (
     DeltasyncError,
     Fact,
@@ -511,7 +512,7 @@ class HttpTransport:
         status, retry_after = response.status_code, response.headers.get("Retry-After", "")
         facts: dict[str, Fact] = {_RETRY_AFTER: int(retry_after)} if re.fullmatch("[0-9]{1,4}", retry_after) else {}
         try:
-            problem = msgspec.json.decode(content, type=wire.Problem)
+            problem = decoded(content, wire.Problem)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             if status in (429, *_GATEWAY_STATUS):
                 return HostBusy(f"{self.url} answers {status}; try again", **facts)
@@ -520,7 +521,7 @@ class HttpTransport:
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:
         try:
-            return msgspec.json.decode(content, type=kind)
+            return decoded(content, kind)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise NotADeltasyncServer(f"{self.url} gives an answer that is malformed: {error}") from error
 

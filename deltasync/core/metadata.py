@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from deltasync.core import part, recipe
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, SIZE_MAX, Operation, Verb
@@ -218,7 +219,7 @@ _FORMS = {
 def parse_manifest(manifest_bytes: bytes) -> Manifest:
     """Return the manifest that these bytes hold, or raise Refused B-20 to B-25."""
     try:
-        preamble = msgspec.json.decode(manifest_bytes, type=_Preamble)
+        preamble = decoded(manifest_bytes, _Preamble)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refused("B-20", f"manifest.json is malformed: {error}") from error
     if preamble.version != VERSION:
@@ -248,7 +249,7 @@ _T = TypeVar("_T")
 def _decode(content: bytes, kind: type[_T], rule: str, member: str) -> _T:
     """Decode JSON that must be in canonical form: writing it again gives the same bytes, so no key can be doubled."""
     try:
-        value = msgspec.json.decode(content, type=kind)
+        value = decoded(content, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refused(rule, f"{member} is malformed: {error}") from error
     if msgspec.json.encode(value) != content:

@@ -11,9 +11,8 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import NamedTuple
 
-import msgspec
-
 from deltasync.core import wire
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
@@ -181,7 +180,7 @@ class ReceiptRow(NamedTuple):
 
     def receipt(self) -> wire.Receipt:
         """Return the answer that the commit gave."""
-        return msgspec.json.decode(self.body, type=wire.Receipt)
+        return decoded(self.body, wire.Receipt)
 
 
 class State:

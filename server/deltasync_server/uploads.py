@@ -21,6 +21,7 @@ import msgspec
 
 from deltasync.core import wire
 from deltasync.core.bundle import Source
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import (
     DeltasyncError,
     HostBusy,
@@ -138,10 +139,10 @@ class Uploads:
         now = time.monotonic()
         self._sessions = {}
         for name, request, answer in rows:
-            session = Session(name, msgspec.json.decode(request, type=wire.UploadRequest), now, held=counts[name])
+            session = Session(name, decoded(request, wire.UploadRequest), now, held=counts[name])
             if answer:
                 kind: type[Answer] = wire.Receipt if session.request.kind == "bundle" else wire.StoredFile
-                session.answer = msgspec.json.decode(answer, type=kind)
+                session.answer = decoded(answer, kind)
             if session.answer is None and name not in names:
                 self._delete_rows(session)
                 continue

@@ -108,11 +108,14 @@ def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
     assert streams_of(served) == []
 
 
-def interrupted(desk: Desk, way: Narrow, after: int) -> None:
+def interrupted(desk: Desk, way: Narrow, after: int) -> int:
+    """Push until so many bundles began; return how many parts are known to have arrived: the last may be cut."""
     cut_after(way, after)
     with pytest.raises(HostUnreachable):
         desk.push(transport=way)
     way.on_send, way.sent = [], []
+    with desk.open() as state:
+        return sum(each.parts_sent for each in parts.sent(state))
 
 
 def test_a_large_file_goes_in_bundles_of_the_usual_size(served: Served, desk: Desk, way: Narrow) -> None:
@@ -143,16 +146,17 @@ def test_a_receiver_without_parts_gets_the_whole(served: Served, desk: Desk, way
 
 def test_what_was_sent_is_not_sent_again(served: Served, desk: Desk, way: Narrow) -> None:
     """A push that was cut off in the midst of a file is gone on with by another process, from the part that lacked."""
-    interrupted(desk, way, 3)
+    arrived = interrupted(desk, way, 3)
+    assert arrived in (2, 3)
     with desk.open() as state:
         here = halves.local(state)
-        assert here.in_parts == [(BIG, 3, 6)]
+        assert here.in_parts == [(BIG, arrived, 6)]
     assert len(streams_of(served)) == 1
     told: list[Progress] = []
     with desk.open() as state, Pusher(state, way, PushOptions(), progress=told.append) as pusher:
         desk.observe(state)
         report = pusher.run()
-    assert report.content_bytes == SIZE + 5 - 3 * LIMIT
+    assert report.content_bytes == SIZE + 5 - arrived * LIMIT
     assert told[-1].content_bytes == told[-1].total_bytes
     assert_in_step(served, desk, report)
 
@@ -188,10 +192,10 @@ def test_an_answer_that_is_lost_is_asked_for_again(served: Served, desk: Desk, w
 
 def test_a_file_that_grew_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
     """A recording that was sent in part and is longer now sends what is new of it."""
-    interrupted(desk, way, 4)
+    arrived = interrupted(desk, way, 4)
     edit(desk, lambda old: old + os.urandom(3 * LIMIT))
     report = desk.push(transport=way)
-    assert report.content_bytes == SIZE + 5 + 3 * LIMIT - 4 * LIMIT
+    assert report.content_bytes == SIZE + 5 + 3 * LIMIT - arrived * LIMIT
     assert_in_step(served, desk, report)
 
 
@@ -200,10 +204,10 @@ def test_a_file_that_changed_meanwhile_keeps_what_it_still_begins_with(
     served: Served, desk: Desk, way: Narrow, at: int, kept: int
 ) -> None:
     """The parts before the change count; those behind it are replaced."""
-    interrupted(desk, way, 4)
+    arrived = interrupted(desk, way, 4)
     edit(desk, lambda old: old[:at] + b"changed" + old[at + 7 :])
     report = desk.push(transport=way)
-    assert report.content_bytes == SIZE + 5 - kept * LIMIT
+    assert report.content_bytes == SIZE + 5 - min(kept, arrived) * LIMIT
     assert_in_step(served, desk, report)
 
 
@@ -228,10 +232,10 @@ def test_the_parts_of_a_file_that_is_gone_are_released(served: Served, desk: Des
 
 def test_a_file_that_was_renamed_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
     """Parts belong to the content, not to the name that it had."""
-    interrupted(desk, way, 4)
+    arrived = interrupted(desk, way, 4)
     (desk.root / BIG).rename(desk.root / "other.mov")
     report = desk.push(transport=way)
-    assert report.content_bytes == SIZE + 5 - 4 * LIMIT
+    assert report.content_bytes == SIZE + 5 - arrived * LIMIT
     assert_in_step(served, desk, report)
 
 
@@ -260,13 +264,13 @@ def test_a_change_that_no_time_shows_is_refused_by_the_digest(served: Served, de
 
 
 @contextmanager
-def restarted(tmp_path: Path, desk: Desk, after: int) -> Iterator[tuple[Served, Narrow]]:
-    """Send some parts to a server of its own, stop it, let the block's owner change it, and start it again."""
+def restarted(tmp_path: Path, desk: Desk, after: int) -> Iterator[tuple[Served, int]]:
+    """Send some parts to a server of its own, stop it, and tell how many it has."""
     with serving(tmp_path / "own") as first:
         way = Narrow(open_transport(first.url, timeout=20, max_retries=2))
-        interrupted(desk, way, after)
-    yield first, way
-    way.inner.close()
+        arrived = interrupted(desk, way, after)
+        way.inner.close()
+    yield first, arrived
 
 
 def pushed_again(tmp_path: Path, desk: Desk, first: Served) -> tuple[PushReport, list[int]]:
@@ -300,10 +304,10 @@ def test_parts_that_rot_on_the_server_are_found_and_sent_anew(tmp_path: Path, de
 
 def test_a_server_that_restarts_between_parts_goes_on(tmp_path: Path, desk: Desk) -> None:
     """What was acknowledged of a stream is durable, and its hash is made again from the file."""
-    with restarted(tmp_path, desk, 4) as (first, _):
-        pass
+    with restarted(tmp_path, desk, 4) as (first, arrived):
+        assert arrived >= 3
     report, _ = pushed_again(tmp_path, desk, first)
-    assert report.content_bytes == SIZE + 5 - 4 * LIMIT
+    assert report.content_bytes == SIZE + 5 - arrived * LIMIT
 
 
 def test_chunks_that_are_too_many_for_a_bundle_go_in_parts(served: Served, desk: Desk, way: Narrow) -> None:
@@ -324,9 +328,9 @@ def test_chunks_in_parts_go_on_after_a_cut(served: Served, desk: Desk, way: Narr
     """The same after a cut between their parts."""
     desk.push(transport=way)
     edit(desk, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
-    interrupted(desk, way, after)
+    arrived = interrupted(desk, way, after)
     report = desk.push(transport=way)
-    assert report.content_bytes < (3 - after) * LIMIT + 2 * (LIMIT // 2)
+    assert report.content_bytes < (3 - arrived) * LIMIT + 2 * (LIMIT // 2)
     assert_in_step(served, desk, report)
 
 
@@ -376,12 +380,11 @@ def test_what_is_no_hole_of_a_sparse_file_goes_in_parts(
     (desk.root / BIG).unlink()
     if path.stat().st_blocks * 512 > 8 * LIMIT:
         pytest.skip("this file system has no holes")
-    if after:
-        interrupted(desk, way, after)
+    arrived = interrupted(desk, way, after) if after else 0
     report = desk.push(transport=way, explain=True)
-    assert report.content_bytes < (4 - (after or 0)) * LIMIT + 50_000
+    assert report.content_bytes < (4 - arrived) * LIMIT + 50_000
     assert max(way.sent) < LIMIT + 10_000
-    assert report.reasons is not None and "bytes are no holes" in report.reasons[0].reason
+    assert any("bytes are no holes" in each.reason for each in report.reasons or ())
     assert_in_step(served, desk, report)
     tree = served.data / "workspaces" / desk.root.name / "tree"
     assert (tree / "disk.img").stat().st_blocks * 512 < 8 * LIMIT
@@ -456,6 +459,7 @@ def test_an_export_is_in_parts_and_can_be_replayed(
     assert max(path.stat().st_size for path in done.paths) < LIMIT + 10_000
     (result,) = replay.replay(tmp_path / "out", way, workspace=f"{desk.root.name}-copy")
     assert (result.applied, result.root) == (8, done.root)
+    way.workspace(f"{desk.root.name}-copy", tree_sequence=8, wait=60.0)
     folders.assert_same(desk.root, served.data / "workspaces" / f"{desk.root.name}-copy" / "tree")
 
 

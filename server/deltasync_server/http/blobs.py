@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
 from deltasync.core.chunks import AVERAGE_BYTES
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
@@ -159,7 +160,7 @@ async def _offered(here: Context, request: Request, offer: Callable[[list[str]],
 
 def _digests(body: bytes) -> list[str]:
     try:
-        return msgspec.json.decode(body, type=wire.ContentRequest).digests
+        return decoded(body, wire.ContentRequest).digests
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"not a request for content: {error}") from error
 

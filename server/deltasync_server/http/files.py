@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
 from deltasync_server.files import check_deletion
 from deltasync_server.http import openapi
@@ -62,6 +63,6 @@ async def _decoded(here: Context, request: Request, kind: type[_Value]) -> _Valu
     check_length(request, BODY_BYTES)
     body = await whole(request.receive, here.body_rules(BODY_BYTES))
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoded(body, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the request's JSON is not what this route takes: {error}") from error

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
 from deltasync.core.names import WorkspaceName
 from deltasync_server.http import openapi
@@ -123,7 +124,7 @@ async def abort(request: Request, upload_id: str) -> Response:
 
 def _decoded(body: bytes, kind: type[_Value]) -> _Value:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoded(body, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the request's JSON is not what this route takes: {error}") from error
 

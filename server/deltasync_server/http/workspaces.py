@@ -12,6 +12,7 @@ from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from deltasync.core import wire
+from deltasync.core.decoding import decoded
 from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import WorkspaceName
 from deltasync_server.http import openapi
@@ -115,7 +116,7 @@ async def missing(request: Request, workspace: str) -> Response:
 
 def _digests(body: bytes) -> list[str]:
     try:
-        return msgspec.json.decode(body, type=wire.MissingRequest).digests
+        return decoded(body, wire.MissingRequest).digests
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"not a missing request: {error}") from error
 
