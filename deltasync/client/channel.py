@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.hashing import digest_of
+from deltasync.decoding import decoded
 from deltasync.disk import Folder
 
 log = logging.getLogger(__name__)

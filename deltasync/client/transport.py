@@ -35,7 +35,6 @@ from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.core import wire
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import (
     DeltasyncError,
     Fact,
@@ -47,6 +46,7 @@ from deltasync.core.errors import (
     from_problem,
 )
 from deltasync.core.names import shown
+from deltasync.decoding import decoded
 
 if TYPE_CHECKING:
     from deltasync.client.receiver import Transport

@@ -11,7 +11,6 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from deltasync.core import part, recipe
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, SIZE_MAX, Operation, Verb
@@ -83,6 +82,12 @@ class _Hashes(msgspec.Struct):
 
     algorithm: str
     files: dict[str, str]
+
+
+# Made here and not when the first bundle comes: see deltasync.decoding.
+_preambles = msgspec.json.Decoder(_Preamble)
+_manifests = msgspec.json.Decoder(Manifest)
+_operations = msgspec.json.Decoder(_Operations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ def parse_metadata(manifest_bytes: bytes, operations_bytes: bytes, hashes_bytes:
     count = max(_count_objects(operations_bytes, limits.bundle_operations), manifest.total_files)
     if count > limits.bundle_operations:
         raise LimitExceeded("B-30", f"the bundle has {count} operations", limit=limits.bundle_operations)
-    operations = _decode(operations_bytes, _Operations, "B-27", "metadata/operations.json").operations
+    operations = _decode(operations_bytes, _operations, "B-27", "metadata/operations.json").operations
     total_bytes = sum(operation.size for operation in operations)
     stated = (manifest.operations, manifest.total_files, manifest.total_size_bytes)
     if stated != (_count(operations), len(operations), total_bytes):
@@ -219,7 +224,7 @@ _FORMS = {
 def parse_manifest(manifest_bytes: bytes) -> Manifest:
     """Return the manifest that these bytes hold, or raise Refused B-20 to B-25."""
     try:
-        preamble = decoded(manifest_bytes, _Preamble)
+        preamble = _preambles.decode(manifest_bytes)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refused("B-20", f"manifest.json is malformed: {error}") from error
     if preamble.version != VERSION:
@@ -227,7 +232,7 @@ def parse_manifest(manifest_bytes: bytes) -> Manifest:
     unknown = sorted(set(preamble.requires) - FEATURES)
     if unknown:
         raise Refused("B-22", f"the bundle requires {', '.join(map(shown, unknown))}; use a newer release")
-    manifest = _decode(manifest_bytes, Manifest, "B-20", "manifest.json")
+    manifest = _decode(manifest_bytes, _manifests, "B-20", "manifest.json")
     if (manifest.compression, manifest.encoding, manifest.hash) != ("zstd", "utf-8", "blake3"):
         raise Refused("B-23", "compression, encoding or hash is none of this version")
     for field, form in _FORMS.items():
@@ -246,10 +251,10 @@ def parse_manifest(manifest_bytes: bytes) -> Manifest:
 _T = TypeVar("_T")
 
 
-def _decode(content: bytes, kind: type[_T], rule: str, member: str) -> _T:
+def _decode(content: bytes, decoder: msgspec.json.Decoder[_T], rule: str, member: str) -> _T:
     """Decode JSON that must be in canonical form: writing it again gives the same bytes, so no key can be doubled."""
     try:
-        value = decoded(content, kind)
+        value = decoder.decode(content)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Refused(rule, f"{member} is malformed: {error}") from error
     if msgspec.json.encode(value) != content:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection as Values
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -410,7 +411,7 @@ class Store:
         """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
 
         expected_identity: what the sender announced, or None where the route has no place for it.
-        arrival: the bundle's place among those on their way in, when it came in pieces.
+        arrival: the bundle's place among those on their way in, where it has one already.
         """
         self._upkeep.note_arrival()
         try:
@@ -428,6 +429,10 @@ class Store:
         self.trees.wake(name)
         self.trees.wake_healed()
         return done.receipt
+
+    def arriving(self, name: WorkspaceName) -> AbstractContextManager[Arrival]:
+        """Count a bundle as on its way in for the length of a block, so that the one after it waits."""
+        return self._arrivals.arriving(name)
 
     def complete_upload(self, upload_id: str, request: wire.UploadComplete, *, take_over: bool = False) -> Answer:
         """Take the bundle that an upload has brought in pieces, as `receive` takes one, or the file (spec H-73)."""

@@ -12,13 +12,13 @@ from queue import Empty, LifoQueue
 from typing import NamedTuple
 
 from deltasync.core import wire
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
 from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
 from deltasync.db import connect, damaged, transaction
+from deltasync.decoding import decoded
 
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""

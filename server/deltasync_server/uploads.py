@@ -21,7 +21,6 @@ import msgspec
 
 from deltasync.core import wire
 from deltasync.core.bundle import Source
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import (
     DeltasyncError,
     HostBusy,
@@ -33,6 +32,7 @@ from deltasync.core.errors import (
 )
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName, shown
+from deltasync.decoding import decoded
 from deltasync.disk import Folder, space_guard
 from deltasync_server.config import StoreConfig
 from deltasync_server.intake import Arrival, Arrivals

@@ -8,7 +8,7 @@ import sys
 SCRIPT = """
 import sys, threading, types
 import msgspec
-from deltasync.core.decoding import decoded
+from deltasync.decoding import decoded
 
 sys.setswitchinterval(1e-6)
 FIELDS = "".join(f"    b{n}: 'Inner | None' = None\\n    c{n}: 'list[Inner]' = []\\n" for n in range(12))

@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
 from deltasync.core.chunks import AVERAGE_BYTES
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
+from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
 from deltasync_server.http.context import Context, context_of, workspace_of

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
+from deltasync.decoding import decoded
 from deltasync_server.files import check_deletion
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole

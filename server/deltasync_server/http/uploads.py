@@ -11,9 +11,9 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import UsageError
 from deltasync.core.names import WorkspaceName
+from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import BodyPump, check_length, whole
 from deltasync_server.http.context import Context, context_of, workspace_of

@@ -12,9 +12,9 @@ from fastapi import Path as PathParameter
 from starlette.responses import Response
 
 from deltasync.core import wire
-from deltasync.core.decoding import decoded
 from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import WorkspaceName
+from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
 from deltasync_server.http.context import Context, context_of, workspace_of
@@ -136,11 +136,14 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
     identity = _identity(request)
     rules = here.body_rules(here.limits.bundle_bytes)
     check_length(request, rules.limit_bytes)
-    receipt = await here.workers.with_body(
-        request.receive,
-        rules,
-        lambda pump: here.store.receive(name, pump, expected_identity=identity, take_over=take_over),
-    )
+    with here.store.arriving(name) as arrival:  # before a thread is found for it: the next one may overtake it there
+        receipt = await here.workers.with_body(
+            request.receive,
+            rules,
+            lambda pump: here.store.receive(
+                name, pump, expected_identity=identity, take_over=take_over, arrival=arrival
+            ),
+        )
     return answer(await settled_receipt(here, request, receipt, wait))
 
 
