@@ -13,22 +13,23 @@ import re
 import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from deltasync.client.comparison import Need, Place, is_touched
-from deltasync.client.digest import BUFFER_BYTES, FileChanging, is_same
+from deltasync.client.digest import FileChanging, is_same
 from deltasync.client.opening import DATABASE
 from deltasync.core.errors import RootUnavailable, UsageError
-from deltasync.core.hashing import hasher
+from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Entry
 from deltasync.core.names import RESERVED, shown
 from deltasync.disk import (
+    FULL,
     Folder,
     Lock,
     copy_bytes,
+    full,
     open_regular,
     reflink,
     remove_tree,
@@ -39,6 +40,7 @@ ARRIVALS, LOCK = "fetch", "lock"
 PART, RANGES = ".part", ".ranges"
 """Ends of the names of a large content that is arriving, and of the note which of its ranges have arrived."""
 _COPY = ".copy"
+BUFFER_BYTES = 1 << 20
 _NAME = re.compile(rf"([0-9a-f]{{64}})({re.escape(PART)}|{re.escape(RANGES)})?")
 _EXECUTE, _READ = 0o111, 0o444
 
@@ -101,10 +103,10 @@ class Destination:
     def create(self, name: str) -> int:
         """Return the descriptor of a fresh file among the arrivals; the umask decides who may read it."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with space_guard(self.path):
-            try:
-                return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
-            except FileExistsError:
+        try:
+            return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
+        except OSError:
+            with space_guard(self.path):
                 self.remove(name)
                 return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
 
@@ -119,7 +121,9 @@ class Destination:
         except OSError:
             return False
         try:
-            return os.fstat(descriptor).st_size == need.size and _digest(descriptor) == need.digest
+            found = hasher()
+            read_into(found, descriptor, 0, need.size)
+            return os.fstat(descriptor).st_size == need.size and found.digest() == need.digest
         finally:
             os.close(descriptor)
 
@@ -216,10 +220,12 @@ class Destination:
 
     def delete(self, path: str, entries: int) -> None:
         """Remove what is not wanted, with everything below it; entries: how many that are."""
-        with self._reporting(path):
+        try:
             folder, name = self._folder_of(path)
             remove_tree(folder, name)
             self.counts["deleted"] += entries
+        except OSError as error:
+            self._blame(path, error)
 
     def _put_copy(self, place: Place, arrival: str, copy: str, folder: Folder, name: str) -> None:
         source = open_regular(arrival, at=self.arrivals.fd)
@@ -246,20 +252,20 @@ class Destination:
 
     def _try(self, place: Place, act: Callable[[Folder, str], None], *, done: str = "") -> None:
         """Do something at a place: folder and name there; trouble with one path is data."""
-        with self._reporting(place.path):
-            act(*self._folder_of(place.path))
-            with self._guard:
-                self.counts[done or ("replaced" if place.is_replacing else "created")] += 1
-
-    @contextmanager
-    def _reporting(self, path: str) -> Iterator[None]:
-        """Take trouble with one path as data; a full disk ends the fetch (spec F-26)."""
         try:
-            with space_guard(self.path):
-                yield
+            act(*self._folder_of(place.path))
         except OSError as error:
-            reason = "it is on another file system" if error.errno == errno.EXDEV else error.strerror
-            self.report(path, f"cannot be written ({reason})")
+            self._blame(place.path, error)
+            return
+        with self._guard:
+            self.counts[done or ("replaced" if place.is_replacing else "created")] += 1
+
+    def _blame(self, path: str, error: OSError) -> None:
+        """Take trouble with one path as data; a full disk ends the fetch (spec F-26)."""
+        if error.errno in FULL:
+            raise full(self.path) from error
+        reason = "it is on another file system" if error.errno == errno.EXDEV else error.strerror
+        self.report(path, f"cannot be written ({reason})")
 
     def report(self, path: str, reason: str) -> None:
         """Record trouble with a path; the first reason stands."""
@@ -295,12 +301,12 @@ def stamp(descriptor: int, entry: Entry) -> None:
     os.utime(descriptor, ns=(status.st_atime_ns, entry.mtime_ns))
 
 
-def _digest(descriptor: int) -> bytes:
-    found, buffer = hasher(), bytearray(min(BUFFER_BYTES, 1 << 20))
-    view = memoryview(buffer)
-    while count := os.readv(descriptor, [view]):
+def read_into(found: Hasher, descriptor: int, start: int, end: int) -> None:
+    """Add a range of an open file to a digest; of a file that is shorter only what there is."""
+    view = memoryview(bytearray(max(0, min(BUFFER_BYTES, end - start))))
+    while count := os.preadv(descriptor, [view[: end - start]], start):
         found.update(view[:count])
-    return found.digest()
+        start += count
 
 
 def usable(path: Path) -> Path:
