@@ -34,6 +34,7 @@ from deltasync.disk import (
     reflink,
     remove_tree,
     space_guard,
+    write_all,
 )
 
 ARRIVALS, LOCK = "fetch", "lock"
@@ -43,6 +44,8 @@ _COPY = ".copy"
 BUFFER_BYTES = 1 << 20
 _NAME = re.compile(rf"([0-9a-f]{{64}})({re.escape(PART)}|{re.escape(RANGES)})?")
 _EXECUTE, _READ = 0o111, 0o444
+_UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC if hasattr(os, "O_TMPFILE") else None
+"""To make a file that goes with its descriptor unless it gets a name; None where the system has no such files."""
 
 
 class Destination:
@@ -110,6 +113,15 @@ class Destination:
                 self.remove(name)
                 return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
 
+    def write(self, name: str, content: bytes) -> None:
+        """Make an arrival of bytes in memory."""
+        descriptor = self.create(name)
+        try:
+            with space_guard(self.path):
+                write_all(descriptor, content)
+        finally:
+            os.close(descriptor)
+
     def remove(self, name: str) -> None:
         """Remove an arrival, if it is there."""
         remove_tree(self.arrivals, name)
@@ -168,14 +180,34 @@ class Destination:
             self._try(place, partial(self._put_copy, place, arrival, need.digest.hex() + _COPY))
         self._try(need.places[-1], partial(self._put, need.places[-1], arrival))
 
-    def put_open(self, place: Place, arrival: str, descriptor: int) -> None:
-        """Give the only place of a content its file, which is still open."""
+    def put_content(self, place: Place, content: bytes, arrival: str) -> None:
+        """Give the only place of a verified content its file. arrival: its name until then, where it needs one."""
+        if not place.is_replacing and self._put_unnamed(place, content):
+            return
+        self.write(arrival, content)
+        self._try(place, partial(self._put, place, arrival))
 
-        def put(folder: Folder, name: str) -> None:
-            stamp(descriptor, place.entry)
-            self._rename(place, arrival, folder, name)
+    def _put_unnamed(self, place: Place, content: bytes) -> bool:
+        """Make a new file in its folder, without a name until it is whole; False where that cannot be done.
 
-        self._try(place, put)
+        Its inode lies near its folder, and no two threads wait for one folder of arrivals.
+        """
+        if _UNNAMED is None:
+            return False
+        try:
+            folder, name = self._folder_of(place.path)
+            descriptor = os.open(".", _UNNAMED, 0o666, dir_fd=folder.fd)
+            try:
+                write_all(descriptor, content)
+                stamp(descriptor, place.entry)
+                os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder.fd)  # refused where something is
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False  # whatever it was, the way through the arrivals meets it again, and says so
+        with self._guard:
+            self.counts["created"] += 1
+        return True
 
     def put_link(self, place: Place) -> None:
         """Make a symbolic link, which was found to stay inside the tree."""

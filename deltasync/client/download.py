@@ -256,39 +256,33 @@ class _Batch:
                 with space_guard(dest.path):
                     write_all(descriptor, piece)
                 self._download.count(len(piece))
-            self._put(need, name, descriptor, is_right=found.digest() == need.digest)
         finally:
             os.close(descriptor)
+        if found.digest() == need.digest:
+            dest.put(need, name)
+            del self._left[need.digest]
+        else:
+            dest.remove(name)
+            self._is_wrong(need)
 
     def _place(self) -> None:
         """Write the contents that wait, while no other thread does: each would wait for the others at every file."""
         ready, size_bytes = self._ready, self._ready_bytes
         self._ready, self._ready_bytes = [], 0
-        dest = self._download.dest
-        with self._download.placing, space_guard(dest.path):
+        with self._download.placing:
             for need, content in ready:
-                if digest_of(content) != need.digest:
+                if digest_of(content) == need.digest:
+                    self._put(need, content)
+                else:
                     self._is_wrong(need)
-                    continue
-                name = need.digest.hex()
-                descriptor = dest.create(name)
-                try:
-                    write_all(descriptor, content)
-                    self._put(need, name, descriptor, is_right=True)
-                finally:
-                    os.close(descriptor)
         self._download.count(size_bytes)
 
-    def _put(self, need: Need, name: str, descriptor: int, *, is_right: bool) -> None:
-        """Give a content that was written its places, or remove it."""
-        dest = self._download.dest
-        if not is_right:
-            dest.remove(name)
-            self._is_wrong(need)
-            return
+    def _put(self, need: Need, content: bytes) -> None:
+        dest, name = self._download.dest, need.digest.hex()
         if len(need.places) == 1:
-            dest.put_open(need.places[0], name, descriptor)
+            dest.put_content(need.places[0], content, name)
         else:
+            dest.write(name, content)
             dest.put(need, name)
         del self._left[need.digest]
 
