@@ -242,9 +242,9 @@ class Delivery:
         self.progress = progress
 
     def _tell(self, report: PushReport, *, is_sent: bool) -> None:
-        if report.waiting is not None and self.full is None:
+        was_full, self.full = self.full is not None, report.waiting
+        if report.waiting is not None and not was_full:
             self._say(What.FULL, report.waiting)
-        self.full = report.waiting
         if not report.bundles:
             return
         done = report.operations

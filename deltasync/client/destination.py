@@ -13,34 +13,39 @@ import re
 import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from deltasync.client.comparison import Need, Place, is_touched
-from deltasync.client.digest import BUFFER_BYTES, FileChanging, is_same
+from deltasync.client.digest import FileChanging, is_same
 from deltasync.client.opening import DATABASE
 from deltasync.core.errors import RootUnavailable, UsageError
-from deltasync.core.hashing import hasher
+from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Entry
 from deltasync.core.names import RESERVED, shown
 from deltasync.disk import (
+    FULL,
     Folder,
     Lock,
     copy_bytes,
+    full,
     open_regular,
     reflink,
     remove_tree,
     space_guard,
+    write_all,
 )
 
 ARRIVALS, LOCK = "fetch", "lock"
 PART, RANGES = ".part", ".ranges"
 """Ends of the names of a large content that is arriving, and of the note which of its ranges have arrived."""
 _COPY = ".copy"
+BUFFER_BYTES = 1 << 20
 _NAME = re.compile(rf"([0-9a-f]{{64}})({re.escape(PART)}|{re.escape(RANGES)})?")
 _EXECUTE, _READ = 0o111, 0o444
+_UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC if hasattr(os, "O_TMPFILE") else None
+"""To make a file that goes with its descriptor unless it gets a name; None where the system has no such files."""
 
 
 class Destination:
@@ -101,12 +106,21 @@ class Destination:
     def create(self, name: str) -> int:
         """Return the descriptor of a fresh file among the arrivals; the umask decides who may read it."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with space_guard(self.path):
-            try:
-                return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
-            except FileExistsError:
+        try:
+            return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
+        except OSError:
+            with space_guard(self.path):
                 self.remove(name)
                 return os.open(name, flags, 0o666, dir_fd=self.arrivals.fd)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make an arrival of bytes in memory."""
+        descriptor = self.create(name)
+        try:
+            with space_guard(self.path):
+                write_all(descriptor, content)
+        finally:
+            os.close(descriptor)
 
     def remove(self, name: str) -> None:
         """Remove an arrival, if it is there."""
@@ -119,7 +133,9 @@ class Destination:
         except OSError:
             return False
         try:
-            return os.fstat(descriptor).st_size == need.size and _digest(descriptor) == need.digest
+            found = hasher()
+            read_into(found, descriptor, 0, need.size)
+            return os.fstat(descriptor).st_size == need.size and found.digest() == need.digest
         finally:
             os.close(descriptor)
 
@@ -164,14 +180,34 @@ class Destination:
             self._try(place, partial(self._put_copy, place, arrival, need.digest.hex() + _COPY))
         self._try(need.places[-1], partial(self._put, need.places[-1], arrival))
 
-    def put_open(self, place: Place, arrival: str, descriptor: int) -> None:
-        """Give the only place of a content its file, which is still open."""
+    def put_content(self, place: Place, content: bytes, arrival: str) -> None:
+        """Give the only place of a verified content its file. arrival: its name until then, where it needs one."""
+        if not place.is_replacing and self._put_unnamed(place, content):
+            return
+        self.write(arrival, content)
+        self._try(place, partial(self._put, place, arrival))
 
-        def put(folder: Folder, name: str) -> None:
-            stamp(descriptor, place.entry)
-            self._rename(place, arrival, folder, name)
+    def _put_unnamed(self, place: Place, content: bytes) -> bool:
+        """Make a new file in its folder, without a name until it is whole; False where that cannot be done.
 
-        self._try(place, put)
+        Its inode lies near its folder, and no two threads wait for one folder of arrivals.
+        """
+        if _UNNAMED is None:
+            return False
+        try:
+            folder, name = self._folder_of(place.path)
+            descriptor = os.open(".", _UNNAMED, 0o666, dir_fd=folder.fd)
+            try:
+                write_all(descriptor, content)
+                stamp(descriptor, place.entry)
+                os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder.fd)  # refused where something is
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return False  # whatever it was, the way through the arrivals meets it again, and says so
+        with self._guard:
+            self.counts["created"] += 1
+        return True
 
     def put_link(self, place: Place) -> None:
         """Make a symbolic link, which was found to stay inside the tree."""
@@ -216,10 +252,12 @@ class Destination:
 
     def delete(self, path: str, entries: int) -> None:
         """Remove what is not wanted, with everything below it; entries: how many that are."""
-        with self._reporting(path):
+        try:
             folder, name = self._folder_of(path)
             remove_tree(folder, name)
             self.counts["deleted"] += entries
+        except OSError as error:
+            self._blame(path, error)
 
     def _put_copy(self, place: Place, arrival: str, copy: str, folder: Folder, name: str) -> None:
         source = open_regular(arrival, at=self.arrivals.fd)
@@ -246,20 +284,20 @@ class Destination:
 
     def _try(self, place: Place, act: Callable[[Folder, str], None], *, done: str = "") -> None:
         """Do something at a place: folder and name there; trouble with one path is data."""
-        with self._reporting(place.path):
-            act(*self._folder_of(place.path))
-            with self._guard:
-                self.counts[done or ("replaced" if place.is_replacing else "created")] += 1
-
-    @contextmanager
-    def _reporting(self, path: str) -> Iterator[None]:
-        """Take trouble with one path as data; a full disk ends the fetch (spec F-26)."""
         try:
-            with space_guard(self.path):
-                yield
+            act(*self._folder_of(place.path))
         except OSError as error:
-            reason = "it is on another file system" if error.errno == errno.EXDEV else error.strerror
-            self.report(path, f"cannot be written ({reason})")
+            self._blame(place.path, error)
+            return
+        with self._guard:
+            self.counts[done or ("replaced" if place.is_replacing else "created")] += 1
+
+    def _blame(self, path: str, error: OSError) -> None:
+        """Take trouble with one path as data; a full disk ends the fetch (spec F-26)."""
+        if error.errno in FULL:
+            raise full(self.path) from error
+        reason = "it is on another file system" if error.errno == errno.EXDEV else error.strerror
+        self.report(path, f"cannot be written ({reason})")
 
     def report(self, path: str, reason: str) -> None:
         """Record trouble with a path; the first reason stands."""
@@ -295,12 +333,12 @@ def stamp(descriptor: int, entry: Entry) -> None:
     os.utime(descriptor, ns=(status.st_atime_ns, entry.mtime_ns))
 
 
-def _digest(descriptor: int) -> bytes:
-    found, buffer = hasher(), bytearray(min(BUFFER_BYTES, 1 << 20))
-    view = memoryview(buffer)
-    while count := os.readv(descriptor, [view]):
+def read_into(found: Hasher, descriptor: int, start: int, end: int) -> None:
+    """Add a range of an open file to a digest; of a file that is shorter only what there is."""
+    view = memoryview(bytearray(max(0, min(BUFFER_BYTES, end - start))))
+    while count := os.preadv(descriptor, [view[: end - start]], start):
         found.update(view[:count])
-    return found.digest()
+        start += count
 
 
 def usable(path: Path) -> Path:

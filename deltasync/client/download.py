@@ -13,18 +13,21 @@ from functools import partial
 from typing import Protocol
 
 from deltasync.client.comparison import Need, Place
-from deltasync.client.destination import PART, RANGES, Destination
+from deltasync.client.destination import PART, RANGES, Destination, read_into
 from deltasync.client.incoming import Incoming
 from deltasync.client.patch import Spans, gaps, patched
 from deltasync.client.patience import patiently
 from deltasync.core.chunks import CHUNK_FROM_BYTES, average_for, chunks
 from deltasync.core.errors import DeltasyncError, NoSpace, NotFound
-from deltasync.core.hashing import hasher
+from deltasync.core.hashing import digest_of, hasher
 from deltasync.disk import is_zeros, open_regular, space_guard, write_all
 
 RANGE_BYTES = 8 << 20
 """What one request fetches: a range of a large content, or contents up to this many bytes."""
 BATCH_DIGESTS = 4096
+PLACED_BYTES = 1 << 20
+PLACED_FILES = 256
+"""How much of small contents waits in memory for its files; what is larger is written while it comes."""
 LEASE_SECONDS = 1_800.0
 """How long a lease is relied on; the server's is twice as long (spec H-24)."""
 LEASE_DIGESTS = 16_384
@@ -77,7 +80,10 @@ class Download:
         self._guard = threading.Lock()
         self.patching = threading.Lock()
         """Held while one large content is patched: its table of chunks takes some memory."""
+        self.placing = threading.Lock()
+        """Held while some small files are made."""
         self._units: deque[Callable[[], None]] = deque()
+        self._large: list[_Large] = []
         self._errors: list[BaseException] = []
         self._is_stopping = threading.Event()
         self._leased_at: float | None = None
@@ -87,7 +93,7 @@ class Download:
         """Fetch everything with so many requests at a time; raises the first error that is not one path's."""
         if not self._needs:
             return
-        self._lease()
+        self.lease()
         self._units.extend(self._planned())
         threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(jobs)]
         try:
@@ -105,16 +111,15 @@ class Download:
 
     def _planned(self) -> Iterator[Callable[[], None]]:
         """Yield what is to be asked for: the large contents first, so that none of them is left alone at the end."""
-        for need in self._needs:
-            if need.size > RANGE_BYTES:
-                yield from _Large(self, need).units()
+        self._large = [_Large(self, need) for need in self._needs if need.size > RANGE_BYTES]
+        for large in self._large:
+            yield large.lead
         for batch in _batches(need for need in self._needs if need.size <= RANGE_BYTES):
             yield _Batch(self, batch).fetch
 
     def _work(self) -> None:
         try:
             while not self._is_stopping.is_set() and (unit := self._next()) is not None:
-                self._lease()
                 unit()
         except _Stopped:
             pass
@@ -126,15 +131,19 @@ class Download:
             self.dest.forget_near()
 
     def _next(self) -> Callable[[], None] | None:
+        """Return what a thread does next: what nobody has begun, else a share of what others are at."""
         with self._guard:
-            return self._units.popleft() if self._units else None
+            if self._units:
+                return self._units.popleft()
+        most = max(self._large, key=_Large.count_left, default=None)
+        return most.help if most is not None and most.count_left() else None
 
-    def again(self, units: Sequence[Callable[[], None]]) -> None:
-        """Have some units done once more, before the others."""
+    def again(self, unit: Callable[[], None]) -> None:
+        """Have a unit done once more, before the others."""
         with self._guard:
-            self._units.extendleft(reversed(units))
+            self._units.appendleft(unit)
 
-    def _lease(self) -> None:
+    def lease(self) -> None:
         """Keep the contents from being collected while they are fetched (spec F-4)."""
         with self._guard:
             now = time.monotonic()
@@ -194,10 +203,13 @@ class _Batch:
     def __init__(self, download: Download, needs: list[Need]) -> None:
         self._download, self._left = download, {need.digest: need for need in needs}
         self._wrong: set[bytes] = set()
-        self._done = 0
+        self._ready: list[tuple[Need, bytes]] = []
+        """Contents that have come, and wait for their files."""
+        self._ready_bytes = self._done = 0
 
     def fetch(self) -> None:
         """Fetch until nothing is left; a content that came wrong is asked for once more (spec F-24)."""
+        self._download.lease()
         while self._left:
             patiently(self._download.source, self._ask, lambda: self._done)
 
@@ -207,20 +219,35 @@ class _Batch:
         if not asked:
             return  # only the end of the answer was missing
         with download.source.blobs(download.workspace, [need.digest for need in asked]) as incoming:
-            for need in asked:
-                size = incoming.frame()
-                if size is None:
-                    download.give_up(need, ABSENT)
-                    del self._left[need.digest]
-                elif size != need.size:
-                    self._is_wrong(need)
-                    return  # what follows is no better: the rest is asked for again
-                else:
-                    self._take(need, incoming)
-                self._done += 1
-            incoming.end()
+            try:
+                for need in asked:
+                    if not self._receive(need, incoming):
+                        return  # what follows is no better: the rest is asked for again
+                    self._done += 1
+                incoming.end()
+            finally:
+                self._place()
+
+    def _receive(self, need: Need, incoming: Incoming) -> bool:
+        """Take the next content from an answer; False when it is another one."""
+        size = incoming.frame()
+        if size is None:
+            self._download.give_up(need, ABSENT)
+            del self._left[need.digest]
+        elif size != need.size:
+            self._is_wrong(need)
+            return False
+        elif size > PLACED_BYTES:
+            self._take(need, incoming)
+        else:
+            self._ready.append((need, incoming.whole(size)))
+            self._ready_bytes += size
+            if self._ready_bytes >= PLACED_BYTES or len(self._ready) == PLACED_FILES:
+                self._place()
+        return True
 
     def _take(self, need: Need, incoming: Incoming) -> None:
+        """Write a content while it comes."""
         dest, name, found = self._download.dest, need.digest.hex(), hasher()
         descriptor = dest.create(name)
         try:
@@ -229,15 +256,33 @@ class _Batch:
                 with space_guard(dest.path):
                     write_all(descriptor, piece)
                 self._download.count(len(piece))
-            if found.digest() != need.digest:
-                dest.remove(name)
-                self._is_wrong(need)
-                return
-            if len(need.places) == 1:
-                dest.put_open(need.places[0], name, descriptor)
         finally:
             os.close(descriptor)
-        if len(need.places) > 1:
+        if found.digest() == need.digest:
+            dest.put(need, name)
+            del self._left[need.digest]
+        else:
+            dest.remove(name)
+            self._is_wrong(need)
+
+    def _place(self) -> None:
+        """Write the contents that wait, while no other thread does: each would wait for the others at every file."""
+        ready, size_bytes = self._ready, self._ready_bytes
+        self._ready, self._ready_bytes = [], 0
+        with self._download.placing:
+            for need, content in ready:
+                if digest_of(content) == need.digest:
+                    self._put(need, content)
+                else:
+                    self._is_wrong(need)
+        self._download.count(size_bytes)
+
+    def _put(self, need: Need, content: bytes) -> None:
+        dest, name = self._download.dest, need.digest.hex()
+        if len(need.places) == 1:
+            dest.put_content(need.places[0], content, name)
+        else:
+            dest.write(name, content)
             dest.put(need, name)
         del self._left[need.digest]
 
@@ -249,43 +294,71 @@ class _Batch:
 
 
 class _Large:
-    """A content that comes by ranges, in any order; a note beside it says which are there (kill -9 loses none)."""
+    """A content that comes by ranges; a note beside it says which are there (kill -9 loses none).
+
+    One thread leads: it hashes what it writes. Others help once they have nothing else to do; what they bring is read
+    again, to be hashed in its turn.
+    """
 
     def __init__(self, download: Download, need: Need) -> None:
         self._download, self._need = download, need
         self._part, self._note = need.digest.hex() + PART, need.digest.hex() + RANGES
         self._guard = threading.Lock()
-        self._done: set[int] = set()
+        self._done = self._noted()
+        self._left: deque[int] = deque()
+        """The ranges that nobody has begun, once there is a leader."""
         self._here: Spans = []
         """What of it was found in DEST, in an earlier version of the file."""
-        self._is_begun = self._is_given_up = self._was_wrong = False
+        self._found, self._hashed_bytes = hasher(), 0
+        self._is_begun = bool(self._done)
+        self._is_given_up = self._was_wrong = self._was_patched = False
         self._users = 0
         self._descriptor = self._note_descriptor = -1
+        download.resumed(sum(self._span(number)[1] - self._span(number)[0] for number in self._done))
 
     def _count(self) -> int:
         return -(-self._need.size // RANGE_BYTES)
 
-    def units(self) -> list[Callable[[], None]]:
-        """Return what is to be done, after a look at what an earlier fetch left."""
-        self._done = self._noted()
-        self._download.resumed(sum(self._span(number)[1] - self._span(number)[0] for number in self._done))
-        return ([self._patch] if self._has_former() else self._left()) or [self._finish]
+    def count_left(self) -> int:
+        """Return how many ranges wait for somebody to fetch them."""
+        return len(self._left)
+
+    def lead(self) -> None:
+        """Fetch the content, alone or with others."""
+        with self._opened():
+            if self._has_former():
+                self._patch()
+            left = deque(number for number in range(self._count()) if number not in self._done)
+            if not left:
+                self._finish()
+            self._left = left
+            while (number := _taken(left)) is not None:
+                self._fetch(number, leads=True)
+
+    def help(self) -> None:
+        """Fetch a range for the leader."""
+        left = self._left
+        with self._opened():
+            if (number := _taken(left)) is not None:
+                self._fetch(number, leads=False)
 
     def _has_former(self) -> bool:
-        return len(self._done) < self._count() and any(place.is_replacing for place in self._need.places)
+        is_whole = len(self._done) == self._count()
+        return not (is_whole or self._was_patched) and any(place.is_replacing for place in self._need.places)
 
     def _patch(self) -> None:
-        """Take from the file that has the place now what it has of the content, then fetch the rest (spec F-29)."""
+        """Take from the file that has the place now what it has of the content (spec F-29)."""
+        self._was_patched = True
         average = average_for(self._need.size)
-        if average is not None:
-            try:
-                with self._download.patching:
-                    self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
-            except NoSpace:
-                raise
-            except (OSError, DeltasyncError):
-                self._here = []  # it is a help and no more: without it all is fetched
-        self._download.again(self._left())
+        if average is None:
+            return
+        try:
+            with self._download.patching:
+                self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
+        except NoSpace:
+            raise
+        except (OSError, DeltasyncError):
+            self._here = []  # it is a help and no more: without it all is fetched
 
     def _patch_from(self, place: Place, average: int) -> None:
         download = self._download
@@ -296,7 +369,7 @@ class _Large:
             listed = download.source.recipe(download.workspace, self._need.digest, average)
             if sum(chunk.size for chunk in chunks(listed)) != self._need.size:
                 return
-            with self._opened(), space_guard(download.dest.path):
+            with space_guard(download.dest.path):
                 write = partial(_write_at, self._descriptor)
                 self._here = patched(source, average, listed, write, download.check)
         finally:
@@ -304,12 +377,6 @@ class _Large:
         spans = [self._span(number) for number in range(self._count()) if number not in self._done]
         lacking = sum(end - start for span in spans for start, end in gaps(*span, self._here))
         download.resumed(sum(end - start for start, end in spans) - lacking)
-
-    def _left(self) -> list[Callable[[], None]]:
-        return [self._unit(number) for number in range(self._count()) if number not in self._done]
-
-    def _unit(self, number: int) -> Callable[[], None]:
-        return lambda: self._fetch(number)
 
     def _span(self, number: int) -> tuple[int, int]:
         return number * RANGE_BYTES, min((number + 1) * RANGE_BYTES, self._need.size)
@@ -348,7 +415,7 @@ class _Large:
         dest, flags = self._download.dest, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         if self._descriptor >= 0:
             return
-        if self._done or self._is_begun:
+        if self._is_begun:
             self._descriptor = os.open(self._part, flags, dir_fd=dest.arrivals.fd)
             self._note_descriptor = os.open(self._note, flags | os.O_APPEND, dir_fd=dest.arrivals.fd)
             return
@@ -358,25 +425,24 @@ class _Large:
             os.ftruncate(self._descriptor, self._need.size)
         self._is_begun = True
 
-    def _fetch(self, number: int) -> None:
-        if self._is_given_up:
+    def _fetch(self, number: int, *, leads: bool) -> None:
+        self._download.lease()
+        try:
+            for gap in gaps(*self._span(number), self._here):
+                if leads:
+                    self._hash_up_to(gap[0])
+                self._receive(*gap, leads=leads)
+        except NotFound:
+            self._give_up(ABSENT)
             return
-        with self._opened():
-            try:
-                for gap in gaps(*self._span(number), self._here):
-                    self._receive(*gap)
-            except NotFound:
-                self._is_given_up = True
-                self._download.give_up(self._need, ABSENT)
-                return
-            with self._guard:
-                write_all(self._note_descriptor, _NUMBER.pack(number))
-                self._done.add(number)
-                is_last = len(self._done) == self._count()
+        with self._guard:
+            write_all(self._note_descriptor, _NUMBER.pack(number))
+            self._done.add(number)
+            is_last = len(self._done) == self._count()
         if is_last:
             self._finish()
 
-    def _receive(self, reached: int, end: int) -> None:
+    def _receive(self, reached: int, end: int, *, leads: bool) -> None:
         def ask() -> None:
             nonlocal reached
             self._download.check()
@@ -387,31 +453,51 @@ class _Large:
                     if not is_zeros(piece):  # the file is new, and all a hole where nothing was written
                         with space_guard(self._download.dest.path):
                             _write_at(self._descriptor, piece, reached)
+                    if leads and self._hashed_bytes == reached:
+                        self._found.update(piece)
+                        self._hashed_bytes += len(piece)
                     reached += len(piece)
                     self._download.count(len(piece))
                 incoming.end()
 
         patiently(self._download.source, ask, lambda: reached)
 
+    def _hash_up_to(self, offset: int) -> None:
+        """Hash what lies before an offset, as far as it has arrived without a gap."""
+        number = self._hashed_bytes // RANGE_BYTES
+        while number in self._done:
+            number += 1
+        if number < offset // RANGE_BYTES:  # somebody is still at an earlier range
+            offset = max(number * RANGE_BYTES, self._hashed_bytes)
+        read_into(self._found, self._descriptor, self._hashed_bytes, offset)
+        self._hashed_bytes = offset
+
     def _finish(self) -> None:
         """Give the content its places, if it is right; begin once more if it is not."""
         dest = self._download.dest
-        if dest.holds(self._part, self._need):
+        self._hash_up_to(self._need.size)
+        if self._found.digest() == self._need.digest and os.fstat(self._descriptor).st_size == self._need.size:
             dest.put(self._need, self._part)
             dest.remove(self._note)
             return
-        dest.remove(self._note)  # before the content: a note without it says nothing
-        dest.remove(self._part)
-        was_patched = bool(self._here)
-        self._done, self._is_begun, self._here = set(), False, []
-        if was_patched:  # by a recipe that is wrong, perhaps: not all of it was the server's bytes
-            self._download.again(self._left())
+        if self._was_wrong and not self._here:
+            self._give_up(DAMAGED, is_damaged=True)
             return
-        if self._was_wrong:
-            self._download.give_up(self._need, DAMAGED, is_damaged=True)
-            return
-        self._was_wrong = True
-        self._download.again(self._left())
+        self._was_wrong = not self._here  # a recipe may be wrong: then not all of it was the server's bytes
+        os.ftruncate(self._note_descriptor, 0)  # others may have it open still: it is written again from its begin
+        self._done, self._here, self._found, self._hashed_bytes = set(), [], hasher(), 0
+        self._download.again(self.lead)
+
+    def _give_up(self, reason: str, *, is_damaged: bool = False) -> None:
+        with self._guard:
+            if self._is_given_up:
+                return
+            self._is_given_up = True
+        self._left.clear()
+        self._download.give_up(self._need, reason, is_damaged=is_damaged)
+        if is_damaged:
+            self._download.dest.remove(self._note)  # before the content: a note without it says nothing
+            self._download.dest.remove(self._part)
 
     def _close(self) -> None:
         for descriptor in (self._descriptor, self._note_descriptor):
@@ -425,3 +511,10 @@ def _write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
+
+
+def _taken(numbers: deque[int]) -> int | None:
+    try:
+        return numbers.popleft()
+    except IndexError:
+        return None

@@ -22,7 +22,16 @@ class Incoming:
 
     def frame(self) -> int | None:
         """Read the head of a frame and return its size; None when the content is not there (spec H-38)."""
-        return frames.size_of(b"".join(self.content(frames.HEAD_BYTES)))
+        return frames.size_of(self.whole(frames.HEAD_BYTES))
+
+    def whole(self, size: int) -> bytes:
+        """Read the next bytes, so many that they fit into memory."""
+        end = self._at + size
+        if end > len(self._ready):
+            return b"".join(self.content(size))
+        piece = self._ready[self._at : end]
+        self._at = end
+        return piece
 
     def content(self, size: int) -> Iterator[bytes]:
         """Yield the next bytes, so many together; raises HostUnreachable when the answer breaks off before."""

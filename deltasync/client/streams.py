@@ -211,10 +211,12 @@ class Streams:
         found = parts.latest(state, operation.digest or "", operation.path)
         same: list[End] = []
         if found is not None:
-            stream.id, source = found, Source(state.root)
+            stream.id, source, ends = found, Source(state.root), parts.ends_of(state, found)
             try:
-                same = stream.common(source, parts.ends_of(state, found))
+                same = stream.common(source, ends)
                 self._on_resumed(same[-1].offset if same else 0)
+            except ContentChanged:
+                same = ends  # whoever reads the next part meets that, and the file is looked at again
             finally:
                 source.close()
         parts.note_begun(state, stream.id, operation, size=stream.size, most=stream.most, ends=same)

@@ -18,7 +18,16 @@ from typing import Self
 from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Operation
-from deltasync.disk import Folder, fsync_folder, open_regular, pieces, remove_tree, start_writeback, write_piece
+from deltasync.disk import (
+    FILE_FLAGS,
+    Folder,
+    fsync_folder,
+    open_regular,
+    pieces,
+    remove_tree,
+    start_writeback,
+    write_piece,
+)
 from deltasync_server.state import BlobRow, split_digests
 
 PLAIN_MODE, EXECUTABLE_MODE = 0o444, 0o555
@@ -212,6 +221,17 @@ class Cache:
     def open(self, digest: bytes) -> int:
         """Return a descriptor to read a blob."""
         return open_regular(place_of(digest), at=self.folder.fd)
+
+    def open_unchanged(self, row: BlobRow) -> int | None:
+        """Return a descriptor to read a blob whose file has its fingerprint; None when it is another or none."""
+        try:
+            descriptor = os.open(place_of(row.digest), FILE_FLAGS, dir_fd=self.folder.fd)
+        except OSError:
+            return None  # who proves the blob meets that again
+        if is_unchanged(row, os.fstat(descriptor)):
+            return descriptor
+        os.close(descriptor)
+        return None
 
     def has_unchanged(self, row: BlobRow) -> bool:
         """Tell whether a blob's file is there and still has its fingerprint."""

@@ -23,8 +23,12 @@ Opened = Callable[[bytes, BlobRow | None], tuple[int, int] | None]
 
 def opened_blob(cache: Cache, trees: Trees, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
     """Open a blob after a look at its fingerprint; None when the cache does not have it (spec ST-24 to ST-26)."""
-    if row is not None and not cache.has_unchanged(row):
-        row = trees.sound_rows([digest]).get(digest)
+    if row is None:
+        return None
+    descriptor = cache.open_unchanged(row)
+    if descriptor is not None:
+        return descriptor, row.size
+    row = trees.sound_rows([digest]).get(digest)
     try:
         return None if row is None else (cache.open(digest), row.size)
     except FileNotFoundError:

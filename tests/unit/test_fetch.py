@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from corpus_good import noise
 from desk import Desk
 from serving import Served, serving
 
-from deltasync.client import download
+from deltasync.client import destination, download
 from deltasync.client.download import RANGE_BYTES
 from deltasync.client.fetch import FetchOptions, FetchReport, fetch
 from deltasync.client.incoming import Incoming
@@ -375,6 +376,73 @@ def test_a_large_file_comes_by_ranges_and_goes_on_where_it_stopped(
     assert not (dest / ".deltasync").exists()
 
 
+def test_a_large_file_is_hashed_while_it_comes(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes in order is not read again; what helpers brought, or an earlier fetch left, is."""
+    read: list[tuple[int, int]] = []
+    preadv = os.preadv
+
+    def noted(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        count = preadv(descriptor, buffers, offset)
+        read.append((offset, count))
+        return count
+
+    monkeypatch.setattr(os, "preadv", noted)
+    between = Between(origin)
+    fetched(between, desk, tmp_path / "dest", "large.bin", jobs=1)
+    assert between.ranges == sorted(between.ranges) and sum(count for _, count in read) == 0
+    between.before = lambda: fail_after(between.ranges, 6)
+    with pytest.raises(HostUnreachable):
+        fetched(between, desk, tmp_path / "again", "large.bin", jobs=1)
+    assert fetched(origin, desk, tmp_path / "again", "large.bin", jobs=1).verified
+    assert sum(count for _, count in read) == 2 * RANGE_BYTES
+    assert fetched(origin, desk, tmp_path / "helped", "large.bin", jobs=4).verified
+    assert (tmp_path / "helped/large.bin").read_bytes() == large
+
+
+def fail_after(asked: Sequence[object], limit: int) -> None:
+    if len(asked) > limit:
+        raise HostUnreachable("cut")
+
+
+def test_several_large_files_are_fetched_in_one_piece_each(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes
+) -> None:
+    """Every range of every file is asked for once, whoever leads and whoever helps; all are right."""
+    for number in range(3):
+        folders.write(desk.root, f"more/{number}.bin", noise(f"more {number}", (number + 1) * RANGE_BYTES + number))
+    desk.push()
+    between = Between(origin)
+    assert fetched(between, desk, tmp_path / "dest", jobs=3).verified
+    assert len(between.ranges) == 4 + 3 + 4, "8 MiB themselves need no ranges"
+    folders.assert_same(desk.root, tmp_path / "dest")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_the_same_without_unnamed_ones(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """Where the system makes no file without a name, or gives it none, files come by way of the arrivals."""
+    before = os.umask(umask)
+    try:
+        fetched(origin, desk, tmp_path / "unnamed")
+        monkeypatch.setattr(os, "link", refused)
+        fetched(origin, desk, tmp_path / "unlinked")
+        monkeypatch.setattr(destination, "_UNNAMED", None)
+        fetched(origin, desk, tmp_path / "named")
+    finally:
+        os.umask(before)
+    for name in ("unnamed", "unlinked", "named"):
+        folders.assert_same(desk.root, tmp_path / name)
+        assert (tmp_path / name / "bin/run.sh").stat().st_mode & 0o777 == 0o777 & ~umask
+        assert (tmp_path / name / "readme.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def refused(*_: object, **__: object) -> None:
+    raise FileNotFoundError(errno.ENOENT, "no /proc here")
+
+
 def test_what_arrived_damaged_by_the_disk_is_fetched_again(
     desk: Desk, origin: HttpTransport, tmp_path: Path, large: bytes
 ) -> None:
@@ -587,8 +655,12 @@ def folds_case(monkeypatch: pytest.MonkeyPatch, top: Path) -> None:
     def patched(real: Any) -> Any:
         return lambda name, *rest, dir_fd=None, **more: real(folded(name, dir_fd), *rest, dir_fd=dir_fd, **more)
 
-    real_rename = os.rename
+    def link(source: Any, target: Any, *, dst_dir_fd: int | None = None) -> None:
+        real_link(source, folded(target, dst_dir_fd), dst_dir_fd=dst_dir_fd)
+
+    real_rename, real_link = os.rename, os.link
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "link", link)
     for call in ("open", "stat", "mkdir", "unlink"):
         monkeypatch.setattr(os, call, patched(getattr(os, call)))
     monkeypatch.setattr(os, "supports_dir_fd", {*os.supports_dir_fd, os.open})

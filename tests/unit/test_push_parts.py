@@ -247,6 +247,16 @@ def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is(served: Served, d
     assert_in_step(served, desk, report)
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: os.truncate(path, LIMIT // 2)], ids=["gone", "shorter"])
+def test_a_file_that_changes_before_it_is_gone_on_with_is_looked_at_again(
+    served: Served, desk: Desk, way: Narrow, change: Callable[[Path], None]
+) -> None:
+    """What of a file was sent is compared when the next parts are planned; it may be gone by then."""
+    interrupted(desk, way, 3)
+    report = desk.push(transport=way, before=lambda _: change(desk.root / BIG))
+    assert_in_step(served, desk, desk.push(transport=way) if report.problems else report)
+
+
 def test_a_change_that_no_time_shows_is_refused_by_the_digest(served: Served, desk: Desk, way: Narrow) -> None:
     """Bytes that changed under the same size and time are found when the last part is read; the file is left out."""
     path = desk.root / BIG
