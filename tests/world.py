@@ -60,7 +60,7 @@ class World:
     def __init__(self, base: Path, *, is_threaded: bool = False, is_tiny: bool = False, link: str = "auto") -> None:
         """Begin with empty folders and an empty server. is_tiny: the server takes only small bundles."""
         self.base = base
-        limits = wire.Limits(bundle_content_bytes=64, bundle_operations=10) if is_tiny else wire.Limits()
+        limits = wire.Limits(bundle_content_bytes=200, bundle_operations=10) if is_tiny else wire.Limits()
         quiet = {"quiet_seconds": 0.0} if is_threaded else {}
         self.host = Host(base / "data", is_threaded=is_threaded, link=link, limits=limits, **quiet)
         self.contents: dict[bytes, bytes] = {}

@@ -12,10 +12,13 @@ from typing import Protocol, Self
 
 from deltasync.client.report import Avoided
 from deltasync.core import wire
+from deltasync.core.errors import HostBusy
 from deltasync.core.metadata import Manifest
 from deltasync.core.part import Part
 
 UNDER_WAY_MAX = 2
+LOOK_SECONDS = 5.0
+"""How often to look whether a thread is still alive that has no receipt yet."""
 
 
 class Receiver(Protocol):
@@ -77,6 +80,7 @@ class _Trip:
     parcel: Parcel
     wait_seconds: float
     is_out: threading.Event
+    receipt: Future[wire.Receipt]
 
 
 class Courier:
@@ -85,7 +89,7 @@ class Courier:
     def __init__(self, receiver: Receiver, name: str, on_receipt: Callable[[Parcel, wire.Receipt], None]) -> None:
         """Start nothing yet. on_receipt: called in the calling thread, for each parcel in order."""
         self._receiver, self._name, self._on_receipt = receiver, name, on_receipt
-        self._under_way: deque[tuple[_Trip, Future[wire.Receipt]]] = deque()
+        self._under_way: deque[tuple[_Trip, threading.Thread]] = deque()
         self._is_stopped = threading.Event()
         self._last_out = threading.Event()
         self._last_out.set()
@@ -101,12 +105,12 @@ class Courier:
         wait_seconds: how long its answer may wait for the plain tree.
         """
         self.make_room()
-        trip = _Trip(parcel, wait_seconds, threading.Event())
+        trip = _Trip(parcel, wait_seconds, threading.Event(), Future())
         before, self._last_out = self._last_out, trip.is_out
-        receipt: Future[wire.Receipt] = Future()
-        self._under_way.append((trip, receipt))
         # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.
-        threading.Thread(target=self._run, args=(trip, before, receipt), name="courier", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(trip, before), name="courier", daemon=True)
+        self._under_way.append((trip, thread))
+        thread.start()
 
     def finish(self) -> None:
         """Wait for every receipt; raises Undelivered."""
@@ -114,22 +118,23 @@ class Courier:
             self._collect()
 
     def _collect(self) -> None:
-        trip, future = self._under_way.popleft()
+        trip, thread = self._under_way.popleft()
+        _await(trip, thread)
         try:
-            receipt = future.result()
+            receipt = trip.receipt.result()
         except Exception as error:
             raise Undelivered(trip.parcel, error) from error
         self._on_receipt(trip.parcel, receipt)
 
-    def _run(self, trip: _Trip, before: threading.Event, receipt: Future[wire.Receipt]) -> None:
+    def _run(self, trip: _Trip, before: threading.Event) -> None:
         before.wait()  # two bodies at once would only take turns
         try:
             if self._is_stopped.is_set():
                 raise _Stopped
-            receipt.set_result(self._carry(trip))
+            trip.receipt.set_result(self._carry(trip))
         except BaseException as error:  # noqa: BLE001 - it is raised again where the receipt is asked for
             self._is_stopped.set()
-            receipt.set_exception(error)
+            trip.receipt.set_exception(error)
         finally:
             trip.is_out.set()
 
@@ -160,4 +165,13 @@ class Courier:
         """Stop what is still under way, and wait until it has ended unless the user interrupts."""
         self._is_stopped.set()
         if kind is None or issubclass(kind, Exception):
-            wait([receipt for _, receipt in self._under_way])
+            for trip, thread in self._under_way:
+                _await(trip, thread)
+
+
+def _await(trip: _Trip, thread: threading.Thread) -> None:
+    """Wait for a receipt, or for the end of a thread that did not even begin, as a tracer's hook may do to it."""
+    while not wait([trip.receipt], LOOK_SECONDS).done:
+        if not thread.is_alive() and not trip.receipt.done():
+            trip.is_out.set()
+            trip.receipt.set_exception(HostBusy("the thread that was to send a bundle ended before it began"))

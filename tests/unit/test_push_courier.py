@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
+from deltasync.client import courier as courier_module
 from deltasync.client.courier import Courier, Parcel, Undelivered
 from deltasync.client.report import Avoided
 from deltasync.client.seal import Writer, composed
@@ -133,3 +134,19 @@ def test_an_interrupt_does_not_wait_for_a_server_that_is_silent() -> None:
         raise KeyboardInterrupt
     assert not gate.gates[1].is_set()
     gate.gates[1].set()
+
+
+def test_a_thread_that_dies_before_it_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook into new threads that fails ends the thread without a word: the bundle counts as undelivered."""
+    monkeypatch.setattr(courier_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    gate = Gate()
+    with pytest.raises(Undelivered) as caught, Courier(gate, "w", lambda *_: None) as courier:
+        before = threading.gettrace()
+        threading.settrace(lambda *_: 1 // 0)  # type: ignore[arg-type]
+        try:
+            courier.send(parcel(1))
+        finally:
+            threading.settrace(before)  # type: ignore[arg-type]
+        courier.finish()
+    assert (caught.value.parcel.sequence, gate.events) == (1, [])
