@@ -84,9 +84,9 @@ class Plan:
         return self.recipe.size - self.recipe.new_bytes - self.before_bytes
 
 
-def fresh_chunks(packed: bytes) -> Iterator[Fresh]:
-    """Yield the chunks of a packed list, in the order of the file."""
-    return map(Fresh._make, _FRESH.iter_unpack(packed))
+def fresh_chunks(packed: bytes, first: int = 0) -> Iterator[Fresh]:
+    """Yield the chunks of a packed list, in the order of the file. first: the number of the one to begin with."""
+    return map(Fresh._make, _FRESH.iter_unpack(memoryview(packed)[first * _FRESH.size :]))
 
 
 def runs_of(made: Recipe) -> bytes:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from deltasync.client import parts
@@ -41,6 +45,8 @@ class Stream:
     packed: bytes | None
     """The list of the chunks that travel, or of the runs between holes; None where the whole file does."""
     _hashes: dict[int, Hasher] = field(default_factory=dict)
+    _starts: array[int] = field(default_factory=partial(array, "Q"))
+    """Where in the stream each chunk begins, once it was asked for."""
 
     def parts(self, offset: int) -> Iterator[Part]:
         """Yield the parts from an offset on, which is 0 or the end of a part."""
@@ -61,11 +67,9 @@ class Stream:
         return size
 
     def _chunks(self, offset: int) -> Iterator[Fresh]:
-        at = 0
-        for chunk in fresh_chunks(self.packed or b""):
-            if at >= offset:
-                yield chunk
-            at += chunk.size
+        if not self._starts:
+            self._starts.extend(accumulate((chunk.size for chunk in fresh_chunks(self.packed or b"")), initial=0))
+        return fresh_chunks(self.packed or b"", bisect_left(self._starts, offset))
 
     def name_of(self, part: Part) -> str:
         """Say which part of which file this is."""
