@@ -330,6 +330,8 @@ class Intake:
         for content in reader.contents():
             operation = content.operation
             row = present.get(bytes.fromhex(operation.digest or ""))
+            for base in content.recipe.bases if content.recipe and is_of_parts else ():
+                self._spend(base)
             if row is not None and self.rooms.cache.has_unchanged(row):
                 continue
             if content.recipe is None:
@@ -340,8 +342,6 @@ class Intake:
 
     def _take_stream(self, staging: Staging, operation: Operation, recipe: Recipe) -> bool:
         """Take a stream as it lies for the content that a recipe makes of it; False where it must be copied."""
-        for base in recipe.bases:
-            self._spend(base)
         segments = list(islice(recipe.segments(), 2))
         if segments != [(1, 0, operation.size)]:
             return False

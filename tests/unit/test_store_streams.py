@@ -227,6 +227,16 @@ def test_a_recipe_mixes_a_stream_with_bases_and_new_bytes(store: Store) -> None:
     assert held(store) == []
 
 
+def test_a_stream_of_what_came_otherwise_is_over_as_well(store: Store) -> None:
+    """Content that another workspace brought meanwhile needs no stream; the bundle that names it ends that."""
+    sender, other = Sender(), Sender(name=WorkspaceName("other"))
+    send_parts(store, sender)
+    other.send(store, other.tree(copy=CONTENT))
+    send_made(store, sender, whole())
+    assert_tree(store, sender)
+    assert held(store) == []
+
+
 def test_the_end_of_a_stream_removes_what_is_there_of_it(store: Store) -> None:
     """A part of no bytes says that nobody will name the stream."""
     sender = Sender()
