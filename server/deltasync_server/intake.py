@@ -25,6 +25,7 @@ from deltasync.core.errors import (
     ContentMissing,
     Corrupt,
     DeltasyncError,
+    HostBusy,
     NotOwner,
     Refused,
     RootMismatch,
@@ -304,7 +305,17 @@ class Intake:
         self.rooms.arrivals.await_turn(
             self.arrival, lambda: streams.is_next(arriving.part, header.sequence) or self._is_turn(header)
         )
-        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence))
+
+        def require_due() -> None:
+            with self.rooms.state.read() as db:
+                head = head_of(db, name)
+            if header.sequence <= head.sequence:  # written again, it would be taken from the stream
+                raise HostBusy("another upload brought this bundle meanwhile; sent again it gets its receipt")
+            if header.sequence > head.sequence + 1 and not streams.is_next(arriving.part, header.sequence):
+                raise SequenceGap(head.sequence + 1, header.sequence)
+
+        require_due()
+        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence, require_due))
         self._writer.take(arriving.views, arriving.read_digest)
         self.rooms.arrivals.note_part()
         staging.content_bytes += arriving.part.size

@@ -115,13 +115,17 @@ class Streams:
             row = stream_row(db, stream)
         return row.size if row else 0
 
-    def begin(self, workspace: str, part: Part, sequence: int) -> Writer:
+    def begin(
+        self, workspace: str, part: Part, sequence: int, require_due: Callable[[], None] = lambda: None
+    ) -> Writer:
         """Begin to write the part of a bundle; whoever writes the same place of the stream now loses it (spec ST-92).
 
+        require_due: raises where the bundle was committed meanwhile; called while none can be.
         Raises ContentMissing, with the stream's id, where what comes before the part is not here (spec B-67).
         """
         hashed = self._hashed(part)
         with self._state.hold():
+            require_due()
             live = self._live(part.stream)
             with live.lock, self._state.read() as db:
                 row, known = stream_row(db, part.stream), live.hashed

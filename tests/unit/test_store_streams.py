@@ -16,7 +16,7 @@ from sender import BOB, NAME, Sender, assert_tree, blob_of, give
 from deltasync.core import bundle, recipe, wire
 from deltasync.core.bundle import Metadata
 from deltasync.core.delta import diff
-from deltasync.core.errors import ContentMissing, HostBusy, Refused
+from deltasync.core.errors import ContentMissing, HostBusy, Refused, SequenceGap
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
@@ -157,6 +157,46 @@ def test_a_writer_of_a_stream_that_is_over_leaves_the_next_alone(store: Store) -
         send_made(store, sender, whole())
         send_part(store, sender, 0, 100_000)
     assert held(store) == [STREAM.hex()]
+
+
+def test_a_part_whose_turn_does_not_come_is_told_of_the_gap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the part before it takes too long nothing is lost: the stream is not asked for again."""
+    monkeypatch.setattr("deltasync_server.intake.TURN_SECONDS", 0.01)
+    sender = Sender()
+    metadata, sealed = sealed_part(sender, 0, 100_000)
+    sender.sequence += 1
+    following = sealed_part(sender, 100_000, 200_000)
+    told: list[Exception] = []
+
+    def overtake(*_: object) -> None:
+        if not told:
+            with pytest.raises(SequenceGap) as caught:
+                give(store, *following)
+            told.append(caught.value)
+
+    store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=overtake)
+    assert told
+    assert not give(store, *following).duplicate
+
+
+def test_a_part_that_is_committed_meanwhile_is_not_written_again(store: Store) -> None:
+    """Of two uploads of one part the one that comes late takes nothing back of the stream."""
+    sender = Sender()
+    send_part(store, sender, 0, 100_000)
+    metadata, sealed = sealed_part(sender, 100_000, 200_000)
+    firsts: list[wire.Receipt] = []
+
+    def overtake(*_: object) -> None:
+        if not firsts:
+            firsts.append(give(store, metadata, sealed))
+
+    with pytest.raises(HostBusy):
+        store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=overtake)
+    sender.sequence += 1
+    assert give(store, metadata, sealed).duplicate
+    send_part(store, sender, 200_000, 300_000)
+    send_made(store, sender, whole())
+    assert_tree(store, sender)
 
 
 @pytest.mark.parametrize("start", [1, 100_000, 2**40])
