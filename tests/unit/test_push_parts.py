@@ -447,6 +447,63 @@ def test_a_file_that_changes_between_parts_that_are_files(
     assert_in_step(served, desk, report)
 
 
+def assert_replayed(served: Served, desk: Desk, way: Narrow, target: Path) -> None:
+    """Carry the files of the outbox to another workspace; it has the same tree then."""
+    name = f"{desk.root.name}-copy"
+    with desk.open() as state:
+        replay.export(state, target)
+    (result,) = replay.replay(target, way, workspace=name)
+    way.workspace(name, tree_sequence=result.sequence, wait=60.0)
+    folders.assert_same(desk.root, served.data / "workspaces" / name / "tree")
+    with desk.open() as state:
+        outbox.discard_from(state, 1)
+
+
+def test_a_stream_that_a_bundle_file_names_gets_no_more_parts(
+    served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that grew since goes in parts of its own: whoever applies the files has the former stream no more."""
+    sealed_apart(desk, monkeypatch)
+    edit(desk, lambda old: old + os.urandom(2 * LIMIT))
+    desk.push()
+    assert_replayed(served, desk, way, tmp_path / "out")
+
+
+@pytest.mark.parametrize("at", [0, LIMIT + 5])
+def test_parts_that_are_files_and_of_no_use_are_replaced(
+    served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """A file that changed before the outbox had room for all its parts goes on where it is still the same."""
+    limits = wire.Limits(bundle_content_bytes=LIMIT)
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: limits)
+    desk.url = None
+    assert desk.push(outbox_limit=3 * LIMIT + LIMIT // 2).waiting
+    first = len(desk.outbox())
+    for _ in range(2):
+        edit(desk, lambda old: old[:at] + os.urandom(7) + old[at + 7 :])
+        assert desk.push(outbox_limit=6 * LIMIT).waiting
+    desk.push()
+    assert len(desk.outbox()) > first
+    assert_replayed(served, desk, way, tmp_path / "out")
+
+
+def test_parts_that_were_files_are_gone_on_with(
+    served: Served, desk: Desk, way: Narrow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sealed without a server, as far as the outbox took it, and has arrived, is not sent again."""
+    limits = wire.Limits(bundle_content_bytes=LIMIT)
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: limits)
+    desk.url = None
+    assert desk.push(outbox_limit=3 * LIMIT + LIMIT // 2).waiting
+    assert interrupted(desk, way, 2) == 3
+    with desk.open() as state:
+        assert outbox.head(state).acknowledged_sequence in (1, 2)
+    assert interrupted(desk, way, 2) >= 3
+    report = desk.push(transport=way)
+    assert report.content_bytes <= SIZE + 5 - 3 * LIMIT
+    assert_in_step(served, desk, report)
+
+
 def test_an_export_is_in_parts_and_can_be_replayed(
     served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
