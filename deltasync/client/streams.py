@@ -211,12 +211,14 @@ class Streams:
         found = parts.latest(state, operation.digest or "", operation.path)
         same: list[End] = []
         if found is not None:
-            stream.id, source = found, Source(state.root)
+            stream.id, source, ends = found, Source(state.root), parts.ends_of(state, found)
             try:
-                same = stream.common(source, parts.ends_of(state, found))
-                self._on_resumed(same[-1].offset if same else 0)
+                same = stream.common(source, ends)
+            except ContentChanged:  # whoever reads a part meets the trouble as well, and says so
+                same = [end for end in ends if end.offset < stream.size]
             finally:
                 source.close()
+            self._on_resumed(same[-1].offset if same else 0)
         parts.note_begun(state, stream.id, operation, size=stream.size, most=stream.most, ends=same)
 
     def left(self, stream: Stream) -> Iterator[Part]:

@@ -230,6 +230,25 @@ def test_the_parts_of_a_file_that_is_gone_are_released(served: Served, desk: Des
     assert_in_step(served, desk, report)
 
 
+@pytest.mark.parametrize("rescans", [True, False])
+@pytest.mark.parametrize("size", [None, LIMIT])
+def test_a_file_that_is_gone_before_its_next_part_stops_no_push(
+    served: Served, desk: Desk, way: Narrow, size: int | None, rescans: bool
+) -> None:
+    """What becomes of a file between the scan and its next part is trouble with this file alone."""
+    interrupted(desk, way, 4)
+    folders.write(desk.root, "also.txt", b"goes")
+
+    def lose(_: object) -> None:
+        (desk.root / BIG).unlink() if size is None else os.truncate(desk.root / BIG, size)
+
+    report = desk.push(transport=way, before=lose, rescans=rescans)
+    assert [each.path for each in report.problems] == ([] if rescans else [BIG])
+    tree = served.data / "workspaces" / desk.root.name / "tree"
+    assert (tree / "also.txt").read_bytes() == b"goes"
+    assert_in_step(served, desk, desk.push(transport=way))
+
+
 def test_a_file_that_was_renamed_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
     """Parts belong to the content, not to the name that it had."""
     arrived = interrupted(desk, way, 4)
