@@ -142,9 +142,9 @@ def note_named(state: State, sequence: int, streams: Iterable[bytes]) -> None:
 def note_acknowledged(state: State, sequence: int) -> None:
     """Forget the parts up to a bundle, and the streams whose content it made; joins the caller's transaction."""
     with state.writing():
-        query = "SELECT stream, start, size, digest FROM parts WHERE sequence <= ? AND digest NOT NULL ORDER BY sequence"
-        for stream, start, size, digest in state.db.execute(query, (sequence,)).fetchall():
-            note_received(state, Part(bytes(stream), start, size), bytes(digest))
+        query = "SELECT stream, start, size, digest FROM parts WHERE sequence <= ? AND digest NOTNULL ORDER BY sequence"
+        for stream, *run, digest in state.db.execute(query, (sequence,)).fetchall():
+            note_received(state, Part(bytes(stream), *run), bytes(digest))
         state.db.execute("DELETE FROM parts WHERE sequence <= ?", (sequence,))
         state.db.execute("DELETE FROM streams WHERE sealed <= ?", (sequence,))
 

@@ -391,7 +391,9 @@ def test_nothing_is_written_into_a_stream_that_becomes_a_blob(store: Store, mome
     assert check(store.config).findings == []
 
 
-def test_nothing_is_written_behind_a_hash_that_is_made_again(config: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_behind_a_hash_that_is_made_again(
+    config: StoreConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a part came while a stream was hashed, it is not taken for what it was."""
     sender = Sender()
     with Store(config) as store:
