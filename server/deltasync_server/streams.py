@@ -1,12 +1,15 @@
-"""Streams: large contents that arrive in parts, each written once, where it stays (spec ST-90 to ST-95)."""
+"""Streams: large contents that arrive in parts, each written once, where it stays (spec ST-90 to ST-96)."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +25,12 @@ from deltasync_server.state import State
 
 IDLE_SECONDS = 7 * 24 * 3600.0
 """A stream that no part came of for so long is removed."""
+GIVES_WAY_SECONDS = 60.0
+"""One that nobody uses for so long is removed where its space is needed."""
 _HASHES_MAX = 16
 _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
+_log = logging.getLogger(__name__)
 
 
 class StreamRow(NamedTuple):
@@ -54,6 +60,9 @@ class _Live:
     writers: list[Writer] = field(default_factory=list)
     begun: int = 0
     """How often somebody began to write."""
+    readers: int = 0
+    used: float = -math.inf
+    """When a bundle wrote to it or named it last, by the clock of this process."""
 
 
 class Streams:
@@ -142,6 +151,7 @@ class Streams:
                     writer.is_overtaken |= writer.end > part.offset
                 descriptor = self._open_at(part.stream, part.offset)
                 live.begun += 1
+                live.used = time.monotonic()
                 writer = Writer(live, part, sequence, descriptor, hashed, self._require_space, self._end)
                 live.writers.append(writer)
         return writer
@@ -189,12 +199,18 @@ class Streams:
     def _read(self, stream: bytes, size: int) -> Hasher:
         content, buffer, at = hasher(), memoryview(bytearray(_BUFFER_BYTES)), 0
         descriptor = os.open(stream.hex(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder.fd)
+        live = self._live(stream)
+        with self._lock:
+            live.readers += 1
         try:
             while at < size and (count := os.preadv(descriptor, [buffer[: size - at]], at)):
                 content.update(buffer[:count])
                 at += count
         finally:
             os.close(descriptor)
+            live.used = time.monotonic()
+            with self._lock:
+                live.readers -= 1
         if at < size:
             raise ContentMissing([stream.hex()])
         return content
@@ -233,6 +249,7 @@ class Streams:
             row = stream_row(db, stream)
         if row is None or row.workspace != workspace:
             return None
+        self._live(stream).used = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             return os.open(stream.hex(), flags, dir_fd=self.folder.fd), row.size
@@ -290,9 +307,31 @@ class Streams:
         self.remove(old)
         return len(old)
 
+    def release(self, size_bytes: int) -> None:
+        """Remove streams that nobody uses, the oldest first, where that frees so many bytes (spec ST-96)."""
+        before = time.time() - GIVES_WAY_SECONDS
+        with self._state.hold():
+            with self._state.read() as db:
+                rows = [row for row in stream_rows(db) if row.touched < before and not self._is_used(row)]
+            if sum(row.size for row in rows) < size_bytes:
+                return
+            for row in sorted(rows, key=lambda row: row.touched):
+                if size_bytes <= 0:
+                    return
+                _log.warning("stream %s is removed: its %d bytes of space are needed", row.id.hex(), row.size)
+                self.remove([row.id])  # first: a disk may be too full for the row to go, which names nothing then
+                with contextlib.suppress(DeltasyncError), self._state.write() as db:
+                    forget(db, [row.id])
+                size_bytes -= row.size
+
     def _is_live(self, row: StreamRow) -> bool:
         live = self._lives.get(row.id)
-        return live is not None and bool(live.writers)
+        return live is not None and bool(live.writers or live.readers)
+
+    def _is_used(self, row: StreamRow) -> bool:
+        live = self._lives.get(row.id)
+        is_recent = live is not None and time.monotonic() - live.used < GIVES_WAY_SECONDS
+        return is_recent or self._is_live(row)
 
     def remove(self, streams: Iterable[bytes]) -> None:
         """Remove the files of streams whose rows are gone."""
