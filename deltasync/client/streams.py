@@ -40,6 +40,8 @@ class Stream:
     """How many bytes a part has at most."""
     packed: bytes | None
     """The list of the chunks that travel, or of the runs between holes; None where the whole file does."""
+    is_doubted: bool = False
+    """What came of it was another content, and nothing else proves its runs: the whole file is read before more is."""
     _hashes: dict[int, Hasher] = field(default_factory=dict)
 
     def parts(self, offset: int) -> Iterator[Part]:
@@ -77,6 +79,10 @@ class Stream:
 
         Raises ContentChanged.
         """
+        if self.is_doubted:
+            for _ in source.read(self.operation):
+                pass
+            self.is_doubted = False
         with source.opened(self.operation) as descriptor:
             self._require_unchanged(descriptor)
             hashed = self._hashes.get(part.offset)
@@ -177,6 +183,7 @@ class Streams:
         self._state, self._on_resumed = state, on_resumed
         self._plans: dict[str, Plan] = {}
         self._open: dict[bytes, Stream] = {}
+        self._lost: set[str] = set()
 
     def planned(
         self, operations: Iterable[Operation], digests: Collection[str], plans: Mapping[str, Plan], most: int
@@ -197,6 +204,7 @@ class Streams:
         packed = (plan.packed if plan.chunks else runs_of(plan.recipe)) if plan else None
         size = plan.recipe.new_bytes if plan else operation.size
         stream = Stream(secrets.token_bytes(DIGEST_BYTES), operation, size, most, packed)
+        stream.is_doubted = plan is not None and not plan.chunks and operation.digest in self._lost
         if self._state is not None:
             self._resume(self._state, stream)
         self._open[stream.id] = stream
@@ -248,10 +256,11 @@ class Streams:
         return stream.digest_at(part.end) if stream else None
 
     def drop(self, lost: Collection[bytes]) -> None:
-        """Begin these streams anew, under other ids: the receiver lost them."""
+        """Begin these streams anew: the receiver lost them, or made another content of them."""
         for digest, plan in list(self._plans.items()):
             if plan.stream is not None and plan.stream.id in lost:
                 del self._plans[digest], self._open[plan.stream.id]
+                self._lost.add(digest)
 
     def forget(self) -> None:
         """Look at every file again before more of it is sent."""

@@ -282,6 +282,24 @@ def test_a_change_that_no_time_shows_is_refused_by_the_digest(served: Served, de
     assert_in_step(served, desk, report)
 
 
+def test_a_sparse_file_whose_change_no_time_shows_is_read_again(served: Served, desk: Desk, way: Narrow) -> None:
+    """Nothing proves its runs here; once the receiver has found out, the file is not sent again and again."""
+    path = desk.root / "disk.img"
+    with path.open("wb") as out:
+        out.write(os.urandom(3 * LIMIT))
+        out.truncate(8 * LIMIT)
+
+    def change(_: object) -> None:
+        before = path.stat()
+        with path.open("r+b") as out:
+            out.write(b"unseen")
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+
+    report = desk.push(transport=way, before=change)
+    assert sum(way.sent) < SIZE + 7 * LIMIT
+    assert_in_step(served, desk, report)
+
+
 @contextmanager
 def restarted(tmp_path: Path, desk: Desk, after: int) -> Iterator[tuple[Served, int]]:
     """Send some parts to a server of its own, stop it, and tell how many it has."""
