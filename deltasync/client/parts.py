@@ -55,9 +55,13 @@ def named_bytes(state: State, sequence: int) -> int:
 def ends_of(state: State, stream: bytes) -> list[End]:
     """Return where the parts end that the receiver has, or will have before anything that is sealed now."""
     row = state.db.execute("SELECT ends FROM streams WHERE id = ?", (stream,)).fetchone()
-    query = "SELECT start + size, digest FROM parts WHERE stream = ? AND digest IS NOT NULL ORDER BY sequence"
-    pending = state.db.execute(query, (stream,)).fetchall()
-    return [*_unpacked(row[0] if row else b""), *(End(end, bytes(digest)) for end, digest in pending)]
+    query = "SELECT start, start + size, digest FROM parts WHERE stream = ? AND digest IS NOT NULL ORDER BY sequence"
+    ends = _unpacked(row[0] if row else b"")
+    for start, end, digest in state.db.execute(query, (stream,)):
+        ends = [each for each in ends if each.offset <= start]  # a part replaces what was behind its beginning
+        if start == (ends[-1].offset if ends else 0):
+            ends.append(End(end, bytes(digest)))
+    return ends
 
 
 def sealed_end(state: State, stream: bytes) -> int:
@@ -69,8 +73,13 @@ def sealed_end(state: State, stream: bytes) -> int:
 
 
 def latest(state: State, digest: str, path: str) -> bytes | None:
-    """Return the stream of a content, else the one of what a path had before, or None."""
-    query = "SELECT id FROM streams WHERE digest = ?1 OR path = ?2 ORDER BY digest = ?1 DESC LIMIT 1"
+    """Return the stream of a content, else the one of what a path had before, or None.
+
+    One that a bundle names is over with it, before any part that is sealed now.
+    """
+    query = (
+        "SELECT id FROM streams WHERE sealed IS NULL AND (digest = ?1 OR path = ?2) ORDER BY digest = ?1 DESC LIMIT 1"
+    )
     row = state.db.execute(query, (digest, path)).fetchone()
     return bytes(row[0]) if row else None
 
@@ -84,8 +93,14 @@ def abandoned(state: State, kept: Collection[str]) -> Iterator[Part]:
 
 
 def note_begun(state: State, stream: bytes, operation: Operation, *, size: int, most: int, ends: Iterable[End]) -> None:
-    """Record which content a stream is to bring, and which of its parts the receiver has."""
+    """Record which content a stream is to bring, and which of its parts the receiver has.
+
+    Parts in bundle files that are of no use any more are replaced by what is sealed next.
+    """
+    ends = list(ends)
     with state.writing():
+        behind = "DELETE FROM parts WHERE stream = ? AND digest IS NOT NULL AND start + size > ?"
+        state.db.execute(behind, (stream, ends[-1].offset if ends else 0))
         row = (stream, operation.path, operation.digest, size, most, _packed(ends))
         state.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
 
@@ -127,6 +142,9 @@ def note_named(state: State, sequence: int, streams: Iterable[bytes]) -> None:
 def note_acknowledged(state: State, sequence: int) -> None:
     """Forget the parts up to a bundle, and the streams whose content it made; joins the caller's transaction."""
     with state.writing():
+        query = "SELECT stream, start, size, digest FROM parts WHERE sequence <= ? AND digest NOTNULL ORDER BY sequence"
+        for stream, *run, digest in state.db.execute(query, (sequence,)).fetchall():
+            note_received(state, Part(bytes(stream), *run), bytes(digest))
         state.db.execute("DELETE FROM parts WHERE sequence <= ?", (sequence,))
         state.db.execute("DELETE FROM streams WHERE sealed <= ?", (sequence,))
 

@@ -44,6 +44,8 @@ class Stream:
     """How many bytes a part has at most."""
     packed: bytes | None
     """The list of the chunks that travel, or of the runs between holes; None where the whole file does."""
+    is_doubted: bool = False
+    """What came of it was another content, and nothing else proves its runs: the whole file is read before more is."""
     _hashes: dict[int, Hasher] = field(default_factory=dict)
     _starts: array[int] = field(default_factory=partial(array, "Q"))
     """Where in the stream each chunk begins, once it was asked for."""
@@ -81,6 +83,10 @@ class Stream:
 
         Raises ContentChanged.
         """
+        if self.is_doubted:
+            for _ in source.read(self.operation):
+                pass
+            self.is_doubted = False
         with source.opened(self.operation) as descriptor:
             self._require_unchanged(descriptor)
             hashed = self._hashes.get(part.offset)
@@ -181,6 +187,7 @@ class Streams:
         self._state, self._on_resumed = state, on_resumed
         self._plans: dict[str, Plan] = {}
         self._open: dict[bytes, Stream] = {}
+        self._lost: set[str] = set()
 
     def planned(
         self, operations: Iterable[Operation], digests: Collection[str], plans: Mapping[str, Plan], most: int
@@ -201,6 +208,7 @@ class Streams:
         packed = (plan.packed if plan.chunks else runs_of(plan.recipe)) if plan else None
         size = plan.recipe.new_bytes if plan else operation.size
         stream = Stream(secrets.token_bytes(DIGEST_BYTES), operation, size, most, packed)
+        stream.is_doubted = plan is not None and not plan.chunks and operation.digest in self._lost
         if self._state is not None:
             self._resume(self._state, stream)
         self._open[stream.id] = stream
@@ -218,11 +226,11 @@ class Streams:
             stream.id, source, ends = found, Source(state.root), parts.ends_of(state, found)
             try:
                 same = stream.common(source, ends)
-                self._on_resumed(same[-1].offset if same else 0)
-            except ContentChanged:
-                same = ends  # whoever reads the next part meets that, and the file is looked at again
+            except ContentChanged:  # whoever reads a part meets the trouble as well, and says so
+                same = [end for end in ends if end.offset < stream.size]
             finally:
                 source.close()
+            self._on_resumed(same[-1].offset if same else 0)
         parts.note_begun(state, stream.id, operation, size=stream.size, most=stream.most, ends=same)
 
     def left(self, stream: Stream) -> Iterator[Part]:
@@ -252,10 +260,11 @@ class Streams:
         return stream.digest_at(part.end) if stream else None
 
     def drop(self, lost: Collection[bytes]) -> None:
-        """Begin these streams anew, under other ids: the receiver lost them."""
+        """Begin these streams anew: the receiver lost them, or made another content of them."""
         for digest, plan in list(self._plans.items()):
             if plan.stream is not None and plan.stream.id in lost:
                 del self._plans[digest], self._open[plan.stream.id]
+                self._lost.add(digest)
 
     def forget(self) -> None:
         """Look at every file again before more of it is sent."""

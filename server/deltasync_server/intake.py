@@ -25,6 +25,7 @@ from deltasync.core.errors import (
     ContentMissing,
     Corrupt,
     DeltasyncError,
+    HostBusy,
     NotOwner,
     Refused,
     RootMismatch,
@@ -304,7 +305,17 @@ class Intake:
         self.rooms.arrivals.await_turn(
             self.arrival, lambda: streams.is_next(arriving.part, header.sequence) or self._is_turn(header)
         )
-        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence))
+
+        def require_due() -> None:
+            with self.rooms.state.read() as db:
+                head = head_of(db, name)
+            if header.sequence <= head.sequence:  # written again, it would be taken from the stream
+                raise HostBusy("another upload brought this bundle meanwhile; sent again it gets its receipt")
+            if header.sequence > head.sequence + 1 and not streams.is_next(arriving.part, header.sequence):
+                raise SequenceGap(head.sequence + 1, header.sequence)
+
+        require_due()
+        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence, require_due))
         self._writer.take(arriving.views, arriving.read_digest)
         self.rooms.arrivals.note_part()
         staging.content_bytes += arriving.part.size
@@ -330,6 +341,8 @@ class Intake:
         for content in reader.contents():
             operation = content.operation
             row = present.get(bytes.fromhex(operation.digest or ""))
+            for base in content.recipe.bases if content.recipe and is_of_parts else ():
+                self._spend(base)
             if row is not None and self.rooms.cache.has_unchanged(row):
                 continue
             if content.recipe is None:
@@ -340,18 +353,13 @@ class Intake:
 
     def _take_stream(self, staging: Staging, operation: Operation, recipe: Recipe) -> bool:
         """Take a stream as it lies for the content that a recipe makes of it; False where it must be copied."""
-        for base in recipe.bases:
-            self._spend(base)
         segments = list(islice(recipe.segments(), 2))
         if segments != [(1, 0, operation.size)]:
             return False
-        digest = self.rooms.streams.whole(self.arrival.workspace, recipe.bases[0], operation)
-        if digest is None or digest.hex() != operation.digest:
-            return False
         with contextlib.suppress(OSError):  # no second name here: it is copied
-            self.rooms.streams.lend(recipe.bases[0], operation, staging.folder)
-            staging.take(operation, new_bytes=0)
-            return True
+            if self.rooms.streams.take_whole(self.arrival.workspace, recipe.bases[0], operation, staging.folder):
+                staging.take(operation, new_bytes=0)
+                return True
         return False
 
     def _assemble(self, staging: Staging, operation: Operation, recipe: Recipe, views: Iterator[memoryview]) -> None:

@@ -457,12 +457,13 @@ class Store:
     def require_space(self, size_bytes: int = 0) -> None:
         """Raise NoSpace when less than the reserve would be free after so many bytes were written.
 
-        Uploads that nobody is sending give way, where that is enough (spec ST-89).
+        Uploads and streams that nobody is sending give way, where that is enough (spec ST-89, ST-96).
         """
         free_bytes, reserve_bytes = self._space()
         if free_bytes - size_bytes < reserve_bytes:
-            self.uploads.release(size_bytes + reserve_bytes - free_bytes)
-            free_bytes, reserve_bytes = self._space()
+            for room in (self.uploads, self.streams):
+                room.release(size_bytes + reserve_bytes - free_bytes)
+                free_bytes, reserve_bytes = self._space()
         if free_bytes - size_bytes >= reserve_bytes:
             return
         needed = f"{bytes_text(size_bytes)} to write, " if size_bytes else ""
@@ -486,8 +487,8 @@ class Store:
 
 
 def make_room(data: Path) -> None:
-    """Remove what the store can do without: staged content, and uploads that are not complete (spec ST-89)."""
-    for name in ("staging", "uploads"):
+    """Remove what the store can do without: staged content, unfinished uploads, and streams (spec ST-89, ST-96)."""
+    for name in ("staging", "uploads", "parts"):
         with contextlib.suppress(FileNotFoundError), Folder.open(data / name) as folder:
             for each in folder.names():
                 remove_tree(folder, each)

@@ -1,18 +1,21 @@
-"""Streams: large contents that arrive in parts, each written once, where it stays (spec ST-90 to ST-95)."""
+"""Streams: large contents that arrive in parts, each written once, where it stays (spec ST-90 to ST-96)."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from deltasync.core.errors import ContentMissing, HostBusy, Refused
+from deltasync.core.errors import ContentMissing, DeltasyncError, HostBusy, Refused
 from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.part import Part
@@ -22,9 +25,12 @@ from deltasync_server.state import State
 
 IDLE_SECONDS = 7 * 24 * 3600.0
 """A stream that no part came of for so long is removed."""
+GIVES_WAY_SECONDS = 60.0
+"""One that nobody uses for so long is removed where its space is needed."""
 _HASHES_MAX = 16
 _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
+_log = logging.getLogger(__name__)
 
 
 class StreamRow(NamedTuple):
@@ -52,6 +58,11 @@ class _Live:
     lock: threading.Lock = field(default_factory=threading.Lock)
     hashed: _Hashed | None = None
     writers: list[Writer] = field(default_factory=list)
+    begun: int = 0
+    """How often somebody began to write."""
+    readers: int = 0
+    used: float = -math.inf
+    """When a bundle wrote to it or named it last, by the clock of this process."""
 
 
 class Streams:
@@ -113,28 +124,35 @@ class Streams:
             row = stream_row(db, stream)
         return row.size if row else 0
 
-    def begin(self, workspace: str, part: Part, sequence: int) -> Writer:
+    def begin(
+        self, workspace: str, part: Part, sequence: int, require_due: Callable[[], None] = lambda: None
+    ) -> Writer:
         """Begin to write the part of a bundle; whoever writes the same place of the stream now loses it (spec ST-92).
 
+        require_due: raises where the bundle was committed meanwhile; called while none can be.
         Raises ContentMissing, with the stream's id, where what comes before the part is not here (spec B-67).
         """
         hashed = self._hashed(part)
         with self._state.hold():
+            require_due()
             live = self._live(part.stream)
             with live.lock, self._state.read() as db:
-                row = stream_row(db, part.stream)
-                is_behind = live.hashed is not None and live.hashed.offset == part.offset
+                row, known = stream_row(db, part.stream), live.hashed
+                is_behind = known is not None and known.offset == part.offset
                 if row is not None and row.workspace != workspace:
                     raise ContentMissing([part.stream.hex()])
                 if part.offset > (row.size if row else 0) and not is_behind:
                     raise ContentMissing([part.stream.hex()])
                 if row is not None and row.size > part.offset:
                     self._cut_off(row, part.offset)
-                if live.hashed is not None and live.hashed.offset > part.offset:
+                if known is not None and known.offset > part.offset:
                     live.hashed = None
                 for writer in live.writers:
                     writer.is_overtaken |= writer.end > part.offset
-                writer = Writer(live, part, sequence, self._open(part.stream), hashed, self._require_space, self._end)
+                descriptor = self._open_at(part.stream, part.offset)
+                live.begun += 1
+                live.used = time.monotonic()
+                writer = Writer(live, part, sequence, descriptor, hashed, self._require_space, self._end)
                 live.writers.append(writer)
         return writer
 
@@ -148,15 +166,30 @@ class Streams:
         return self._read(part.stream, part.offset) if part.offset else hasher()
 
     def _end(self, writer: Writer, descriptor: int) -> None:
-        """Let a writer go; what began a stream and was not recorded leaves no file."""
-        live = writer.live
-        os.close(descriptor)
-        with self._state.hold(), live.lock:
-            live.writers.remove(writer)
-            if not live.writers and not self._durable_size(writer.part.stream):
-                live.hashed = None
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(writer.part.stream.hex(), dir_fd=self.folder.fd)
+        """Let a writer go; what was written and not recorded takes no space."""
+        live, stream = writer.live, writer.part.stream
+        try:
+            with self._state.hold(), live.lock:
+                live.writers.remove(writer)
+                if not live.writers and self._lives.get(stream) is live:  # else its file is another one, or gone
+                    self._keep_recorded(live, stream, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _keep_recorded(self, live: _Live, stream: bytes, descriptor: int) -> None:
+        with self._state.read() as db:
+            row = stream_row(db, stream)
+        size = row.size if row else 0
+        if live.hashed is not None and live.hashed.offset > size:
+            live.hashed = None
+        if not size:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(stream.hex(), dir_fd=self.folder.fd)
+        elif (status := os.fstat(descriptor)).st_size > size and status.st_nlink == 1:
+            os.ftruncate(descriptor, size)
+        if row and not size:
+            with contextlib.suppress(DeltasyncError), self._state.write() as db:  # a full disk may not take it
+                forget(db, [stream])
 
     def _cut_off(self, row: StreamRow, size: int) -> None:
         """Record that a stream is shorter, before its bytes from there on are written anew."""
@@ -166,22 +199,49 @@ class Streams:
     def _read(self, stream: bytes, size: int) -> Hasher:
         content, buffer, at = hasher(), memoryview(bytearray(_BUFFER_BYTES)), 0
         descriptor = os.open(stream.hex(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.folder.fd)
+        live = self._live(stream)
+        with self._lock:
+            live.readers += 1
         try:
             while at < size and (count := os.preadv(descriptor, [buffer[: size - at]], at)):
                 content.update(buffer[:count])
                 at += count
         finally:
             os.close(descriptor)
+            live.used = time.monotonic()
+            with self._lock:
+                live.readers -= 1
         if at < size:
             raise ContentMissing([stream.hex()])
         return content
 
-    def _open(self, stream: bytes) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with contextlib.suppress(PermissionError):
+    def _open_at(self, stream: bytes, offset: int) -> int:
+        """Return a descriptor to write a stream from an offset on, whose file is no blob and has all before it."""
+        if not offset and self._is_lent(stream):
+            os.unlink(stream.hex(), dir_fd=self.folder.fd)
+        descriptor = self._open(stream, create=not offset)
+        status = os.fstat(descriptor)
+        if status.st_nlink == 1 and status.st_size >= offset:
+            return descriptor
+        os.close(descriptor)
+        raise ContentMissing([stream.hex()])
+
+    def _is_lent(self, stream: bytes) -> bool:
+        """Tell whether a stream's file has another name: it is a blob, or may become one."""
+        try:
+            return self.folder.stat(stream.hex()).st_nlink > 1
+        except FileNotFoundError:
+            return False
+
+    def _open(self, stream: bytes, *, create: bool = False) -> int:
+        flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        try:
+            with contextlib.suppress(PermissionError):
+                return os.open(stream.hex(), flags, 0o600, dir_fd=self.folder.fd)
+            os.chmod(stream.hex(), 0o600, dir_fd=self.folder.fd)  # it was given a blob's mode for a commit that failed
             return os.open(stream.hex(), flags, 0o600, dir_fd=self.folder.fd)
-        os.chmod(stream.hex(), 0o600, dir_fd=self.folder.fd)  # it was given a blob's mode for a commit that failed
-        return os.open(stream.hex(), flags, 0o600, dir_fd=self.folder.fd)
+        except FileNotFoundError as error:
+            raise ContentMissing([stream.hex()]) from error
 
     def opened(self, workspace: str, stream: bytes) -> tuple[int, int] | None:
         """Return a descriptor to read a stream of this workspace, and its durable size; None where there is none."""
@@ -189,38 +249,52 @@ class Streams:
             row = stream_row(db, stream)
         if row is None or row.workspace != workspace:
             return None
+        self._live(stream).used = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             return os.open(stream.hex(), flags, dir_fd=self.folder.fd), row.size
         return None
 
-    def whole(self, workspace: str, stream: bytes, operation: Operation) -> bytes | None:
-        """Return the digest of a stream that is the whole content of an operation; None where it is not so long."""
+    def take_whole(self, workspace: str, stream: bytes, operation: Operation, staging: Folder) -> bool:
+        """Take a stream as it lies for the content of an operation, if it is that (spec ST-93); OSError: no links here.
+
+        Its file gets a second name in a staging folder, and is written no more.
+        """
         live = self._live(stream)
+        begun = live.begun
+        digest = self._digest_of_whole(live, workspace, stream, operation)
+        if digest is None or digest.hex() != operation.digest:
+            return False
+        with live.lock:
+            if live.begun != begun:
+                return False  # what was hashed may be other bytes by now
+            self._lend(live, stream, operation, staging)
+        return True
+
+    def _digest_of_whole(self, live: _Live, workspace: str, stream: bytes, operation: Operation) -> bytes | None:
         with live.lock, self._state.read() as db:
-            row = stream_row(db, stream)
+            row, hashed = stream_row(db, stream), live.hashed
             if row is None or (row.workspace, row.size) != (workspace, operation.size):
                 return None
-            hashed = live.hashed if live.hashed and live.hashed.offset == row.size else None
         try:
-            return (hashed.content if hashed else self._read(stream, operation.size)).digest()
+            is_known = hashed is not None and hashed.offset == operation.size
+            return (hashed.content if hashed and is_known else self._read(stream, operation.size)).digest()
         except FileNotFoundError:
             return None
 
-    def lend(self, stream: bytes, operation: Operation, staging: Folder) -> None:
-        """Give a whole stream's file a second name in a staging folder, as the content of an operation (spec ST-93)."""
-        live = self._live(stream)
-        with live.lock:
-            for writer in live.writers:
-                writer.is_overtaken = True
-            descriptor = self._open(stream)
-            try:
-                os.ftruncate(descriptor, operation.size)
-                os.fchmod(descriptor, EXECUTABLE_MODE if operation.executable else PLAIN_MODE)
-                os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
-            finally:
-                os.close(descriptor)
-            os.link(stream.hex(), operation.digest or "", src_dir_fd=self.folder.fd, dst_dir_fd=staging.fd)
+    def _lend(self, live: _Live, stream: bytes, operation: Operation, staging: Folder) -> None:
+        for writer in live.writers:
+            writer.is_overtaken = True
+        descriptor = self._open(stream)  # another name that it has already is that of this content, not committed
+        try:
+            if os.fstat(descriptor).st_size < operation.size:
+                raise ContentMissing([stream.hex()])
+            os.ftruncate(descriptor, operation.size)
+            os.fchmod(descriptor, EXECUTABLE_MODE if operation.executable else PLAIN_MODE)
+            os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
+        finally:
+            os.close(descriptor)
+        os.link(stream.hex(), operation.digest or "", src_dir_fd=self.folder.fd, dst_dir_fd=staging.fd)
 
     def expire(self, now: float) -> int:
         """Remove the streams that no part came of for a week; returns how many (spec ST-95)."""
@@ -233,9 +307,31 @@ class Streams:
         self.remove(old)
         return len(old)
 
+    def release(self, size_bytes: int) -> None:
+        """Remove streams that nobody uses, the oldest first, where that frees so many bytes (spec ST-96)."""
+        before = time.time() - GIVES_WAY_SECONDS
+        with self._state.hold():
+            with self._state.read() as db:
+                rows = [row for row in stream_rows(db) if row.touched < before and not self._is_used(row)]
+            if sum(row.size for row in rows) < size_bytes:
+                return
+            for row in sorted(rows, key=lambda row: row.touched):
+                if size_bytes <= 0:
+                    return
+                _log.warning("stream %s is removed: its %d bytes of space are needed", row.id.hex(), row.size)
+                self.remove([row.id])  # first: a disk may be too full for the row to go, which names nothing then
+                with contextlib.suppress(DeltasyncError), self._state.write() as db:
+                    forget(db, [row.id])
+                size_bytes -= row.size
+
     def _is_live(self, row: StreamRow) -> bool:
         live = self._lives.get(row.id)
-        return live is not None and bool(live.writers)
+        return live is not None and bool(live.writers or live.readers)
+
+    def _is_used(self, row: StreamRow) -> bool:
+        live = self._lives.get(row.id)
+        is_recent = live is not None and time.monotonic() - live.used < GIVES_WAY_SECONDS
+        return is_recent or self._is_live(row)
 
     def remove(self, streams: Iterable[bytes]) -> None:
         """Remove the files of streams whose rows are gone."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, give, tree_of
 
-from deltasync.core import wire
+from deltasync.core import bundle, wire
 from deltasync.core.errors import NoSpace, NotFound
 from deltasync.core.hashing import digest_of
+from deltasync.core.part import Part
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
@@ -204,6 +205,78 @@ def test_uploads_that_would_not_be_enough_stay(disk: Path) -> None:
         with pytest.raises(NoSpace):
             give(store, *sender.seal(sender.tree(b=b"small")))
         assert os.listdir(disk / "data/uploads") == [upload_id]
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is not in use right now is one that nobody uses."""
+    monkeypatch.setattr("deltasync_server.streams.GIVES_WAY_SECONDS", -1.0)
+
+
+def send_half(store: Store, sender: Sender, size: int) -> None:
+    """Send the first part of a content."""
+    content = os.urandom(size)
+    metadata = sender.compose([], sender.root, "parts")
+
+    def read(_: Part) -> Generator[bytes, None, bytes]:
+        yield content
+        return digest_of(content)
+
+    give(store, metadata, b"".join(bundle.seal_part(metadata, Part(b"\x01" * 32, 0, size), read)))
+    sender.sequence += 1
+
+
+def test_half_a_content_fills_no_disk_for_good(disk: Path, late: None) -> None:
+    """Where a bundle needs space, parts that nobody goes on with give way (spec ST-96)."""
+    sender = Sender()
+    with Store(StoreConfig(disk / "data")) as store:
+        store.recover()
+        send_half(store, sender, 8_000_000)
+        fill(disk, 500_000)
+        sender.send(store, sender.tree(b=b"small"))
+        assert os.listdir(disk / "data/parts") == [] and store.figures()["streams"] == 0
+        assert_tree(store, sender)
+
+
+def test_parts_that_would_not_be_enough_stay(disk: Path, late: None) -> None:
+    """Nothing is taken from a sender in vain."""
+    sender = Sender()
+    with Store(StoreConfig(disk / "data")) as store:
+        store.recover()
+        send_half(store, sender, 1_000)
+        fill(disk, 500_000)
+        with pytest.raises(NoSpace):
+            give(store, *sender.seal(sender.tree(b=b"small")))
+        assert len(os.listdir(disk / "data/parts")) == 1
+
+
+def test_parts_that_somebody_uses_stay(disk: Path) -> None:
+    """A minute must pass: the next part may be on its way."""
+    sender = Sender()
+    with Store(StoreConfig(disk / "data")) as store:
+        store.recover()
+        send_half(store, sender, 8_000_000)
+        fill(disk, 500_000)
+        with pytest.raises(NoSpace):
+            give(store, *sender.seal(sender.tree(b=b"small")))
+        assert store.figures()["stream_bytes"] == 8_000_000
+
+
+@pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000])
+def test_a_store_starts_on_a_disk_that_parts_have_filled(disk: Path, leave_bytes: int) -> None:
+    """Streams are given up before a store is not opened (spec ST-96)."""
+    sender = Sender()
+    config = StoreConfig(disk / "data")
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"first"))
+        send_half(store, sender, 8_000_000)
+    fill(disk, leave_bytes)
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(c=b"second"))
+        assert_tree(store, sender)
+        assert not os.listdir(disk / "data/parts")
 
 
 @pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000, 80_000])

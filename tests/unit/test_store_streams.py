@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -15,7 +16,7 @@ from sender import BOB, NAME, Sender, assert_tree, blob_of, give
 from deltasync.core import bundle, recipe, wire
 from deltasync.core.bundle import Metadata
 from deltasync.core.delta import diff
-from deltasync.core.errors import ContentMissing, HostBusy, Refused
+from deltasync.core.errors import ContentMissing, HostBusy, Refused, SequenceGap
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
@@ -132,6 +133,72 @@ def test_a_part_of_another_digest_leaves_nothing(store: Store) -> None:
     assert_tree(store, sender)
 
 
+def test_what_was_not_recorded_of_a_part_takes_no_space(store: Store) -> None:
+    """A part that fails, of a full disk as well, gives back what it took, and its stream is as it was."""
+    sender, path = Sender(), store.config.data / "parts" / STREAM.hex()
+    send_part(store, sender, 0, 100_000)
+    with pytest.raises(Refused, match="B-66"):
+        give(store, *sealed_part(sender, 100_000, 200_000, digest=bytes(32)))
+    assert path.stat().st_size == 100_000
+    with pytest.raises(Refused, match="B-66"):
+        give(store, *sealed_part(sender, 0, 100_000, digest=bytes(32)))
+    assert held(store) == [] and store.figures()["streams"] == 0
+    send_parts(store, sender)
+    send_made(store, sender, whole())
+    assert_tree(store, sender)
+
+
+def test_a_writer_of_a_stream_that_is_over_leaves_the_next_alone(store: Store) -> None:
+    """An upload that ends late removes no file that another one began meanwhile under the same id."""
+    sender = Sender()
+    part = Part(STREAM, 0, 100_000)
+    with store.streams.begin(NAME, part, 1):
+        send_parts(store, sender)
+        send_made(store, sender, whole())
+        send_part(store, sender, 0, 100_000)
+    assert held(store) == [STREAM.hex()]
+
+
+def test_a_part_whose_turn_does_not_come_is_told_of_the_gap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the part before it takes too long nothing is lost: the stream is not asked for again."""
+    monkeypatch.setattr("deltasync_server.intake.TURN_SECONDS", 0.01)
+    sender = Sender()
+    metadata, sealed = sealed_part(sender, 0, 100_000)
+    sender.sequence += 1
+    following = sealed_part(sender, 100_000, 200_000)
+    told: list[Exception] = []
+
+    def overtake(*_: object) -> None:
+        if not told:
+            with pytest.raises(SequenceGap) as caught:
+                give(store, *following)
+            told.append(caught.value)
+
+    store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=overtake)
+    assert told
+    assert not give(store, *following).duplicate
+
+
+def test_a_part_that_is_committed_meanwhile_is_not_written_again(store: Store) -> None:
+    """Of two uploads of one part the one that comes late takes nothing back of the stream."""
+    sender = Sender()
+    send_part(store, sender, 0, 100_000)
+    metadata, sealed = sealed_part(sender, 100_000, 200_000)
+    firsts: list[wire.Receipt] = []
+
+    def overtake(*_: object) -> None:
+        if not firsts:
+            firsts.append(give(store, metadata, sealed))
+
+    with pytest.raises(HostBusy):
+        store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=overtake)
+    sender.sequence += 1
+    assert give(store, metadata, sealed).duplicate
+    send_part(store, sender, 200_000, 300_000)
+    send_made(store, sender, whole())
+    assert_tree(store, sender)
+
+
 @pytest.mark.parametrize("start", [1, 100_000, 2**40])
 def test_a_part_without_those_before_it_is_asked_for(store: Store, start: int) -> None:
     """A receiver that lacks what comes before names the stream."""
@@ -196,6 +263,16 @@ def test_a_recipe_mixes_a_stream_with_bases_and_new_bytes(store: Store) -> None:
         [recipe.Segment(2, 0, 1_000), recipe.Segment(1, 500, 700), recipe.Segment(0, 0, 3), recipe.Segment(2, 5, 10)],
     )
     send_made(store, sender, made, CONTENT[:1_000] + old[500:1_200] + b"new" + CONTENT[5:15], b"new")
+    assert_tree(store, sender)
+    assert held(store) == []
+
+
+def test_a_stream_of_what_came_otherwise_is_over_as_well(store: Store) -> None:
+    """Content that another workspace brought meanwhile needs no stream; the bundle that names it ends that."""
+    sender, other = Sender(), Sender(name=WorkspaceName("other"))
+    send_parts(store, sender)
+    other.send(store, other.tree(copy=CONTENT))
+    send_made(store, sender, whole())
     assert_tree(store, sender)
     assert held(store) == []
 
@@ -286,6 +363,82 @@ def test_of_two_that_write_one_place_the_last_goes_on(store: Store) -> None:
     found = store.streams.opened(NAME, STREAM)
     assert found is not None and found[1] == 100_000
     os.close(found[0])
+
+
+@pytest.mark.parametrize("start", [0, 100_000])
+@pytest.mark.parametrize("moment", [1, 2])
+def test_nothing_is_written_into_a_stream_that_becomes_a_blob(store: Store, moment: int, start: int) -> None:
+    """A part of the same stream that comes before the commit does not change what is committed, nor when hashed."""
+    sender = Sender()
+    send_parts(store, sender)
+    metadata, sealed = sealed_made(sender, whole())
+    other = CONTENT[:start] + bytes(100_000)
+    moments = 0
+
+    def meddle(*_: object) -> None:
+        nonlocal moments
+        moments += 1
+        if moments == moment:
+            part = Part(STREAM, start, 100_000)
+            with contextlib.suppress(ContentMissing), store.streams.begin(NAME, part, sender.sequence + 1) as writer:
+                writer.take(iter([memoryview(other)[start:]]), lambda: digest_of(other))
+
+    with contextlib.suppress(ContentMissing):
+        store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=meddle)
+        sender.move_on({**sender.flat, **sender.tree(big=CONTENT)})
+    assert_tree(store, sender)
+    store.stop()
+    assert check(store.config).findings == []
+
+
+def test_nothing_is_written_behind_a_hash_that_is_made_again(
+    config: StoreConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a part came while a stream was hashed, it is not taken for what it was."""
+    sender = Sender()
+    with Store(config) as store:
+        store.recover()
+        send_parts(store, sender)
+    with Store(config) as store:
+        store.recover()
+        preadv, part = os.preadv, Part(STREAM, 0, 100_000)
+
+        def read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+            count = preadv(descriptor, buffers, offset)
+            if offset + count == len(CONTENT):
+                monkeypatch.undo()
+                with store.streams.begin(NAME, part, sender.sequence + 1) as writer:
+                    writer.take(iter([memoryview(bytes(100_000))]), lambda: digest_of(bytes(100_000)))
+            return count
+
+        monkeypatch.setattr(os, "preadv", read)
+        with pytest.raises(ContentMissing):
+            send_made(store, sender, whole())
+        assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("size", [None, 150_000])
+def test_a_stream_whose_file_is_gone_is_asked_for(store: Store, size: int | None) -> None:
+    """Where somebody took the file, or bytes of it, zeros do not take their place."""
+    sender = Sender()
+    path = store.config.data / "parts" / STREAM.hex()
+
+    def lose() -> None:
+        path.unlink() if size is None else os.truncate(path, size)
+
+    send_part(store, sender, 0, 100_000)
+    send_part(store, sender, 100_000, 200_000)
+    lose()
+    with pytest.raises(ContentMissing) as caught:
+        send_part(store, sender, 200_000, 300_000)
+    assert caught.value.missing == [STREAM.hex()]
+    send_parts(store, sender)
+    lose()
+    with pytest.raises(ContentMissing):
+        send_made(store, sender, whole())
+    send_parts(store, sender)
+    send_made(store, sender, whole())
+    assert_tree(store, sender)
 
 
 def test_parts_take_no_place_among_the_kept_sequences(tmp_path: Path) -> None:
