@@ -44,7 +44,7 @@ _COPY = ".copy"
 BUFFER_BYTES = 1 << 20
 _NAME = re.compile(rf"([0-9a-f]{{64}})({re.escape(PART)}|{re.escape(RANGES)})?")
 _EXECUTE, _READ = 0o111, 0o444
-_UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC if hasattr(os, "O_TMPFILE") else None
+_UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC if hasattr(os, "O_TMPFILE") and hasattr(os, "O_CLOEXEC") else None
 """To make a file that goes with its descriptor unless it gets a name; None where the system has no such files."""
 
 

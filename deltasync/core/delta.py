@@ -154,7 +154,8 @@ def diff(old: bytes, new: bytes, load: Loader, renames: Mapping[str, str] | None
     found = _moves_by_digest(changes, moved_load, room=DIRECTORY_MOVES_MAX - len(moves))
     if found:
         back = _Translation(moves)
-        moves |= {path: back(source) for path, source in found.items()}
+        # What a moved directory took along and gave back is where it was: no operation says that (spec B-37).
+        moves |= {path: back(source) for path, source in found.items() if back(source) != path}
         base, moved_load = _after_moves(old, moves, load)
         changes = _compare(base, new, moved_load)
     return _operations(changes, moves, old, load, moved_load, hints)
@@ -190,9 +191,11 @@ class _Translation:
 def moved_since(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
     """Return new path -> first path of directories, where both say new path -> path before, one after the other."""
     back, forward = _Translation(earlier), _Translation({source: path for path, source in later.items()})
-    return {forward(path): source for path, source in earlier.items()} | {
-        path: back(source) for path, source in later.items()
-    }
+    pairs = [(forward(path), source) for path, source in earlier.items()]
+    pairs += [(path, back(source)) for path, source in later.items()]
+    # What took the place of something that had moved away before was not there at first.
+    first = {source: path for path, source in reversed(pairs) if path != source}
+    return {path: source for source, path in first.items()}
 
 
 def _hinted_moves(old: bytes, new: bytes, load: Loader, hints: Mapping[str, str]) -> dict[str, str]:
@@ -379,11 +382,15 @@ def _pick(
     if not candidates:
         return None
     folder, _, name = path.rpartition("/")
-    hinted = next((source for source in candidates if back(source) == hints[path]), None) if path in hints else None
-    same_name = (source for source in candidates if source.rpartition("/")[2] == name)
-    same_folder = (source for source in candidates if source.rpartition("/")[0] == folder)
-    chosen = hinted or next(same_name, None) or next(same_folder, None) or next(iter(candidates))
-    if entry.size == 0 and chosen != hinted:
+
+    def others() -> Iterator[str]:
+        return (source for source in candidates if back(source) != path)  # as with directories (spec B-37)
+
+    hinted = next((source for source in others() if back(source) == hints[path]), None) if path in hints else None
+    same_name = (source for source in others() if source.rpartition("/")[2] == name)
+    same_folder = (source for source in others() if source.rpartition("/")[0] == folder)
+    chosen = hinted or next(same_name, None) or next(same_folder, None) or next(others(), None)
+    if chosen is None or (entry.size == 0 and chosen != hinted):
         return None  # every empty file has this digest: without the inode's word it is no move
     del candidates[chosen]
     return chosen

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from trees import Flat, Objects, flat_trees, shuffled
 
-from deltasync.core.delta import apply, cut, diff
-from deltasync.core.manifest import Kind, Verb
+from deltasync.core.delta import apply, cut, diff, moved_since
+from deltasync.core.manifest import Entry, Kind, Verb
+from deltasync.core.metadata import check_operations
 
 
 def _check(old: Flat, new: Flat, renames: dict[str, str], max_operations: int) -> None:
     objects = Objects()
     old_root, new_root = objects.build(old), objects.build(new)
     operations = diff(old_root, new_root, objects.load, renames)
+    check_operations(operations)
     whole = apply(old_root, operations, objects.load)
     assert whole.root == new_root
     assert whole.files == _files(new) - _files(old)
@@ -71,3 +74,36 @@ def test_everything_can_be_deleted_and_the_guard_sees_how_much(tree: Flat) -> No
     operations = diff(objects.build(tree), objects.build({}), objects.load)
     assert all(operation.operation is Verb.DELETED and "/" not in operation.path for operation in operations)
     assert apply(objects.build(tree), operations, objects.load).entries_dropped == len(tree)
+
+
+def test_what_a_moved_folder_took_along_and_gave_back_is_no_move() -> None:
+    """A folder moves, and a file and a folder of it come back to where they were: both are created again."""
+    objects = Objects()
+    file = Entry("f", Kind.FILE, size=1, digest=b"f" * 32)
+
+    def flat(**folders: str) -> Flat:
+        tree: Flat = {}
+        for folder, names in folders.items():
+            tree[folder] = Entry(folder, Kind.DIRECTORY)
+            for name in names:
+                tree[f"{folder}/{name}"] = replace(file, name=name, digest=name.encode() * 32)
+            tree |= (
+                {f"{folder}/sub": Entry("sub", Kind.DIRECTORY), f"{folder}/sub/g": replace(file, name="g")}
+                if ("s" in names)
+                else {}
+            )
+        return tree
+
+    old, new = objects.build(flat(a="fghs")), objects.build(flat(b="gh", a="fs"))
+    operations = diff(old, new, objects.load, {"b": "a"})
+    check_operations(operations)
+    assert apply(old, operations, objects.load).root == new
+
+
+def test_moves_one_after_the_other_are_one() -> None:
+    """What moved twice came from the first place; what moved back did not move; what is new there came from nowhere."""
+    assert moved_since({"b": "a"}, {"c": "b"}) == {"c": "a"}
+    assert moved_since({"b": "a"}, {"a": "b"}) == {}
+    assert moved_since({"b": "a"}, {"c": "a"}) == {"b": "a"}
+    assert moved_since({"b": "a"}, {"x": "b/y"}) == {"b": "a", "x": "a/y"}
+    assert moved_since({"b/y": "z"}, {"c": "b"}) == {"c/y": "z", "c": "b"}
