@@ -403,7 +403,8 @@ class Writer:
     def make_durable(self, folder: Folder) -> None:
         """Make the bytes durable, and the file's name (spec ST-91)."""
         os.fsync(self._descriptor)
-        folder.fsync()
+        if not self.part.offset:  # the name of what was recorded before is durable
+            folder.fsync()
 
     def record(self, db: sqlite3.Connection, workspace: str, now: float) -> None:
         """Record what was written; nobody else can begin to write while the transaction is open."""
