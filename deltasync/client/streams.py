@@ -118,7 +118,7 @@ class Stream:
         return hashed.digest() if hashed else None
 
     def common(self, source: Source, ends: Iterable[End]) -> list[End]:
-        """Return how many of the parts that a receiver has are what this stream begins with, in order."""
+        """Return where those parts end, of the ones that a receiver has, that this stream still begins with."""
         same: list[End] = []
         hashed = hasher()
         with source.opened(self.operation) as descriptor:

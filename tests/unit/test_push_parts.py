@@ -16,12 +16,12 @@ import pytest
 from desk import Desk, Meddler
 from serving import Served, serving
 
-from deltasync.client import outbox, pack, parts, replay
+from deltasync.client import outbox, parts, replay
 from deltasync.client import status as halves
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
 from deltasync.client.transport import open_transport
 from deltasync.core import wire
-from deltasync.core.errors import HostUnreachable
+from deltasync.core.errors import HostUnreachable, SequenceConflict
 from deltasync.core.hashing import digest_of
 
 LIMIT = 1 << 20
@@ -569,14 +569,15 @@ def test_an_export_is_in_parts_and_can_be_replayed(
 
 
 def test_a_part_that_is_missing_is_named(
-    served: Served, desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, way: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replay stops where a part is not there, as for any bundle; one that was damaged is told from its digest."""
-    files = sealed_apart(desk, monkeypatch)
-    carried, metadata = pack.verify(files[1]), pack.verify(files[2])
-    assert carried.manifest.requires == metadata.manifest.requires == ["parts"]
-    assert not carried.operations
+    """A replay stops where a part is not there, as for any bundle, and says which one is needed."""
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: wire.Limits(bundle_content_bytes=LIMIT))
     with desk.open() as state:
-        outbox.discard_from(state, 1)
-    report = desk.push(transport=way)
-    assert_in_step(served, desk, report)
+        desk.observe(state)
+        done = replay.export(state, tmp_path / "out", full=True)
+    done.paths[2].unlink()
+    name = f"{desk.root.name}-gap"
+    with pytest.raises(SequenceConflict, match="bundle 3 of .* is missing"):
+        replay.replay(tmp_path / "out", way, workspace=name)
+    assert way.workspace(name).sequence == 2
