@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import folders
+from serving import Served
+
+from deltasync.client import outbox
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.push import Pusher, PushOptions, PushReport, Transport
 from deltasync.client.scan import ScanOptions, scan
@@ -110,3 +114,12 @@ class Meddler:
             self.on_send.pop(0)()
         receipt = self.inner.send_bundle(*arguments, **options)
         return self.receipts.pop(0)(receipt) if self.receipts else receipt
+
+
+def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
+    """Fail unless both sides state one root, the plain tree is the folder, byte by byte, and nothing waits."""
+    head: dict[str, Any] = served.get(f"/api/v1/workspaces/{desk.root.name}").json
+    assert (head["root"], head["sequence"], head["tree_sequence"]) == (report.root, report.sequence, report.sequence)
+    folders.assert_same(desk.root, served.data / "workspaces" / desk.root.name / "tree")
+    with desk.open() as state:
+        assert outbox.pending(state) == []

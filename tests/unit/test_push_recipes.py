@@ -11,12 +11,12 @@ from typing import Any
 import folders
 import msgspec
 import pytest
-from desk import Desk, Meddler
+from desk import Desk, Meddler, assert_in_step
 from serving import Served, serving
 
 from deltasync.client import outbox, recipes
 from deltasync.client.ignore import IgnoreRules
-from deltasync.client.push import Pusher, PushOptions, PushReport
+from deltasync.client.push import Pusher, PushOptions
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import open_transport
@@ -85,14 +85,6 @@ def edited(old: bytes) -> bytes:
 def blob_of(served: Served, content: bytes) -> Path:
     name = digest_of(content).hex()
     return served.data / "cache" / name[:2] / name
-
-
-def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
-    head: dict[str, Any] = served.get(f"/api/v1/workspaces/{desk.root.name}").json
-    assert (head["root"], head["sequence"], head["tree_sequence"]) == (report.root, report.sequence, report.sequence)
-    folders.assert_same(desk.root, served.data / "workspaces" / desk.root.name / "tree")
-    with desk.open() as state:
-        assert outbox.pending(state) == []
 
 
 def test_a_changed_file_sends_what_is_new(served: Served, desk: Desk, way: Counting) -> None:

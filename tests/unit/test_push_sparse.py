@@ -6,19 +6,17 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import folders
 import msgspec
 import pytest
 import sparse
-from desk import Desk, Meddler
+from desk import Desk, Meddler, assert_in_step
 from serving import Served, serving
 from user import User
 
 from deltasync.client import holes, pack, ranges, replay
 from deltasync.client.pieces import SLOWEST_HASH_BYTES_PER_SECOND, making_seconds
-from deltasync.client.push import PushReport
 from deltasync.client.seal import Writer, composed
 from deltasync.client.transport import open_transport
 from deltasync.core.delta import diff
@@ -65,12 +63,6 @@ def way(served: Served) -> Iterator[Meddler]:
 def blob_of(served: Served, content: bytes) -> Path:
     name = digest_of(content).hex()
     return served.data / "cache" / name[:2] / name
-
-
-def assert_in_step(served: Served, desk: Desk, report: PushReport) -> None:
-    head: dict[str, Any] = served.get(f"/api/v1/workspaces/{desk.root.name}").json
-    assert (head["root"], head["sequence"], head["tree_sequence"]) == (report.root, report.sequence, report.sequence)
-    folders.assert_same(desk.root, served.data / "workspaces" / desk.root.name / "tree")
 
 
 def assert_sparse(served: Served, desk: Desk, path: str = DISK) -> None:
