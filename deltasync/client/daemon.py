@@ -120,7 +120,7 @@ class _Watching:
         An empty folder without state may be the bare place of something that was unmounted, and one that changes may
         be in the middle of being deleted: nothing is made there.
         """
-        self.publish(doing="unavailable")
+        self.publish(doing="unavailable", obstacle=gone(self._root).sentence)
         before, next_at = None, time.monotonic() + RETURN_SECONDS
         while not self.control.is_stopping:
             self.control.rest(next_at - time.monotonic())

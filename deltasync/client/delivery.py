@@ -118,7 +118,8 @@ class Delivery:
         try:
             self._run(self._unattended(), is_online=self._is_online())
         except GuardStopped as error:
-            self.guard = self._told(self.guard, What.GUARD, error)
+            before, self.guard = self.guard, error.sentence
+            self._say_first(before, What.GUARD, error)
         except (HostUnreachable, HostBusy) as error:
             self._go_offline(error.sentence)
         except NotADeltasyncServer as error:
@@ -126,7 +127,8 @@ class Delivery:
                 raise
             self._go_offline(error.sentence)
         except _PASSING as error:
-            self.trouble = self._told(self.trouble, What.TROUBLE, error)
+            before, self.trouble = self.trouble, error.sentence
+            self._say_first(before, What.TROUBLE, error)
         finally:
             self._hold()
 
@@ -149,7 +151,8 @@ class Delivery:
             self._go_offline(error.sentence)
             raise
         except GuardStopped as error:
-            self.guard = self._told(self.guard, What.GUARD, error)
+            before, self.guard = self.guard, error.sentence
+            self._say_first(before, What.GUARD, error)
             raise
         finally:
             self._hold()
@@ -267,24 +270,22 @@ class Delivery:
         else:
             self._say(What.SEALED, f"sealed {report.sequence}: {words}; {report.pending} bundle(s) wait", **facts)
 
-    def _told(self, before: str | None, what: What, error: DeltasyncError) -> str:
+    def _say_first(self, before: str | None, what: What, error: DeltasyncError) -> None:
         if before is None:
             self._say(what, error.sentence, code=error.code)
-        return error.sentence
 
     def _come_online(self) -> None:
         self._was_reached = self._is_greeted = True
         self._attempt = 0
         self._stop_probe()
-        if self.offline is not None:
+        before, self.offline = self.offline, None
+        if before is not None:
             self._say(What.ONLINE, f"the server at {self.url} answers again", url=self.url)
-            self.offline = None
 
     def _go_offline(self, reason: str) -> None:
         if self.offline is None:
-            since = datetime.now(UTC).isoformat(timespec="seconds")
+            self.offline = Offline(since=datetime.now(UTC).isoformat(timespec="seconds"), reason=reason)
             self._say(What.OFFLINE, f"{reason}; changes are sealed and wait", url=self.url, reason=reason)
-            self.offline = Offline(since=since, reason=reason)
         if self._probe is None:
             self._start_probe()
 

@@ -113,7 +113,7 @@ class Watcher:
         self._delivery.close()
 
     def live(self) -> dict[str, Any]:
-        """Return what changes from moment to moment; called from other threads."""
+        """Return what changes from moment to moment, never older than what was said last; called from other threads."""
         now, lookout, delivery = time.monotonic(), self._lookout, self._delivery
         waiting = lookout.hints.waiting()[:SHOWN_MAX]
         progress = delivery.progress
@@ -131,6 +131,10 @@ class Watcher:
             "offline": None if delivery.offline is None else msgspec.to_builtins(delivery.offline),
             "read": {"files": lookout.read[0], "bytes": lookout.read[1]} if lookout.read[0] else None,
             "progress": None if progress is None else msgspec.to_builtins(progress),
+            "obstacle": self._obstacle,
+            "guard": delivery.guard,
+            "full": delivery.full,
+            "trouble": delivery.trouble,
         }
 
     def _go_round(self) -> None:
@@ -158,14 +162,14 @@ class Watcher:
 
     def _meet(self, what: What, error: DeltasyncError) -> None:
         """Say once what keeps us from looking; it is tried again until it passes."""
-        if self._obstacle is None:
+        before, self._obstacle = self._obstacle, error.sentence
+        if before is None:
             self._say(what, error.sentence, code=error.code)
-        self._obstacle = error.sentence
 
     def _clear(self) -> None:
-        if self._obstacle is not None:
+        before, self._obstacle = self._obstacle, None
+        if before is not None:
             self._say(What.AVAILABLE, f"{shown(str(self._state.root))} can be looked at again")
-            self._obstacle = None
 
     def _look_again(self, folders: Collection[str]) -> None:
         self._lookout.look_again(folders)
@@ -242,14 +246,10 @@ class Watcher:
         delivery = self._delivery
         self._publish(
             doing="idle" if self._obstacle is None else "unavailable",
-            obstacle=self._obstacle,
             url=delivery.url,
             local=msgspec.to_builtins(local),
             coverage=msgspec.to_builtins(self._lookout.coverage()),
             scan_seconds=round(self._lookout.look_seconds, 3),
-            guard=delivery.guard,
-            full=delivery.full,
-            trouble=delivery.trouble,
             problems=[{"path": path, "reason": reason} for path, reason in sorted(self._problems.items())[:SHOWN_MAX]],
         )
 
