@@ -43,7 +43,7 @@ def _bring_up_to_date(
     if version < len(migrations):
         if read_only:
             raise Corrupt(f"{path} has the older schema {version}; run a writing command once to migrate it")
-        _migrate(connection, migrations, version)
+        _migrate(connection, migrations)
 
 
 def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
@@ -57,11 +57,12 @@ def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, migrations: Sequence[str], version: int) -> None:
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     from sqlite_utils import Database  # imported here: costs 0.1 s and only a new schema needs it
 
     database = Database(connection)
     with transaction(connection):
+        version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
         for number, script in enumerate(migrations[version:], start=version + 1):
             for statement in filter(str.strip, script.split(";")):
                 database.execute(statement)

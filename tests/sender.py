@@ -18,6 +18,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation
 from deltasync.core.names import WorkspaceName
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 NAME = WorkspaceName("proj")
 ALICE, BOB = "a" * 32, "b" * 32
@@ -140,9 +141,9 @@ def give_file(store: Store, content: bytes, path: str = "/home/alice/f") -> wire
     """Upload a plain file in one piece."""
     digest = digest_of(content).hex()
     asked = wire.UploadRequest(kind="file", hostname="host", filepath=path, file_size=len(content), blake3=digest)
-    upload = store.uploads.initiate(asked).upload_id
-    store.uploads.put(upload, 0, io.BytesIO(content))
-    stored = store.complete_upload(upload, wire.UploadComplete())
+    upload = store.uploads.initiate(DEFAULT, asked).upload_id
+    store.uploads.put(DEFAULT, upload, 0, io.BytesIO(content))
+    stored = store.complete_upload(DEFAULT, upload, wire.UploadComplete())
     assert isinstance(stored, wire.StoredFile)
     return stored
 

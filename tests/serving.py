@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Served:
     data: Path
     url: str
     log: Path
+    token: str = ""
+    """What requests show, if anything."""
     port: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,12 +69,17 @@ class Served:
         """Make one request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
+            shown = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused in the middle: read the answer
-                connection.request(method, path, body, dict(headers or {}))
+                connection.request(method, path, body, {**shown, **(headers or {})})
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:
             connection.close()
+
+    def showing(self, token: str) -> Served:
+        """Return the same server for requests that show a token."""
+        return replace(self, token=token)
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Make one GET request."""

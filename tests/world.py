@@ -39,6 +39,7 @@ from deltasync.core.names import WorkspaceName
 from deltasync.core.sequence import Verdict, decide
 from deltasync.core.tree import walk
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 NAME = WorkspaceName("proj")
 
@@ -363,7 +364,7 @@ class World:
         for digest in objects:
             assert store.directory(NAME, digest)
         for digest in blobs - self.rotten:
-            stream, size = store.open_blob(digest)
+            stream, size = store.open_blob(DEFAULT, digest)
             with stream:
                 content = stream.read()
             assert content == self.contents[digest] and len(content) == size

@@ -6,6 +6,8 @@ DeltasyncError
 ├── SequenceGone          1 · 410   a sequence whose tree is not kept
 ├── HostUnreachable       4 · 502   no answer from the server
 ├── HostBusy              4 · 503   the server, a lock or a folder is busy
+├── Unauthorized          7 · 401   no token, or one that is good for nothing
+├── Forbidden             7 · 403   a token that is not good for this
 ├── NotADeltasyncServer   1 · 502   something else answers at that address
 ├── SequenceConflict      5 · 409   gap, fork, stale epoch, not owner, root mismatch
 │   ├── SequenceGap · SequenceFork · StaleEpoch · NotOwner · RootMismatch
@@ -81,6 +83,18 @@ class HostBusy(DeltasyncError):
     """The server cannot take the request now."""
 
     code, exit_code, status, retryable = "HOST_BUSY", 4, 503, True
+
+
+class Unauthorized(DeltasyncError):
+    """No token was shown, or one that the server does not take (any more)."""
+
+    code, exit_code, status = "UNAUTHORIZED", 7, 401
+
+
+class Forbidden(DeltasyncError):
+    """The token that was shown is not good for this."""
+
+    code, exit_code, status = "FORBIDDEN", 7, 403
 
 
 class NotADeltasyncServer(DeltasyncError):

@@ -20,7 +20,8 @@ from deltasync.core.names import shown
 from deltasync.disk import Folder, data_bytes, open_regular, pieces, reflink, space_guard
 from deltasync_server.blobs import Staging, hash_of, is_executable
 from deltasync_server.receive import Store
-from deltasync_server.state import blob_row, blob_rows, lease_adopted, write_blobs
+from deltasync_server.state import blob_row, blob_rows, grant, lease_adopted, write_blobs
+from deltasync_server.tenants import DEFAULT, Tenant
 
 KEEP_SECONDS = 30 * 86_400.0
 KEEP_MAX = 1e11
@@ -71,6 +72,8 @@ class AdoptOptions:
     """With trust: what cannot be linked is copied instead of left out."""
     keep_seconds: float = KEEP_SECONDS
     """How long a collection spares what nothing names yet."""
+    tenant: Tenant = DEFAULT
+    """Who holds the content from then on."""
 
 
 class _Skipped(Exception):
@@ -384,7 +387,9 @@ class Adoption:
                 kept = blob_rows(db, staging.staged)
             with self._store.cache.published(staging, kept) as rows, state.write() as db:
                 write_blobs(db, rows, kept)
-                lease_adopted(db, self._present.union(staging.staged), until)
+                adopted = self._present.union(staging.staged)
+                grant(db, self._options.tenant, adopted)
+                lease_adopted(db, adopted, until)
         self._present.clear()
 
     def _tell(self) -> None:

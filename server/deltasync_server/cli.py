@@ -9,8 +9,10 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +21,12 @@ import typer
 
 from deltasync import __version__
 from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace, UsageError
-from deltasync.core.names import shown
+from deltasync.core.names import NameRefused, shown
 from deltasync_server import config
+from deltasync_server.tenants import DEFAULT_TEXT, Tenant, parse_tenant, tenant_text
 
 if TYPE_CHECKING:
+    from deltasync_server.access import Access, Scope, TokenRow
     from deltasync_server.adopt import Adopted
 
 PROGRAM = "deltasync-server"
@@ -38,6 +42,12 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "data": (_TEXT, "--data", "DIR", "Where the store lies."),
     "listen": (_TEXT, "--listen", "ADDRESS", "HOST:PORT, [IPV6]:PORT or unix:/path. (127.0.0.1:8080)"),
     "insecure": (_SWITCH, "--insecure", "", "Listen where other machines reach it; nothing authenticates them yet."),
+    "require_token": (
+        _CHOICE,
+        "--require-token/--no-require-token",
+        "",
+        "Refuse requests without a token. (where other machines reach it)",
+    ),
     "seed_routes": (_CHOICE, "--seed-routes/--no-seed-routes", "", "Serve delta/upload and delta/status."),
     "access_log": (_SWITCH, "--access-log", "", "Log every request."),
     "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
@@ -50,7 +60,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
 }
 """Every option: its type, its words, its value's name, its help."""
 STORE = ("data", "link", "keep_sequences", "keep_bundles")
-ROUTES = ("listen", "insecure", "seed_routes", "access_log")
+ROUTES = ("listen", "insecure", "require_token", "seed_routes", "access_log")
 COMMON = ("config", "json", "quiet", "verbose")
 
 app = typer.Typer(
@@ -71,6 +81,10 @@ def describe(
     0 done, 1 error, 2 usage, 3 done but something was left out, 4 busy, 5 sequence or root mismatch, 6 guard or disk
     full, 8 integrity, 130 stopped.
     """
+
+
+tokens = typer.Typer(help="Make, list and end the tokens that requests come with.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,7 @@ class Call:
             print(line, flush=True)
 
 
-def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def command(*names: str, group: typer.Typer = app) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register a command that has these options and the common ones, and receives them as a `Call`."""
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
@@ -111,7 +125,7 @@ def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
         )
         run.__annotations__ = {}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        app.command()(run)
+        group.command()(run)
         return function
 
     return decorate
@@ -261,13 +275,16 @@ def adopt(
             "--keep", metavar="TIME", help="How long collect spares what nothing names yet. (30d)", show_default=False
         ),
     ] = "30d",
+    tenant: Annotated[
+        str, typer.Option("--tenant", metavar="NAME", help="Whose first push the content spares.")
+    ] = DEFAULT_TEXT,
 ) -> int:
     """Take files that are on this host already into the cache.
 
     The first push of a machine that has the same files then sends none of their content. Nothing in DIR changes;
     links are not followed. Content is shared by reflink where the file system can, else copied. It runs while no
     server does: stop the server, adopt, start it. A run that was broken off is simply repeated. Every user of this
-    host can read what lies in the cache, and whoever reaches the server can ask for it by its digest: adopt no secrets.
+    host can read what lies in the cache, and the tenant can ask for it by its digest: adopt no secrets.
 
     With --trust each blob is a hard link of its file. The file then becomes read-only (0444, or 0555 if executable),
     also under its own name, and loses other mode bits; its owner and time stay, and trees link to it as well. Whoever
@@ -282,7 +299,9 @@ def adopt(
 
     if no_copy and not trust:
         raise UsageError("--no-copy goes with --trust: without it every file is copied")
-    options = AdoptOptions(trust=trust, may_copy=not no_copy, keep_seconds=_seconds("--keep", keep))
+    options = AdoptOptions(
+        trust=trust, may_copy=not no_copy, keep_seconds=_seconds("--keep", keep), tenant=_tenant(tenant)
+    )
     with open_store(call.store) as store:
         store.catch_up()
         with _stop_asked() as is_stopping:
@@ -292,6 +311,92 @@ def adopt(
         store.catch_up()  # trees that lacked some of the content get it now
     _say_adopted(call, found)
     return LEFT_OUT_CODE if found.left_out_count else 0
+
+
+@command("data", group=tokens)
+def create(
+    call: Call,
+    tenant: Annotated[
+        str, typer.Option("--tenant", metavar="NAME", help="Whose it is: each sees only its own workspaces.")
+    ] = DEFAULT_TEXT,
+    scope: Annotated[
+        str, typer.Option("--scope", metavar="NAMES", help="What it is good for: push, read, run, admin.")
+    ] = "push",
+    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="What you call it.")] = "",
+    expires: Annotated[
+        str | None, typer.Option("--expires", metavar="TIME", help="When it ends, such as 12h or 30d. (never)")
+    ] = None,
+) -> int:
+    """Make a token and print it, this once; the server keeps only its digest.
+
+    Whoever has it may do what its scopes say: push sends and reads, read only reads. It may be done while the server
+    runs.
+    """
+    lasts = None if expires is None else int(time.time() + _seconds("--expires", expires))
+    with _access(call) as access:
+        row, text = access.create(_tenant(tenant), _scopes(scope), label, lasts)
+    call.answer({"token": text, **_told(row)}, [text])
+    return 0
+
+
+@command("data", group=tokens)
+def ls(call: Call) -> int:
+    """List every token: its id, tenant, scopes, label and whether it is good for anything; never the token itself."""
+    with _access(call, create=False) as access:
+        told = [_told(row) for row in access.tokens()]
+    call.answer({"tokens": told}, ["  ".join(str(value) for value in each.values() if value) for each in told])
+    return 0
+
+
+@command("data", group=tokens)
+def revoke(call: Call, token: Annotated[str, typer.Argument(metavar="ID", help="As `token ls` shows it.")]) -> int:
+    """End a token at once; an upload that it began is refused at its end."""
+    with _access(call, create=False) as access:
+        row = access.revoke(token)
+    call.answer(_told(row), [f"{row.id} is revoked"])
+    return 0
+
+
+def _access(call: Call, *, create: bool = True) -> Access:
+    from deltasync_server.access import Access
+    from deltasync_server.opening import require_data
+
+    require_data(call.store.data, create=create)
+    return Access(call.store.data)
+
+
+def _tenant(text: str) -> Tenant:
+    try:
+        return parse_tenant(text)
+    except NameRefused as error:
+        raise UsageError(f"--tenant {shown(text)}: {error}") from error
+
+
+def _scopes(text: str) -> list[Scope]:
+    from deltasync_server.access import Scope
+
+    try:
+        return [Scope(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UsageError(f"--scope takes some of {', '.join(Scope)}, not {shown(text)}") from error
+
+
+def _told(row: TokenRow) -> dict[str, object]:
+    """Return what may be shown of a token."""
+
+    def moment(seconds: int | None) -> str | None:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+    return {
+        "id": row.id,
+        "state": row.why_not(time.time()) or "good",
+        "tenant": tenant_text(row.tenant),
+        "scopes": row.scopes,
+        "label": shown(row.label),
+        "created_at": moment(row.created_at),
+        "expires_at": moment(row.expires_at),
+        "revoked_at": moment(row.revoked_at),
+    }
 
 
 def _say_adopted(call: Call, found: Adopted) -> None:

@@ -16,6 +16,7 @@ from deltasync_server.state import (
     batched,
     compared_roots,
     file_digests,
+    forget_digests,
     keep_no_more_than,
     kept_roots,
     loader,
@@ -113,7 +114,7 @@ class Collection:
                 self.result.objects += len(gone)
                 if not self.result.is_dry_run:
                     with self._state.write() as db:
-                        db.executemany("DELETE FROM objects WHERE digest = ?", [(digest,) for digest in gone])
+                        forget_digests(db, "objects", gone)
 
     def _release_adopted(self, now: float) -> None:
         """Let go of adopted content whose time is over (spec ST-73); its blobs are like any others from then on."""
@@ -155,7 +156,7 @@ class Collection:
             if self.result.is_dry_run:
                 return
             with self._state.write() as db:
-                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
+                forget_digests(db, "blobs", gone)
             for digest in gone:
                 self._cache.move_to(waste, digest)  # freeing a large file takes time, which nobody waits for
 

@@ -16,9 +16,10 @@ from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Kind, Operation, Verb
 from deltasync.core.names import shown
 from deltasync_server.blobs import Cache, Staging
-from deltasync_server.intake import now
+from deltasync_server.intake import Permit, now
 from deltasync_server.journal import Assembled
-from deltasync_server.state import State, blob_rows, write_blobs
+from deltasync_server.state import State, blob_rows, grant, write_blobs
+from deltasync_server.tenants import Tenant
 
 _READ_BYTES = 1 << 20
 
@@ -38,7 +39,9 @@ class Files:
         self._state = state
         self._cache = cache
 
-    def store(self, whole: Assembled, request: wire.UploadRequest, file_id: str) -> wire.StoredFile:
+    def store(
+        self, tenant: Tenant, whole: Assembled, request: wire.UploadRequest, file_id: str, permit: Permit
+    ) -> wire.StoredFile:
         """Make an assembled file a blob, once its bytes have the digest that was announced (spec H-80)."""
         found = _digests_of(whole)
         announced = {"sha256": (request.sha256, found.sha256), "blake3": (request.blake3, found.blake3.hex())}
@@ -56,7 +59,8 @@ class Files:
         with self._cache.staging() as staging:
             self._stage(whole, staging, found.blake3)
             try:
-                self._publish(staging, request, stored)
+                permit()
+                self._publish(tenant, staging, request, stored)
             except BaseException:
                 _give_back(whole, staging, found.blake3)
                 raise
@@ -78,28 +82,29 @@ class Files:
             mtime_ns=mtime_ns,
         )
 
-    def _publish(self, staging: Staging, request: wire.UploadRequest, stored: wire.StoredFile) -> None:
+    def _publish(self, tenant: Tenant, staging: Staging, request: wire.UploadRequest, stored: wire.StoredFile) -> None:
         digest = bytes.fromhex(stored.blake3)
         with self._state.hold():
             with self._state.read() as db:
                 kept = blob_rows(db, [digest])
             with self._cache.published(staging, kept) as rows, self._state.write() as db:
                 write_blobs(db, rows, kept)
-                named = (request.hostname, request.filepath, digest, stored.sha256)
-                insert = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, NULL)"
+                grant(db, tenant, [digest])
+                named = (tenant, request.hostname, request.filepath, digest, stored.sha256)
+                insert = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, NULL)"
                 db.execute(insert, (*named, stored.file_id, now()))
 
-    def delete(self, deletions: Sequence[wire.FileDeletion]) -> list[wire.DeletedFile]:
+    def delete(self, tenant: Tenant, deletions: Sequence[wire.FileDeletion]) -> list[wire.DeletedFile]:
         """Mark files deleted, all or, when one is unknown, none; deleting again gives the first answer (spec H-82)."""
         with self._state.write() as db:
-            return [self._delete(db, each) for each in deletions]
+            return [self._delete(db, tenant, each) for each in deletions]
 
-    def _delete(self, db: sqlite3.Connection, deletion: wire.FileDeletion) -> wire.DeletedFile:
+    def _delete(self, db: sqlite3.Connection, tenant: Tenant, deletion: wire.FileDeletion) -> wire.DeletedFile:
         digest = bytes.fromhex(deletion.blake3) if deletion.blake3 else b""
         row = db.execute(
             "SELECT rowid, digest, sha256, deleted_at FROM files "
-            "WHERE hostname = ? AND filepath = ? AND (digest = ? OR sha256 = ?)",
-            (deletion.hostname, deletion.filepath, digest, deletion.sha256),
+            "WHERE tenant = ? AND hostname = ? AND filepath = ? AND (digest = ? OR sha256 = ?)",
+            (tenant, deletion.hostname, deletion.filepath, digest, deletion.sha256),
         ).fetchone()
         if row is None:
             raise NotFound(f"there is no such file {shown(deletion.filepath)} of {shown(deletion.hostname)} here")

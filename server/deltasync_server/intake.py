@@ -46,15 +46,19 @@ from deltasync_server.offer import opened_blob
 from deltasync_server.state import (
     BlobRow,
     State,
-    blob_row,
     blob_rows,
+    grant,
     head_of,
+    held,
+    held_row,
+    held_rows,
     loader,
     receipt_row,
     workspace_row,
     write_blobs,
 )
 from deltasync_server.streams import Streams, Writer, forget
+from deltasync_server.tenants import Tenant, own_name, tenant_of
 from deltasync_server.tree import Trees
 
 LEASE_SECONDS = 3600
@@ -65,6 +69,8 @@ TURN_SECONDS = 60.0
 LARGE_BYTES = 1 << 20
 """Bundles whose content is this large on average are not journalled: the content itself is made durable."""
 
+Permit = Callable[[], None]
+"""Raises where the sender may send no longer."""
 DecideHook = Callable[[Head, Metadata, Verdict], None]
 """Called when the metadata is in, before the verdict is acted on; it may raise an error of its own."""
 
@@ -202,12 +208,17 @@ class Intake:
     spool: Spool | Adopted
     take_over: bool
     hook: DecideHook | None
+    permit: Permit
     _lease: int = field(default=0, init=False)
     _has_wrong_recipe: bool = field(default=False, init=False)
     _writer: Writer | None = field(default=None, init=False)
     """Of the part that the bundle brings."""
     _spent: set[bytes] = field(default_factory=set, init=False)
     """Streams of this workspace that are over with this bundle."""
+
+    @property
+    def _tenant(self) -> Tenant:
+        return tenant_of(self.arrival.workspace)
 
     def run(self, expected_identity: bytes | None) -> Committed:
         """Read, check and commit the bundle; nothing of it stays when this raises."""
@@ -333,7 +344,7 @@ class Intake:
         """Write the content that the cache lacks; what it has is leased, and read only to be checked."""
         named = [bytes.fromhex(digest) for digest in content_operations(metadata)]
         with self.rooms.leases.guard, self.rooms.state.read() as db:
-            present = blob_rows(db, named)
+            present = held_rows(db, self._tenant, named)
             self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
         is_of_parts = part.FEATURE in metadata.manifest.requires
         if is_of_parts and metadata.operations:  # the last part may be on its way into its row
@@ -387,7 +398,7 @@ class Intake:
         if digest in self._spent:
             return self.rooms.streams.opened(self.arrival.workspace, digest)
         with self.rooms.state.read() as db:
-            row = blob_row(db, digest)
+            row = held_row(db, self._tenant, digest)
         return opened_blob(self.rooms.cache, self.rooms.trees, digest, row)
 
     def _commit(self, metadata: Metadata, staging: Staging, durable: Future[None]) -> Committed:
@@ -398,6 +409,7 @@ class Intake:
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
         durable.result()  # spec ST-11: durable before any row names it
+        self.permit()  # a token that was revoked meanwhile commits nothing (spec H-94)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
         with state.hold():
             with state.read() as db:
@@ -426,11 +438,12 @@ class Intake:
         """
         named = {bytes.fromhex(digest): each for digest, each in content_operations(metadata).items()}
         rows = blob_rows(db, named)
+        known = held(db, self._tenant, rows)
         lost = {digest for digest in changed if digest in rows and not self.rooms.cache.has_unchanged(rows[digest])}
-        held = (rows.keys() - lost) | staging.staged.keys()
-        missing = [digest for digest in named if digest not in held]
+        present = (known - lost) | staging.staged.keys()
+        missing = [digest for digest in named if digest not in present]
         if missing:
-            self.rooms.leases.add(rows, LEASE_SECONDS)
+            self.rooms.leases.add(known, LEASE_SECONDS)
             raise ContentMissing([digest.hex() for digest in missing])
         for digest, row in rows.items():
             if row.size != named[digest].size:
@@ -480,6 +493,7 @@ class _Commit:
         receipt = self._receipt(applied)
         db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", applied.objects.items())
         write_blobs(db, published.rows, published.kept)
+        grant(db, tenant_of(self._name), {*self._staging.staged, *applied.objects})
         self._write_receipt(receipt, applied.root, journal)
         self._write_epoch(receipt)
         self._write_head(applied, receipt)
@@ -490,7 +504,7 @@ class _Commit:
         counts = manifest.operations
         is_moving = row is not None and row.moving_to is not None
         return wire.Receipt(
-            workspace=self._name,
+            workspace=own_name(self._name),
             epoch=manifest.epoch,
             sequence=manifest.sequence_number,
             identity=self._metadata.identity.hex(),

@@ -18,6 +18,7 @@ from deltasync.core.wire import Limits
 from deltasync.disk import Folder, fsync_folder, open_regular, start_writeback, write_all
 from deltasync_server.blobs import Cache
 from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, mark_replaced, split_digests
+from deltasync_server.tenants import folder_of
 
 SPACE_CHECK_BYTES = 32 * 2**20
 _BATCH = 512
@@ -159,7 +160,7 @@ class Journal:
 
     def __init__(self, data: Path, state: State, cache: Cache, limits: Limits, *, keep_bundles: bool) -> None:
         (data / "journal").mkdir(0o700, exist_ok=True)
-        self._bundles = data / "bundles"
+        self._data = data
         self._state = state
         self._cache = cache
         self._limits = limits
@@ -291,7 +292,7 @@ class Journal:
         """Drop or keep a journal file: first the row forgets it, so that no row names a file that is gone."""
         name = receipt.journal or ""
         if self._keep_bundles:
-            kept = self._bundles / receipt.workspace
+            kept = self._data / folder_of(receipt.workspace, "bundles")
             kept.mkdir(0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError), Folder.open(kept) as folder:
                 os.link(name, receipt.file_name, src_dir_fd=self.folder.fd, dst_dir_fd=folder.fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import BinaryIO
 
@@ -11,7 +12,8 @@ from deltasync.core.chunks import Chunker
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
 from deltasync.disk import pieces
 from deltasync_server.blobs import Cache
-from deltasync_server.state import BATCH, BlobRow, State, batched, blob_rows, object_body
+from deltasync_server.state import BATCH, BlobRow, State, batched, held, held_rows, object_body
+from deltasync_server.tenants import Tenant
 from deltasync_server.tree import Trees
 
 PIECE_BYTES = 1 << 20
@@ -35,12 +37,12 @@ def opened_blob(cache: Cache, trees: Trees, digest: bytes, row: BlobRow | None) 
         return None
 
 
-def blob_pieces(state: State, opened: Opened, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
+def blob_pieces(state: State, tenant: Tenant, opened: Opened, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
     """Yield the frames of these blobs, in their order; a piece takes little more than PIECE_BYTES."""
     ready = bytearray()
     for batch in batched(digests, BATCH):
         with state.read() as db:
-            rows = blob_rows(db, batch)
+            rows = held_rows(db, tenant, batch)
         for digest in batch:
             found = opened(digest, rows.get(digest))
             if found is None:
@@ -84,12 +86,19 @@ def chunk_pieces(blob: BinaryIO, average_bytes: int, doubt: Callable[[], object]
         yield piece
 
 
-def object_pieces(state: State, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
+def held_object(db: sqlite3.Connection, tenant: Tenant, digest: bytes) -> bytes | None:
+    """Return the body of a directory object that a tenant's own bundles have made, else None (spec ST-103)."""
+    if digest == EMPTY_ROOT:
+        return EMPTY_BODY
+    return object_body(db, digest) if held(db, tenant, [digest]) else None
+
+
+def object_pieces(state: State, tenant: Tenant, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
     """Yield the frames of these directory objects, in their order."""
     ready = bytearray()
     for digest in digests:
         with state.read() as db:
-            body = EMPTY_BODY if digest == EMPTY_ROOT else object_body(db, digest)
+            body = held_object(db, tenant, digest)
         ready += frames.head(None if body is None else len(body)) + (body or b"")
         if len(ready) >= PIECE_BYTES:
             yield bytes(ready)

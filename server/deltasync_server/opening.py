@@ -9,11 +9,15 @@ from pathlib import Path
 from deltasync.core.errors import HostBusy, NotFound, UsageError
 from deltasync.core.names import shown
 from deltasync.disk import FULL
+from deltasync_server import access
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
 DATABASE = "state.db"
-OWN = frozenset({"lock", "journal", "cache", "staging", "workspaces", "quarantine", "bundles", "uploads", "lost+found"})
+OWN = frozenset(
+    {"lock", "journal", "cache", "staging", "workspaces", "tenants", "quarantine", "bundles", "uploads", "parts"}
+    | {"tls", "lost+found"}
+)
 """What may lie in a folder that is to become a store: what an interrupted first start left, or a fresh disk."""
 
 
@@ -28,6 +32,15 @@ def open_store(config: StoreConfig, *, create: bool = True) -> Iterator[Store]:
     with store:
         store.recover()
         yield store
+
+
+def require_data(data: Path, *, create: bool) -> None:
+    """See to it that a folder is a store's, or may become one; raises NotFound where `create` would be needed."""
+    if not create and not data.is_dir():
+        raise NotFound(f"there is no store at {shown(str(data))}")
+    with explained(data):
+        _require_ours(data)
+        data.mkdir(0o755, parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -48,6 +61,6 @@ def _require_ours(data: Path) -> None:
     if not data.exists() or (data / DATABASE).exists():
         return
     for path in data.iterdir():
-        if path.name not in OWN and not path.name.startswith(DATABASE):
+        if path.name not in OWN and not path.name.startswith((DATABASE, access.DATABASE)):
             sentence = "is no store of deltasync-server and holds other things; name an empty folder"
             raise UsageError(f"{shown(str(data))} {sentence}")

@@ -24,7 +24,7 @@ from deltasync.core.bundle import Source
 from deltasync.core.chunks import is_average
 from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFound, SequenceGone, UsageError
 from deltasync.core.hashing import DIGEST_BYTES
-from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES
 from deltasync.core.names import WorkspaceName, bytes_text
 from deltasync.disk import Folder, Lock, remove_tree, space_guard
@@ -32,22 +32,22 @@ from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.files import Files
-from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Rooms
+from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
-from deltasync_server.offer import blob_pieces, chunk_pieces, object_pieces, opened_blob
+from deltasync_server.offer import blob_pieces, chunk_pieces, held_object, object_pieces, opened_blob
 from deltasync_server.state import (
     BlobRow,
     State,
     WorkspaceRow,
-    blob_row,
-    blob_rows,
+    held_row,
+    held_rows,
     kept_receipts,
-    object_body,
     settle_stamps,
     workspace_row,
     workspace_rows,
 )
 from deltasync_server.streams import Streams
+from deltasync_server.tenants import Tenant, own_name, qualified, tenant_of
 from deltasync_server.tree import Trees
 from deltasync_server.upkeep import Upkeep
 from deltasync_server.uploads import Answer, Session, Uploads
@@ -221,17 +221,17 @@ class Store:
         with self.state.read() as db:
             return self._state_of(db, name, workspace_row(db, name))
 
-    def workspaces(self) -> list[wire.WorkspaceState]:
-        """Return every workspace, by name."""
+    def workspaces(self, tenant: Tenant) -> list[wire.WorkspaceState]:
+        """Return every workspace of a tenant, by name."""
         with self.state.read() as db:
-            return [self._state_of(db, row.name, row) for row in workspace_rows(db)]
+            return [self._state_of(db, row.name, row) for row in workspace_rows(db) if tenant_of(row.name) == tenant]
 
     def _state_of(self, db: sqlite3.Connection, name: str, row: WorkspaceRow | None) -> wire.WorkspaceState:
         if row is None:
             row = _unwritten(name)
         wanted = db.execute("SELECT digest FROM wanted WHERE workspace = ? AND NOT healed", (name,)).fetchall()
         return wire.WorkspaceState(
-            workspace=name,
+            workspace=own_name(name),
             client_id=row.client_id,
             epoch=row.epoch,
             sequence=row.sequence,
@@ -266,15 +266,15 @@ class Store:
     def missing(self, name: WorkspaceName, digests: list[str]) -> wire.MissingAnswer:
         """Return which of these digests must be sent; the others are leased, and their files looked at (spec ST-24)."""
         asked = self._asked(digests)
-        present = self._leased(asked, LEASE_SECONDS)
+        present = self._leased(tenant_of(name), asked, LEASE_SECONDS)
         if lost := self.trees.changed(present):
             self.trees.doubt(name, lost)
         absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present or digest in lost]
         return wire.MissingAnswer(missing=absent, leased_seconds=LEASE_SECONDS)
 
-    def _leased(self, digests: Values[bytes], seconds: float) -> dict[bytes, BlobRow]:
+    def _leased(self, tenant: Tenant, digests: Values[bytes], seconds: float) -> dict[bytes, BlobRow]:
         with self.leases.guard, self.state.read() as db:
-            present = blob_rows(db, digests)
+            present = held_rows(db, tenant, digests)
             if present:
                 self.leases.add(present, seconds)
         return present
@@ -282,9 +282,9 @@ class Store:
     def directory(self, name: WorkspaceName, digest: bytes) -> bytes:
         """Return the body of a directory object."""
         with self.state.read() as db:
-            body = EMPTY_BODY if digest == EMPTY_ROOT else object_body(db, digest)
+            body = held_object(db, tenant_of(name), digest)
             if body is None or workspace_row(db, name) is None:
-                raise NotFound(f"workspace {name!r} has no directory object {digest.hex()}")
+                raise NotFound(f"workspace {own_name(name)!r} has no directory object {digest.hex()}")
         return body
 
     def sequences(self, name: WorkspaceName) -> wire.KeptSequences:
@@ -319,10 +319,10 @@ class Store:
             row = workspace_row(db, name)
         return row.last_upload_status if row else None
 
-    def open_blob(self, digest: bytes) -> tuple[BinaryIO, int]:
-        """Return a blob's bytes, after a look at its fingerprint, and their number."""
+    def open_blob(self, tenant: Tenant, digest: bytes) -> tuple[BinaryIO, int]:
+        """Return the bytes of a blob that a tenant holds, after a look at its fingerprint, and their number."""
         with self.state.read() as db:
-            row = blob_row(db, digest)
+            row = held_row(db, tenant, digest)
         found = self._opened(digest, row)
         if found is None:
             raise NotFound(f"the cache has no blob {digest.hex()}")
@@ -331,22 +331,22 @@ class Store:
     def _opened(self, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
         return opened_blob(self.cache, self.trees, digest, row)
 
-    def offer_blobs(self, digests: list[str]) -> Generator[bytes, None, None]:
+    def offer_blobs(self, tenant: Tenant, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these blobs (spec H-37)."""
-        return blob_pieces(self.state, self._opened, self._asked(digests))
+        return blob_pieces(self.state, tenant, self._opened, self._asked(digests))
 
-    def offer_chunks(self, digest: bytes, average_bytes: int) -> Generator[bytes, None, None]:
+    def offer_chunks(self, tenant: Tenant, digest: bytes, average_bytes: int) -> Generator[bytes, None, None]:
         """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-40)."""
         if not is_average(average_bytes):
             raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
-        return chunk_pieces(self.open_blob(digest)[0], average_bytes, partial(self.trees.prove, [digest]))
+        return chunk_pieces(self.open_blob(tenant, digest)[0], average_bytes, partial(self.trees.prove, [digest]))
 
     def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these directory objects (spec H-39)."""
         with self.state.read() as db:
             if workspace_row(db, name) is None:
-                raise NotFound(f"workspace {name!r} was never written")
-        return object_pieces(self.state, self._asked(digests))
+                raise NotFound(f"workspace {own_name(name)!r} was never written")
+        return object_pieces(self.state, tenant_of(name), self._asked(digests))
 
     def _asked(self, digests: list[str]) -> list[bytes]:
         most = self.config.limits.missing_digests
@@ -407,17 +407,21 @@ class Store:
         take_over: bool = False,
         decide_hook: DecideHook | None = None,
         arrival: Arrival | None = None,
+        permit: Permit = lambda: None,
     ) -> wire.Receipt:
         """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
 
         expected_identity: what the sender announced, or None where the route has no place for it.
         arrival: the bundle's place among those on their way in, where it has one already.
+        permit: asked before the commit whether the sender still may; raises where not.
         """
         self._upkeep.note_arrival()
         try:
             self.require_space()
             with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
-                done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook).run(expected_identity)
+                done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook, permit=permit).run(
+                    expected_identity
+                )
         except DeltasyncError:
             self._count(bundles_refused_total=1)
             raise
@@ -434,21 +438,34 @@ class Store:
         """Count a bundle as on its way in for the length of a block, so that the one after it waits."""
         return self._arrivals.arriving(name)
 
-    def complete_upload(self, upload_id: str, request: wire.UploadComplete, *, take_over: bool = False) -> Answer:
+    def complete_upload(
+        self,
+        tenant: Tenant,
+        upload_id: str,
+        request: wire.UploadComplete,
+        *,
+        take_over: bool = False,
+        permit: Permit = lambda: None,
+    ) -> Answer:
         """Take the bundle that an upload has brought in pieces, as `receive` takes one, or the file (spec H-73)."""
 
         def whole(bundle: Assembled, session: Session) -> Answer:
             if session.request.kind == "file":
                 self.require_space()
                 with space_guard(self.config.data):
-                    stored = self.files.store(bundle, session.request, session.id)
+                    stored = self.files.store(tenant, bundle, session.request, session.id, permit)
                 self.trees.wake_healed()
                 return stored
-            name = WorkspaceName(session.request.workspace)
-            identity = bytes.fromhex(session.request.identity)
-            return self.receive(name, bundle, expected_identity=identity, take_over=take_over, arrival=session.arrival)
+            return self.receive(
+                qualified(tenant, WorkspaceName(session.request.workspace)),
+                bundle,
+                expected_identity=bytes.fromhex(session.request.identity),
+                take_over=take_over,
+                arrival=session.arrival,
+                permit=permit,
+            )
 
-        return self.uploads.complete(upload_id, request, whole)
+        return self.uploads.complete(tenant, upload_id, request, whole)
 
     def _spool(self, source: Source) -> Spool | Adopted:
         with space_guard(self.config.data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
 from deltasync.db import connect, damaged, transaction
 from deltasync.decoding import decoded
+from deltasync_server.tenants import Tenant
 
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""
@@ -128,6 +129,30 @@ MIGRATIONS = (
         size INTEGER NOT NULL,
         touched INTEGER NOT NULL
     ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE holdings (
+        digest BLOB NOT NULL,
+        tenant TEXT NOT NULL,
+        PRIMARY KEY (digest, tenant)
+    ) WITHOUT ROWID;
+    INSERT INTO holdings SELECT digest, '' FROM blobs;
+    INSERT OR IGNORE INTO holdings SELECT digest, '' FROM objects;
+    ALTER TABLE uploads ADD COLUMN tenant TEXT NOT NULL DEFAULT '';
+    ALTER TABLE files RENAME TO files_of_one;
+    CREATE TABLE files (
+        tenant TEXT NOT NULL,
+        hostname TEXT NOT NULL,
+        filepath TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        sha256 TEXT NOT NULL,
+        file_id TEXT NOT NULL,
+        stored_at TEXT NOT NULL,
+        deleted_at TEXT,
+        PRIMARY KEY (tenant, hostname, filepath, digest)
+    );
+    INSERT INTO files SELECT '', * FROM files_of_one;
+    DROP TABLE files_of_one
     """,
 )
 
@@ -350,6 +375,40 @@ def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, B
         for row in db.execute(f"SELECT {_BLOB} FROM blobs WHERE digest IN ({marks})", batch):
             found[row[0]] = BlobRow._make(row)
     return found
+
+
+def held_row(db: sqlite3.Connection, tenant: Tenant, digest: bytes) -> BlobRow | None:
+    """Return a blob's row if this tenant holds its content (spec ST-101), else None."""
+    return held_rows(db, tenant, [digest]).get(digest)
+
+
+def held_rows(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> dict[bytes, BlobRow]:
+    """Return the rows of those digests that the cache has and this tenant holds."""
+    rows = blob_rows(db, digests)
+    return {digest: rows[digest] for digest in held(db, tenant, rows)}
+
+
+def held(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> set[bytes]:
+    """Return those of some digests whose bytes this tenant has sent, or was given."""
+    found: set[bytes] = set()
+    for batch in batched(digests, BATCH):
+        marks = ",".join("?" * len(batch))
+        select = f"SELECT digest FROM holdings WHERE tenant = ? AND digest IN ({marks})"
+        found.update(digest for (digest,) in db.execute(select, (tenant, *batch)))
+    return found
+
+
+def grant(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> None:
+    """Record that a tenant holds the content, or the directory objects, of these digests."""
+    insert = "INSERT OR IGNORE INTO holdings VALUES (?, ?)"
+    db.executemany(insert, [(digest, tenant) for digest in sorted(digests)])
+
+
+def forget_digests(db: sqlite3.Connection, table: str, digests: Collection[bytes]) -> None:
+    """Remove the rows of blobs or objects, and whose they were."""
+    rows = [(digest,) for digest in digests]
+    db.executemany(f"DELETE FROM {table} WHERE digest = ?", rows)
+    db.executemany("DELETE FROM holdings WHERE digest = ?", rows)
 
 
 def write_blobs(db: sqlite3.Connection, rows: Iterable[BlobRow], kept: Mapping[bytes, BlobRow]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
@@ -29,11 +30,13 @@ from deltasync_server.state import (
     WorkspaceRow,
     blob_row,
     blob_rows,
+    forget_digests,
     loader,
     workspace_row,
     workspace_rows,
     write_blobs,
 )
+from deltasync_server.tenants import folder_of
 
 RETRY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class Trees:
 
     def __init__(self, data: Path, state: State, cache: Cache, link: LinkMode) -> None:
         (data / "workspaces").mkdir(0o755, exist_ok=True)
-        self._folder = data / "workspaces"
+        self._data = data
         self._state = state
         self._cache = cache
         self._link = link
@@ -63,7 +66,7 @@ class Trees:
 
     def path(self, name: str) -> Path:
         """Return where a workspace's plain folder is."""
-        return self._folder / name / "tree"
+        return self._data / folder_of(name) / "tree"
 
     # --- the thread ---
 
@@ -152,7 +155,7 @@ class Trees:
             # After the commit: who has read this number reads a row that says "moving", or one from after the move.
             self._moves[name] += 1
             self._suspect.add(name)  # until this has succeeded
-            with space_guard(self._folder), self._placer(name) as placer:
+            with space_guard(self._data), self._placer(name) as placer:
                 self._move(placer, row, healed, is_suspect=is_suspect)
                 self._settle(row, healed, placer.lost)
             self._suspect.discard(name)
@@ -231,13 +234,13 @@ class Trees:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[Folder, Folder]]:
-        home = self._folder / name
+        home = self._data / folder_of(name)
         if not (home / "aside").is_dir() or not (home / "tree").is_dir():
             for folder in (home / "tree", home / "aside"):
                 folder.mkdir(0o755, parents=True, exist_ok=True)
             try:
-                fsync_folder(home)
-                fsync_folder(self._folder)
+                for folder in takewhile(lambda each: each != self._data.parent, (home, *home.parents)):
+                    fsync_folder(folder)
             except OSError:
                 for folder in (home / "tree", home / "aside", home):
                     with contextlib.suppress(OSError):
@@ -347,7 +350,7 @@ class Trees:
             for digest in gone:
                 self._cache.quarantine(digest)
             with self._state.write() as db:
-                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
+                forget_digests(db, "blobs", gone)
                 db.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, 0)", asked)
 
     def _inode(self, digest: bytes) -> tuple[int, int] | None:

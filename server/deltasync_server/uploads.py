@@ -38,6 +38,7 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.intake import Arrival, Arrivals
 from deltasync_server.journal import Assembled
 from deltasync_server.state import State
+from deltasync_server.tenants import Tenant
 
 PIECE_BYTES = 2 << 20
 """The size of a piece when the sender does not choose one."""
@@ -74,6 +75,7 @@ class Session:
     """One upload; its rows name the pieces that are durable, `fresh` has the others."""
 
     id: str
+    tenant: Tenant
     request: wire.UploadRequest
     touched: float
     arrival: Arrival | None = None
@@ -132,14 +134,14 @@ class Uploads:
     def recover(self) -> None:
         """Take up the sessions of an earlier process, with the pieces whose rows say that they are durable."""
         with self._state.read() as db:
-            rows = db.execute("SELECT id, request, answer FROM uploads").fetchall()
+            rows = db.execute("SELECT id, tenant, request, answer FROM uploads").fetchall()
             held = "SELECT count(*), coalesce(sum(size), 0) FROM upload_pieces WHERE upload = ?"
-            counts = {name: _Held(*db.execute(held, (name,)).fetchone()) for name, _, _ in rows}
+            counts = {name: _Held(*db.execute(held, (name,)).fetchone()) for name, *_ in rows}
         names = set(self._folder.names())
         now = time.monotonic()
         self._sessions = {}
-        for name, request, answer in rows:
-            session = Session(name, decoded(request, wire.UploadRequest), now, held=counts[name])
+        for name, tenant, request, answer in rows:
+            session = Session(name, tenant, decoded(request, wire.UploadRequest), now, held=counts[name])
             if answer:
                 kind: type[Answer] = wire.Receipt if session.request.kind == "bundle" else wire.StoredFile
                 session.answer = decoded(answer, kind)
@@ -168,17 +170,19 @@ class Uploads:
 
     # --- a session's life ---
 
-    def initiate(self, request: wire.UploadRequest, workspace: WorkspaceName | None = None) -> wire.UploadState:
-        """Begin an upload (spec H-70)."""
+    def initiate(
+        self, tenant: Tenant, request: wire.UploadRequest, workspace: WorkspaceName | None = None
+    ) -> wire.UploadState:
+        """Begin an upload (spec H-70). workspace: as the store keeps it, for a bundle."""
         self._check(request)
         self.expire()
         if request.resume:
             request = msgspec.structs.replace(request, resume=False)
-            if (found := self._resumed(request, workspace)) is not None:
-                return self.state(found.id)
+            if (found := self._resumed(tenant, request, workspace)) is not None:
+                return self.state(tenant, found.id)
         self._require_space(request.file_size or 0)
         now = time.monotonic()
-        session = Session(str(uuid.uuid4()), request, now, synced=now, sent=now)
+        session = Session(str(uuid.uuid4()), tenant, request, now, synced=now, sent=now)
         with self._lock:
             if len(self._unfinished()) >= self._config.limits.upload_sessions:
                 raise HostBusy("the server holds as many unfinished uploads as it can; try again")
@@ -190,12 +194,13 @@ class Uploads:
         except BaseException:
             self._forget(session)
             raise
-        return self.state(session.id)
+        return self.state(tenant, session.id)
 
-    def _resumed(self, request: wire.UploadRequest, workspace: WorkspaceName | None) -> Session | None:
+    def _resumed(self, tenant: Tenant, request: wire.UploadRequest, workspace: WorkspaceName | None) -> Session | None:
         """Return the newest unfinished upload that was begun with the same words; it counts as arriving again."""
         with self._lock:
-            found = [each for each in self._unfinished() if each.request == request and not each.is_closed]
+            own = [each for each in self._unfinished() if each.tenant == tenant]
+            found = [each for each in own if each.request == request and not each.is_closed]
         if not found:
             return None
         session = found[-1]
@@ -213,7 +218,7 @@ class Uploads:
         os.close(os.open(session.id, flags, 0o600, dir_fd=self._folder.fd))
         with self._state.write() as db:
             body = msgspec.json.encode(session.request)
-            db.execute("INSERT INTO uploads VALUES (?, ?, NULL)", (session.id, body))
+            db.execute("INSERT INTO uploads VALUES (?, ?, NULL, ?)", (session.id, body, session.tenant))
 
     def _check(self, request: wire.UploadRequest) -> None:
         limits = self._config.limits
@@ -231,9 +236,9 @@ class Uploads:
         if request.file_size < 0 or request.total_chunks not in (None, chunks):
             raise UsageError(f"{request.file_size} bytes in pieces of {chunk_size} are {max(0, chunks)} pieces")
 
-    def state(self, upload_id: str) -> wire.UploadState:
+    def state(self, tenant: Tenant, upload_id: str) -> wire.UploadState:
         """Return what is there of an upload (spec H-74)."""
-        session = self._found(upload_id)
+        session = self._found(tenant, upload_id)
         with session.lock:
             numbers = sorted({*self._durable_numbers(session), *session.fresh})
             partial = [wire.UploadPartial(chunk_num=n, received_bytes=size) for n, size in session.partial.items()]
@@ -249,9 +254,9 @@ class Uploads:
                 partial=partial,
             )
 
-    def parts(self, upload_id: str) -> wire.UploadParts:
+    def parts(self, tenant: Tenant, upload_id: str) -> wire.UploadParts:
         """Return every piece that is there, with its digest (spec H-74)."""
-        session = self._found(upload_id)
+        session = self._found(tenant, upload_id)
         with session.lock:
             with self._state.read() as db:
                 rows = db.execute("SELECT number, etag FROM upload_pieces WHERE upload = ?", (session.id,))
@@ -269,10 +274,10 @@ class Uploads:
             rows = db.execute("SELECT number FROM upload_pieces WHERE upload = ? ORDER BY number", (session.id,))
             return [number for (number,) in rows]
 
-    def _found(self, upload_id: str) -> Session:
+    def _found(self, tenant: Tenant, upload_id: str) -> Session:
         with self._lock:
             session = self._sessions.get(upload_id)
-        if session is None or self._is_expired(session):
+        if session is None or session.tenant != tenant or self._is_expired(session):
             raise _gone(upload_id)
         return session
 
@@ -327,9 +332,9 @@ class Uploads:
         finally:
             session.completing.release()
 
-    def abort(self, upload_id: str) -> wire.UploadAborted:
+    def abort(self, tenant: Tenant, upload_id: str) -> wire.UploadAborted:
         """End an unfinished upload and remove what is there of it (spec H-75)."""
-        session = self._found(upload_id)
+        session = self._found(tenant, upload_id)
         if not session.completing.acquire(blocking=False):
             raise HostBusy("the upload is being completed; ask again")
         try:
@@ -368,10 +373,17 @@ class Uploads:
     # --- pieces ---
 
     def put(
-        self, upload_id: str, number: int, source: Source, *, etag: bytes | None = None, offset: int = 0
+        self,
+        tenant: Tenant,
+        upload_id: str,
+        number: int,
+        source: Source,
+        *,
+        etag: bytes | None = None,
+        offset: int = 0,
     ) -> wire.UploadedChunk:
         """Take one piece (spec H-71, H-72); offset: how much of it an attempt that broke off has left here."""
-        session = self._found(upload_id)
+        session = self._found(tenant, upload_id)
         self._check_number(session, number)
         with _sending(session):
             try:
@@ -548,9 +560,9 @@ class Uploads:
 
     # --- the end ---
 
-    def complete(self, upload_id: str, request: wire.UploadComplete, receive: Receive) -> Answer:
+    def complete(self, tenant: Tenant, upload_id: str, request: wire.UploadComplete, receive: Receive) -> Answer:
         """Hand the whole file on and keep the answer: completing again gives it again (spec H-73)."""
-        session = self._found(upload_id)
+        session = self._found(tenant, upload_id)
         with session.completing:
             with session.sync_lock, session.lock:
                 if session.is_gone:

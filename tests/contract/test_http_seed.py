@@ -206,7 +206,18 @@ def test_the_routes_can_be_left_out(tmp_path: Path) -> None:
 def test_the_routes_are_left_out_where_other_machines_reach_them(tmp_path: Path) -> None:
     """TRUST d4: on a public address they are off unless they are asked for."""
     for flags, status in ((), 404), (("--seed-routes",), 200):
-        words = [BINARY, "serve", "--data", tmp_path / "data", "--listen", "0.0.0.0:0", "--insecure", "--json", *flags]
+        words = [
+            BINARY,
+            "serve",
+            "--data",
+            tmp_path / "data",
+            "--listen",
+            "0.0.0.0:0",
+            "--insecure",
+            "--no-require-token",
+            "--json",
+            *flags,
+        ]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout

@@ -33,6 +33,7 @@ from corpus_good import File, noise, part_chain, recipe_chain
 from deltasync.client import seal
 from deltasync.core.hashing import digest_of
 from deltasync_server import intake
+from deltasync_server.tenants import DEFAULT
 
 if TYPE_CHECKING:
     from deltasync.core.names import WorkspaceName
@@ -315,12 +316,12 @@ class ServerUpload(Scenario):
         """Go on with an upload, or begin one, and complete it."""
         from deltasync.core import wire
 
-        state = store.uploads.initiate(msgspec.structs.replace(request, resume=True), name)
+        state = store.uploads.initiate(DEFAULT, msgspec.structs.replace(request, resume=True), name)
         there = {number for first, last in state.present for number in range(first, last + 1)}
         for number, at in enumerate(range(0, len(content), PIECE)):
             if number not in there:
-                store.uploads.put(state.upload_id, number, io.BytesIO(content[at : at + PIECE]))
-        store.complete_upload(state.upload_id, wire.UploadComplete())
+                store.uploads.put(DEFAULT, state.upload_id, number, io.BytesIO(content[at : at + PIECE]))
+        store.complete_upload(DEFAULT, state.upload_id, wire.UploadComplete())
 
     def verify(self) -> None:
 

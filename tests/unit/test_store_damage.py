@@ -16,6 +16,7 @@ from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.place import Placer
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_damaged_blob_is_never_served(store: Store) -> None:
     entry = sender.flat["sub/a"]
     overwrite(tree_of(store) / "sub" / "a", b"wrong")
     with pytest.raises(NotFound):
-        store.open_blob(entry.digest)
+        store.open_blob(DEFAULT, entry.digest)
     assert store.workspace(NAME).wanted == [entry.digest.hex()]
     assert store.workspace(type(NAME)("other")).wanted == [entry.digest.hex()]
     assert set(seen(tree_of(store))) == {"sub", "b"}
@@ -83,7 +84,7 @@ def test_right_bytes_get_their_time_back(store: Store) -> None:
     blob = blob_of(store.config.data, sender.flat["a"])
     os.utime(blob, ns=(DAY // 2, DAY // 2))
     blob.chmod(0o666)
-    stream, size = store.open_blob(sender.flat["a"].digest)
+    stream, size = store.open_blob(DEFAULT, sender.flat["a"].digest)
     stream.close()
     assert (size, blob.stat().st_mtime_ns, blob.stat().st_mode & 0o777) == (5, DAY, 0o444)
     assert_tree(store, sender)
@@ -95,7 +96,7 @@ def test_a_vanished_blob_is_asked_for(store: Store) -> None:
     settled(store, sender, a=b"right")
     blob_of(store.config.data, sender.flat["a"]).unlink()
     with pytest.raises(NotFound):
-        store.open_blob(sender.flat["a"].digest)
+        store.open_blob(DEFAULT, sender.flat["a"].digest)
     with pytest.raises(ContentMissing):
         sender.send(store, {**sender.flat, "b": sender.file("b", b"right")}, is_thin=True)
     sender.send(store, {**sender.flat, "b": sender.file("b", b"right")})
@@ -182,7 +183,7 @@ def test_a_plain_file_heals_every_tree(store: Store, *, is_noticed: bool) -> Non
     overwrite(tree_of(store) / "a", b"wrong")
     if is_noticed:
         with pytest.raises(NotFound):
-            store.open_blob(sender.flat["a"].digest)
+            store.open_blob(DEFAULT, sender.flat["a"].digest)
     store.start()
     give_file(store, b"right")
     file = tree_of(store) / "a"
@@ -204,7 +205,7 @@ def test_content_that_comes_while_a_tree_is_placing_it_is_placed_again(
 
     damage()
     with pytest.raises(NotFound):
-        store.open_blob(entry.digest)
+        store.open_blob(DEFAULT, entry.digest)
     sender.heal(store, [entry.digest])
     finish, left = Placer.finish, [damage, lambda: sender.heal(store, [entry.digest])]
 
@@ -241,7 +242,7 @@ def test_a_deleted_file_is_no_longer_asked_for(store: Store) -> None:
     settled(store, sender, a=b"right", b=b"fine")
     overwrite(tree_of(store) / "a", b"wrong")
     with pytest.raises(NotFound):
-        store.open_blob(sender.flat["a"].digest)
+        store.open_blob(DEFAULT, sender.flat["a"].digest)
     sender.send(store, sender.tree(b=b"fine"))
     assert_tree(store, sender)
     assert store.workspace(NAME).wanted == []
@@ -334,7 +335,7 @@ def test_check_names_plain_files_whose_content_is_lost(tmp_path: Path) -> None:
         assert [finding.subject for finding in report.findings if not finding.is_repaired] == lost
     with Store(StoreConfig(tmp_path)) as store:
         deletion = wire.FileDeletion(hostname="host", filepath="/home/alice/two", blake3=stored.blake3)
-        store.files.delete([deletion])
+        store.files.delete(DEFAULT, [deletion])
         give_file(store, b"lost", "/home/alice/one")
     assert check(StoreConfig(tmp_path)).findings == []
 

@@ -17,6 +17,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.part import Part
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 PIECE = 1 << 16
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")]
@@ -81,7 +82,7 @@ def begin(store: Store, sender: Sender, **files: bytes) -> tuple[str, list[bytes
     """Begin the upload of a bundle; returns its id and its pieces."""
     metadata, sealed = sender.seal(sender.tree(**files))
     request = wire.UploadRequest(kind="bundle", workspace=NAME, identity=metadata.identity.hex(), chunk_size=PIECE)
-    upload_id = store.uploads.initiate(request, NAME).upload_id
+    upload_id = store.uploads.initiate(DEFAULT, request, NAME).upload_id
     return upload_id, [sealed[at : at + PIECE] for at in range(0, len(sealed), PIECE)]
 
 
@@ -90,7 +91,7 @@ def put_all(store: Store, upload_id: str, pieces: list[bytes]) -> int:
     number = 0
     try:
         for number, piece in enumerate(pieces):
-            store.uploads.put(upload_id, number, io.BytesIO(piece))
+            store.uploads.put(DEFAULT, upload_id, number, io.BytesIO(piece))
     except NoSpace:
         return number
     return len(pieces)
@@ -112,15 +113,15 @@ def test_a_file_that_does_not_fit_goes_on_when_space_returns(store: Store, disk:
         chunk_size=PIECE,
         blake3=digest_of(content).hex(),
     )
-    upload_id = store.uploads.initiate(request).upload_id
+    upload_id = store.uploads.initiate(DEFAULT, request).upload_id
     cut = [content[at : at + PIECE] for at in range(0, len(content), PIECE)]
     ballast = fill(disk, len(content) // 2)
     number = put_all(store, upload_id, cut)
     ballast.unlink()
-    assert store.uploads.state(upload_id).present == [(0, number - 1)]
+    assert store.uploads.state(DEFAULT, upload_id).present == [(0, number - 1)]
     for late in range(number, len(cut)):
-        store.uploads.put(upload_id, late, io.BytesIO(cut[late]))
-    stored = store.complete_upload(upload_id, wire.UploadComplete())
+        store.uploads.put(DEFAULT, upload_id, late, io.BytesIO(cut[late]))
+    stored = store.complete_upload(DEFAULT, upload_id, wire.UploadComplete())
     assert isinstance(stored, wire.StoredFile) and stored.file_size == len(content)
 
 
@@ -128,7 +129,7 @@ def test_a_file_that_is_larger_than_the_disk_is_not_begun(store: Store) -> None:
     """What was announced is compared with what is free, and the refusal names both (spec ST-89)."""
     request = wire.UploadRequest(kind="file", filepath="/a", hostname="d", file_size=1 << 30, sha256="0" * 64)
     with pytest.raises(NoSpace, match=r"1\.0 GiB to write, 2.\.. MiB free") as caught:
-        store.uploads.initiate(request)
+        store.uploads.initiate(DEFAULT, request)
     assert caught.value.facts["needed_bytes"] == 1 << 30
 
 
@@ -141,7 +142,7 @@ def test_an_upload_that_does_not_fit_gives_its_space_back(disk: Path) -> None:
         upload_id, pieces = begin(store, sender, a=os.urandom(30_000_000))
         for number, piece in enumerate(pieces):
             try:
-                store.uploads.put(upload_id, number, io.BytesIO(piece))
+                store.uploads.put(DEFAULT, upload_id, number, io.BytesIO(piece))
             except NoSpace as error:
                 refusal = error
                 break
@@ -151,7 +152,7 @@ def test_an_upload_that_does_not_fit_gives_its_space_back(disk: Path) -> None:
         assert refusal.facts["needed_bytes"] == PIECE and free_bytes - PIECE < reserve_bytes <= free_bytes
         assert "64.0 KiB to write" in refusal.sentence and "the reserve of 1.2 MiB" in refusal.sentence
         with pytest.raises(NotFound):
-            store.uploads.state(upload_id)
+            store.uploads.state(DEFAULT, upload_id)
         assert free(disk) > before - 100_000
         sender.send(store, sender.tree(b=b"small"))
         assert_tree(store, sender)
@@ -164,7 +165,7 @@ def test_an_upload_that_cannot_be_applied_gives_its_space_back(store: Store, dis
     assert put_all(store, upload_id, pieces) == len(pieces)
     told = wire.UploadComplete(total_chunks=len(pieces), file_size=sum(map(len, pieces)))
     with pytest.raises(NoSpace):
-        store.complete_upload(upload_id, told)
+        store.complete_upload(DEFAULT, upload_id, told)
     assert not list((disk / "data/uploads").iterdir())
     sender.send(store, sender.tree(b=b"small"))
     assert_tree(store, sender)
@@ -181,7 +182,7 @@ def test_uploads_that_nobody_sends_give_way(disk: Path) -> None:
         put_all(store, old, pieces)
     with Store(config) as store:
         store.recover()
-        assert store.uploads.state(old).uploaded_chunks == len(pieces)
+        assert store.uploads.state(DEFAULT, old).uploaded_chunks == len(pieces)
         young, _ = begin(store, sender, **content)
         put_all(store, young, pieces[:10])
         ballast = fill(disk, 500_000)

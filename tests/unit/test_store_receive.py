@@ -28,6 +28,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 
 @pytest.fixture
@@ -211,7 +212,7 @@ def test_a_truncated_bundle_leaves_nothing(store: Store, cut: int) -> None:
     with pytest.raises(Refused):
         give(store, metadata, sealed[:cut])
     assert leftovers(store) == []
-    assert store.workspaces() == []
+    assert store.workspaces(DEFAULT) == []
     assert not any(path.is_file() for path in (store.config.data / "cache").rglob("*"))
 
 
@@ -330,7 +331,7 @@ def test_workspaces_share_content_and_nothing_else(store: Store) -> None:
     assert receipt.content_bytes == 3
     assert_tree(store, one)
     assert_tree(store, two)
-    assert [state.workspace for state in store.workspaces()] == ["other", "proj"]
+    assert [state.workspace for state in store.workspaces(DEFAULT)] == ["other", "proj"]
 
 
 def test_an_unwritten_workspace_is_at_zero(store: Store) -> None:
@@ -360,11 +361,11 @@ def test_a_blob_is_read_by_digest(store: Store) -> None:
     """A blob is opened after a look at its fingerprint; an unknown digest is not found."""
     sender = Sender()
     sender.send(store, sender.tree(a=b"content"))
-    stream, size = store.open_blob(digest_of(b"content"))
+    stream, size = store.open_blob(DEFAULT, digest_of(b"content"))
     with stream:
         assert (stream.read(), size) == (b"content", 7)
     with pytest.raises(NotFound):
-        store.open_blob(digest_of(b"nothing"))
+        store.open_blob(DEFAULT, digest_of(b"nothing"))
 
 
 def test_a_second_server_is_refused(store: Store) -> None:

@@ -22,6 +22,7 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.place import Placer
 from deltasync_server.receive import Store
 from deltasync_server.state import blob_rows, workspace_row, write_blobs
+from deltasync_server.tenants import DEFAULT
 
 
 def opened(data: Path, **settings: object) -> Store:
@@ -59,7 +60,7 @@ def test_torn_blobs_are_rebuilt_from_the_journal(tmp_path: Path, tear: Callable[
         assert store.workspace(NAME).tree_sequence is None
         assert_tree(store, sender)
         assert store.workspace(NAME).wanted == []
-        stream, _ = store.open_blob(flat["a"].digest)
+        stream, _ = store.open_blob(DEFAULT, flat["a"].digest)
         with stream:
             assert stream.read() == b"one" * 1000
 

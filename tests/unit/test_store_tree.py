@@ -16,6 +16,7 @@ from trees import Flat
 from deltasync.core.manifest import Entry, Kind
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 
 @pytest.fixture(params=["auto", "hardlink", "reflink", "copy"])
@@ -166,7 +167,7 @@ def test_a_touched_file_restamps_the_only_link(store: Store) -> None:
     sender.send(store, {"a": touched})
     assert_tree(store, sender)
     assert os.path.samefile(tree_of(store) / "a", blob_of(store.config.data, touched))
-    stream, _ = store.open_blob(touched.digest)
+    stream, _ = store.open_blob(DEFAULT, touched.digest)
     stream.close()
     with store.state.read() as db:
         assert db.execute("SELECT mtime_ns, executable FROM blobs").fetchall() == [(5 * DAY, 1)]

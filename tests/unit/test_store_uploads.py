@@ -34,6 +34,7 @@ from deltasync.core.errors import (
 from deltasync.core.hashing import digest_of
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 PIECE = 700
 SECONDS = 20.0
@@ -60,7 +61,7 @@ class Sending:
         request = wire.UploadRequest(
             kind="bundle", workspace=NAME, identity=metadata.identity.hex(), **{"chunk_size": PIECE, **options}
         )
-        self.id = store.uploads.initiate(request, NAME).upload_id
+        self.id = store.uploads.initiate(DEFAULT, request, NAME).upload_id
         self.count = -(-len(sealed) // PIECE)
 
     def piece(self, number: int) -> bytes:
@@ -68,18 +69,18 @@ class Sending:
 
     def put(self, number: int, content: bytes | None = None, **options: object) -> wire.UploadedChunk:
         content = self.piece(number) if content is None else content
-        return self.store.uploads.put(self.id, number, io.BytesIO(content), **options)  # type: ignore[arg-type]
+        return self.store.uploads.put(DEFAULT, self.id, number, io.BytesIO(content), **options)  # type: ignore[arg-type]
 
     def put_all(self) -> None:
         for number in range(self.count):
             self.put(number)
 
     def state(self) -> wire.UploadState:
-        return self.store.uploads.state(self.id)
+        return self.store.uploads.state(DEFAULT, self.id)
 
     def complete(self, **options: int) -> wire.Receipt:
         told = {"total_chunks": self.count, "file_size": len(self.sealed), **options}
-        return self.store.complete_upload(self.id, wire.UploadComplete(**told))  # type: ignore[arg-type]
+        return self.store.complete_upload(DEFAULT, self.id, wire.UploadComplete(**told))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_a_piece_goes_on_where_it_broke_off(store: Store) -> None:
     etag = digest_of(piece)
     for first in (100, 400):
         with pytest.raises(Cancelled):
-            store.uploads.put(sending.id, 2, Torn(piece[:first]), etag=etag)
+            store.uploads.put(DEFAULT, sending.id, 2, Torn(piece[:first]), etag=etag)
     assert sending.state().partial == [wire.UploadPartial(chunk_num=2, received_bytes=400)]
     assert store.figures()["upload_bytes"] == 400 and sending.state().uploaded_chunks == 0
     with pytest.raises(UsageError):
@@ -239,7 +240,7 @@ def test_a_piece_goes_on_where_it_broke_off(store: Store) -> None:
     assert sending.put(2, piece[400:], etag=etag, offset=400).received_bytes == len(piece)
     assert not sending.state().partial
     with pytest.raises(Cancelled):
-        store.uploads.put(sending.id, 2, Torn(bytes(50)), etag=etag)
+        store.uploads.put(DEFAULT, sending.id, 2, Torn(bytes(50)), etag=etag)
     sending.put_all()
     sending.complete()
     assert_tree(store, sender)
@@ -254,9 +255,14 @@ def test_a_refused_bundle_keeps_its_pieces_until_they_are_aborted(store: Store) 
     for _ in range(2):
         with pytest.raises(Refused):
             sending.complete()
-    aborted = store.uploads.abort(sending.id)
+    aborted = store.uploads.abort(DEFAULT, sending.id)
     assert (aborted.chunks_uploaded, aborted.chunks_deleted) == (sending.count, sending.count)
-    for gone in (sending.state, sending.complete, lambda: sending.put(0), lambda: store.uploads.abort(sending.id)):
+    for gone in (
+        sending.state,
+        sending.complete,
+        lambda: sending.put(0),
+        lambda: store.uploads.abort(DEFAULT, sending.id),
+    ):
         with pytest.raises(NotFound):
             gone()
     assert not left(store)
@@ -320,7 +326,7 @@ def test_a_restart_keeps_what_is_durable(tmp_path: Path) -> None:
         for number in (1, 2, 4):
             sending.put(number)
         with pytest.raises(Cancelled):
-            store.uploads.put(sending.id, 0, Torn(b"torn"))
+            store.uploads.put(DEFAULT, sending.id, 0, Torn(b"torn"))
     (tmp_path / "uploads/stray").write_bytes(b"?")
     with Store(StoreConfig(tmp_path)) as store:
         store.recover()
@@ -344,12 +350,12 @@ def test_an_upload_is_resumed_by_the_same_words(store: Store) -> None:
     assert Sending(store, metadata, content).id != sending.id
     other = Sending(store, metadata, content, chunk_size=PIECE + 1, resume=True)
     assert other.state().uploaded_chunks == 0
-    store.uploads.abort(other.id)
+    store.uploads.abort(DEFAULT, other.id)
     newest = Sending(store, metadata, content, resume=True)
-    store.uploads.abort(newest.id)
+    store.uploads.abort(DEFAULT, newest.id)
     again = Sending(store, metadata, content, resume=True)
     assert again.id == sending.id
-    etags = {part.chunk_num: part.etag for part in store.uploads.parts(again.id).parts}
+    etags = {part.chunk_num: part.etag for part in store.uploads.parts(DEFAULT, again.id).parts}
     assert etags == {number: digest_of(sending.piece(number)).hex() for number in (0, 2)}
     again.put_all()
     assert again.complete().root == sender.root.hex()
@@ -367,7 +373,7 @@ def test_an_upload_whose_file_is_gone_is_forgotten(tmp_path: Path) -> None:
     with Store(StoreConfig(tmp_path)) as store:
         store.recover()
         with pytest.raises(NotFound):
-            store.uploads.state(sending.id)
+            store.uploads.state(DEFAULT, sending.id)
 
 
 def test_an_upload_expires(tmp_path: Path) -> None:
@@ -376,7 +382,7 @@ def test_an_upload_expires(tmp_path: Path) -> None:
         store.recover()
         request = wire.UploadRequest(kind="bundle", workspace=NAME, identity="0" * 64)
         with pytest.raises(NotFound):
-            store.uploads.initiate(request, NAME)
+            store.uploads.initiate(DEFAULT, request, NAME)
         assert len(left(store)) == 1
         store.upkeep()
         assert not left(store) and store.figures()["uploads"] == 0
@@ -396,7 +402,7 @@ def test_uploads_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
         sending.put(1)
         with pytest.raises(NoSpace):
             sending.put(2)
-        store.uploads.abort(sending.id)
+        store.uploads.abort(DEFAULT, sending.id)
         again = Sending(store, metadata, content)
         again.put(3)
         assert again.state().present == [(3, 3)]
@@ -428,8 +434,8 @@ def begin_file(store: Store, content: bytes, path: str = "/a") -> str:
         chunk_size=1 << 20,
         blake3=digest_of(content).hex(),
     )
-    upload_id = store.uploads.initiate(request).upload_id
-    store.uploads.put(upload_id, 0, io.BytesIO(content))
+    upload_id = store.uploads.initiate(DEFAULT, request).upload_id
+    store.uploads.put(DEFAULT, upload_id, 0, io.BytesIO(content))
     return upload_id
 
 
@@ -447,9 +453,9 @@ def test_an_upload_that_the_disk_failed_is_never_asked_again(
         upload_id = sending.id if kind == "bundle" else begin_file(store, b"plain")
         disk = FailingDisk(monkeypatch, upload_id)
         with pytest.raises((Corrupt, OSError)):
-            store.complete_upload(upload_id, wire.UploadComplete())
+            store.complete_upload(DEFAULT, upload_id, wire.UploadComplete())
         with pytest.raises(NotFound):
-            store.complete_upload(upload_id, wire.UploadComplete())
+            store.complete_upload(DEFAULT, upload_id, wire.UploadComplete())
         assert disk.asked == 1 and upload_id not in left(store)
         give(store, metadata, content)
         assert_tree(store, sender)
@@ -467,7 +473,7 @@ def test_completing_waits_for_the_fsync_of_the_pieces_and_believes_it(
 
         def complete() -> None:
             try:
-                store.complete_upload(upload_id, wire.UploadComplete())
+                store.complete_upload(DEFAULT, upload_id, wire.UploadComplete())
             except DeltasyncError as error:
                 errors.append(error)
 
@@ -496,13 +502,13 @@ def test_a_file_whose_commit_fails_is_begun_anew(store: Store) -> None:
         (pages,) = store.state._writer.execute("PRAGMA page_count").fetchone()
         store.state._writer.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(NoSpace):
-        store.complete_upload(upload_id, wire.UploadComplete())
+        store.complete_upload(DEFAULT, upload_id, wire.UploadComplete())
     with pytest.raises(NotFound):
-        store.uploads.state(upload_id)
+        store.uploads.state(DEFAULT, upload_id)
     assert not left(store)
     with store.state.hold():
         store.state._writer.execute(f"PRAGMA max_page_count={1 << 30}")
-    stored = store.complete_upload(begin_file(store, content), wire.UploadComplete())
+    stored = store.complete_upload(DEFAULT, begin_file(store, content), wire.UploadComplete())
     assert isinstance(stored, wire.StoredFile) and stored.file_size == len(content)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -12,6 +12,7 @@ from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.names import shown
 from deltasync_server.http import blobs, files, seed, service, uploads, workspaces
+from deltasync_server.http.auth import Door, permitted
 from deltasync_server.http.context import Context
 from deltasync_server.http.guard import Guard, report
 from deltasync_server.http.openapi import describe
@@ -24,7 +25,7 @@ def build(context: Context, *, seed_routes: bool) -> ASGIApp:
     seed_routes: also serve delta/upload and delta/status, which any program that reaches us can call (spec H-40).
     """
     app = routes(seed_routes=seed_routes)
-    guard = Guard(app)
+    guard = Guard(app, Door(context.access, needs_token=context.needs_token))
     app.state.context = context
     app.state.guard = guard
     return guard
@@ -45,11 +46,12 @@ def routes(*, seed_routes: bool) -> FastAPI:
             RequestValidationError: _parameters_refused,
         },
     )
+    needs_permission = [Depends(permitted)]
     for part in (workspaces, blobs, service, *((seed,) if seed_routes else ())):
-        app.include_router(part.router)
+        app.include_router(part.router, dependencies=needs_permission)
     for part in (uploads, files):
-        app.include_router(part.router, prefix=wire.API)
-        app.include_router(part.router, prefix=uploads.ALIAS, include_in_schema=False)
+        app.include_router(part.router, prefix=wire.API, dependencies=needs_permission)
+        app.include_router(part.router, prefix=uploads.ALIAS, dependencies=needs_permission, include_in_schema=False)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 

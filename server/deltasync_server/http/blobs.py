@@ -21,10 +21,11 @@ from deltasync.core.errors import UsageError
 from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, context_of, workspace_of
+from deltasync_server.http.context import Context, caller_of, context_of, workspace_of
 from deltasync_server.http.problems import HttpRefusal
 from deltasync_server.http.workers import until_gone
 from deltasync_server.http.workspaces import DIGEST_JSON_BYTES, digest_of_path
+from deltasync_server.tenants import tenant_of
 
 router = APIRouter(prefix=wire.API, tags=["blobs"])
 
@@ -37,7 +38,9 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 async def blob(request: Request, digest: str) -> Response:
     """Return a blob, or the one range of it that the Range header asks for (spec H-30, H-31)."""
     here = context_of(request)
-    file, size = await here.workers.quick(partial(here.store.open_blob, digest_of_path(digest)))
+    file, size = await here.workers.quick(
+        partial(here.store.open_blob, caller_of(request).tenant, digest_of_path(digest))
+    )
     asked = request.headers.get("range")
     try:
         part = Part(file, *byte_range(asked, size))
@@ -122,8 +125,8 @@ Pieces = Generator[bytes, None, None]
 )
 async def recipe(request: Request, workspace: str, digest: str, average: Average = AVERAGE_BYTES) -> Response:
     """Return the list of a blob's chunks, cut now, so that a sender finds out which of them it need not send (H-40)."""
-    here, _ = context_of(request), workspace_of(workspace)
-    offer = partial(here.store.offer_chunks, digest_of_path(digest), average)
+    here, tenant = context_of(request), tenant_of(workspace_of(request, workspace))
+    offer = partial(here.store.offer_chunks, tenant, digest_of_path(digest), average)
     return _PiecesResponse(here, await here.workers.quick(offer))
 
 
@@ -135,8 +138,8 @@ async def recipe(request: Request, workspace: str, digest: str, average: Average
 )
 async def blobs(request: Request, workspace: str) -> Response:
     """Return a frame for each digest asked for: the blob's size and bytes, or that it is not there (H-37, H-38)."""
-    here, _ = context_of(request), workspace_of(workspace)
-    return await _offered(here, request, here.store.offer_blobs)
+    here, tenant = context_of(request), tenant_of(workspace_of(request, workspace))
+    return await _offered(here, request, partial(here.store.offer_blobs, tenant))
 
 
 @router.post(
@@ -147,7 +150,7 @@ async def blobs(request: Request, workspace: str) -> Response:
 )
 async def trees(request: Request, workspace: str) -> Response:
     """Return a frame for each directory object asked for (H-38, H-39)."""
-    here, name = context_of(request), workspace_of(workspace)
+    here, name = context_of(request), workspace_of(request, workspace)
     return await _offered(here, request, partial(here.store.offer_objects, name))
 
 

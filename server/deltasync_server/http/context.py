@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,14 @@ from fastapi import Request
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace
+from deltasync_server.access import Access, Caller
 from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.body import BodyRules
 from deltasync_server.http.workers import Workers
+from deltasync_server.tenants import qualified
 
 if TYPE_CHECKING:
+    from deltasync_server.intake import Permit
     from deltasync_server.receive import Store
 
 
@@ -24,9 +28,12 @@ class Context:
     """Everything that outlives a request."""
 
     store: Store
+    access: Access
     workers: Workers
     store_config: StoreConfig
     config: ServeConfig
+    needs_token: bool
+    """Whether a request without a token is refused; where not, it is one of the default tenant."""
 
     @property
     def limits(self) -> wire.Limits:
@@ -50,9 +57,20 @@ def context_of(request: Request) -> Context:
     return found
 
 
-def workspace_of(text: str) -> WorkspaceName:
-    """Return the workspace that a request names (spec H-5)."""
+def caller_of(request: Request) -> Caller:
+    """Return who makes a request."""
+    found: Caller = request.state.caller
+    return found
+
+
+def permit_of(request: Request) -> Permit:
+    """Return what raises once the caller may no longer do what the request is about."""
+    return partial(context_of(request).access.require_still, caller_of(request))
+
+
+def workspace_of(request: Request, text: str) -> WorkspaceName:
+    """Return the caller's workspace that a request names, as the store keeps it (spec H-5, H-93)."""
     try:
-        return parse_workspace(text)
+        return qualified(caller_of(request).tenant, parse_workspace(text))
     except NameRefused as error:
         raise UsageError(f"not a workspace name: {error}") from error

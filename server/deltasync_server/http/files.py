@@ -15,7 +15,7 @@ from deltasync.decoding import decoded
 from deltasync_server.files import check_deletion
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, context_of
+from deltasync_server.http.context import Context, caller_of, context_of
 from deltasync_server.http.problems import answer
 from deltasync_server.http.workspaces import digest_of_path
 
@@ -37,7 +37,7 @@ async def deletions(request: Request) -> Response:
     asked = await _decoded(here, request, wire.FileDeletions)
     for each in asked.files:
         check_deletion(each)
-    files = await here.workers.quick(partial(here.store.files.delete, asked.files))
+    files = await here.workers.quick(partial(here.store.files.delete, caller_of(request).tenant, asked.files))
     return answer(wire.DeletedFiles(files=files))
 
 
@@ -55,7 +55,7 @@ async def deletion(request: Request, digest: str) -> Response:
         raise UsageError("the body names another digest than the path")
     asked = msgspec.structs.replace(asked, sha256=name, blake3=name)
     check_deletion(asked)
-    (deleted,) = await here.workers.quick(partial(here.store.files.delete, [asked]))
+    (deleted,) = await here.workers.quick(partial(here.store.files.delete, caller_of(request).tenant, [asked]))
     return answer(deleted)
 
 

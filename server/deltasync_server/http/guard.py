@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltasync.core.names import shown
+from deltasync_server.http.auth import Door
 from deltasync_server.http.problems import (
     HttpRefusal,
     known,
@@ -27,8 +28,8 @@ _log = logging.getLogger(__name__)
 class Guard:
     """The outermost application: checks the request, counts it, and turns every exception into a problem."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app, self._door = app, door
         self.answers: Counter[tuple[str, int]] = Counter()
         """Answers given so far, by method and status (event loop only)."""
 
@@ -37,6 +38,7 @@ class Guard:
         exchange = _Exchange(scope, receive, send)
         try:
             check(scope)
+            scope.setdefault("state", {})["caller"] = self._door.caller(scope)
             await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             _log.warning("%s %s was cut off by the stop", scope["method"], shown(scope["path"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -10,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from deltasync.core import wire
-from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, UsageError
+from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, Unauthorized, UsageError
 from deltasync.disk import FULL
 
 MEDIA_TYPE = "application/problem+json"
@@ -32,6 +33,16 @@ class RequestLate(HostBusy):
     http_status = 408
 
 
+class TooManyFailures(HostBusy):
+    """A source that showed one wrong token after another; a right one is still taken."""
+
+    http_status = 429
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("too many wrong tokens came from there; wait, or show a right one")
+        self.headers = {"Retry-After": str(math.ceil(seconds))}
+
+
 class HostStopping(HostBusy):
     """The server is being stopped; nothing of the request was kept."""
 
@@ -43,7 +54,7 @@ def answer(value: msgspec.Struct, status: int = 200) -> Response:
 
 def status_of(error: DeltasyncError) -> int:
     """Return the HTTP status of an error."""
-    return error.http_status if isinstance(error, HttpRefusal | RequestLate) else error.status
+    return error.http_status if isinstance(error, HttpRefusal | RequestLate | TooManyFailures) else error.status
 
 
 def problem(error: DeltasyncError) -> wire.Problem:
@@ -61,8 +72,10 @@ def problem(error: DeltasyncError) -> wire.Problem:
 
 def refusal(error: DeltasyncError) -> Response:
     """Return the whole answer to a request that is refused."""
-    headers = dict(error.headers) if isinstance(error, HttpRefusal) else {}
-    if error.code in RETRY_SECONDS:
+    headers = dict(error.headers) if isinstance(error, HttpRefusal | TooManyFailures) else {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.code in RETRY_SECONDS and "Retry-After" not in headers:
         headers["Retry-After"] = RETRY_SECONDS[error.code]  # spec H-9
     return Response(msgspec.json.encode(problem(error)), status_of(error), headers, media_type=MEDIA_TYPE)
 

@@ -19,7 +19,7 @@ from deltasync.core.names import WorkspaceName
 from deltasync.core.sequence import Head, Verdict
 from deltasync_server.http import openapi
 from deltasync_server.http.body import BodyPump, check_length
-from deltasync_server.http.context import Context, context_of, workspace_of
+from deltasync_server.http.context import context_of, permit_of, workspace_of
 from deltasync_server.http.guard import report
 from deltasync_server.http.multipart import boundary_of, read_form
 from deltasync_server.http.problems import answer, known, status_of, unexpected
@@ -53,7 +53,7 @@ async def upload(request: Request) -> Response:
     try:
         boundary = boundary_of(request.headers.get("content-type", ""))
         check_length(request, FORM_BYTES_MAX)
-        work = partial(_receive_form, here, boundary)
+        work = partial(_receive_form, request, boundary)
         return answer(await here.workers.with_body(request.receive, here.body_rules(FORM_BYTES_MAX), work))
     except Exception as error:  # noqa: BLE001 - a route may; report() writes the traceback of what is a bug
         report(request.scope, error)
@@ -61,18 +61,20 @@ async def upload(request: Request) -> Response:
         return answer(_refused(ours.code, ours.sentence), status_of(ours))
 
 
-def _receive_form(here: Context, boundary: bytes, pump: BodyPump) -> wire.SeedUploadAnswer:
+def _receive_form(request: Request, boundary: bytes, pump: BodyPump) -> wire.SeedUploadAnswer:
     """Spool the file, because fields may follow it, then apply it (worker thread)."""
-    began = time.monotonic()
+    here, began = context_of(request), time.monotonic()
     with tempfile.TemporaryFile(dir=here.staging()) as spool:
         form = read_form(pump, boundary, "bundle", spool, BUNDLE_BYTES_MAX)
         if form.file_bytes is None:
             raise UsageError("the form has no file named 'bundle'")
         spool.seek(0)
-        name = workspace_of(form.fields.get("collection_name") or _collection_of(spool, here.limits))
+        name = workspace_of(request, form.fields.get("collection_name") or _collection_of(spool, here.limits))
         check = _Check(_number(form.fields.get("sequence_number")), is_forced=_flag(form.fields.get("force")))
         try:
-            receipt = here.store.receive(name, spool, expected_identity=None, decide_hook=check)
+            receipt = here.store.receive(
+                name, spool, expected_identity=None, decide_hook=check, permit=permit_of(request)
+            )
         except SequenceMismatch as error:
             return _refused(error.code, error.sentence, error.expected)
     following = here.store.workspace(name).sequence + 1 if receipt.duplicate else receipt.sequence + 1
@@ -152,18 +154,18 @@ def _flag(text: str | None) -> bool:
 @router.get("/status", summary="Where a workspace stands", **openapi.gives(wire.SeedStatus, 400))
 async def status(request: Request, workspace_path: Label = "", collection_name: Label = "") -> Response:
     """Say the last sequence of a workspace, which collection_name names, else the last part of workspace_path."""
-    here, name = context_of(request), _status_name(workspace_path, collection_name)
+    here, name = context_of(request), _status_name(request, workspace_path, collection_name)
     state = await here.workers.quick(partial(here.store.workspace, name))
     outcome = await here.workers.quick(partial(here.store.last_upload_status, name))
     return answer(_status(state, workspace_path, outcome))
 
 
-def _status_name(workspace_path: str, collection_name: str) -> WorkspaceName:
+def _status_name(request: Request, workspace_path: str, collection_name: str) -> WorkspaceName:
     if not (workspace_path or collection_name):
         raise UsageError("say which workspace: collection_name or workspace_path")
     if not collection_name and ".." in workspace_path.split("/"):
         raise UsageError("workspace_path climbs")
-    return workspace_of(collection_name or PurePosixPath(workspace_path).name)
+    return workspace_of(request, collection_name or PurePosixPath(workspace_path).name)
 
 
 def _status(state: wire.WorkspaceState, workspace_path: str, outcome: str | None) -> wire.SeedStatus:

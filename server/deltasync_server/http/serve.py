@@ -14,6 +14,7 @@ import uvicorn
 
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
+from deltasync_server.access import Access
 from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.app import build
 from deltasync_server.http.context import Context
@@ -65,9 +66,15 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], N
         )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until requests are taken we may end anywhere: recovery begins anew
-    with contextlib.closing(bind(address)) as listener, open_store(store_config) as store:
+    with (
+        contextlib.closing(bind(address)) as listener,
+        open_store(store_config) as store,
+        Access(store_config.data) as access,
+    ):
         store.start()
-        context = Context(store, Workers(uploads=config.uploads, waits=config.waits), store_config, config)
+        workers = Workers(uploads=config.uploads, waits=config.waits)
+        needs_token = not address.is_private if config.require_token is None else config.require_token
+        context = Context(store, access, workers, store_config, config, needs_token)
         _serve(context, listener, lambda: ready(url_of(listener)), seed_routes=_has_seed_routes(config, address))
 
 

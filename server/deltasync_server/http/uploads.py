@@ -16,7 +16,7 @@ from deltasync.core.names import WorkspaceName
 from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import BodyPump, check_length, whole
-from deltasync_server.http.context import Context, context_of, workspace_of
+from deltasync_server.http.context import caller_of, context_of, permit_of, workspace_of
 from deltasync_server.http.problems import answer
 from deltasync_server.http.workspaces import Wait, settled_receipt
 from deltasync_server.uploads import Answer
@@ -44,22 +44,22 @@ async def initiate(request: Request) -> Response:
     here = context_of(request)
     check_length(request, INITIATE_BYTES)
     asked = _decoded(await whole(request.receive, here.body_rules(INITIATE_BYTES)), wire.UploadRequest)
-    name = _workspace(asked)
-    return answer(await here.workers.quick(partial(here.store.uploads.initiate, asked, name)))
+    name, tenant = _workspace(request, asked), caller_of(request).tenant
+    return answer(await here.workers.quick(partial(here.store.uploads.initiate, tenant, asked, name)))
 
 
 @router.get("/{upload_id}", summary="What is there of an upload", **openapi.gives(wire.UploadState, 404))
 async def upload_state(request: Request, upload_id: str) -> Response:
     """List the pieces that are there; the others are still to be sent."""
     here = context_of(request)
-    return answer(await here.workers.quick(partial(here.store.uploads.state, upload_id)))
+    return answer(await here.workers.quick(partial(here.store.uploads.state, caller_of(request).tenant, upload_id)))
 
 
 @router.get("/{upload_id}/chunks", summary="The pieces of an upload", **openapi.gives(wire.UploadParts, 404))
 async def upload_parts(request: Request, upload_id: str) -> Response:
     """List the pieces that are there with their digests, for a sender that goes on with an upload."""
     here = context_of(request)
-    return answer(await here.workers.quick(partial(here.store.uploads.parts, upload_id)))
+    return answer(await here.workers.quick(partial(here.store.uploads.parts, caller_of(request).tenant, upload_id)))
 
 
 @router.put(
@@ -73,7 +73,7 @@ async def chunk(request: Request, upload_id: str, number: Number) -> Response:
     here = context_of(request)
     rules = here.body_rules(here.limits.upload_piece_bytes)
     check_length(request, rules.limit_bytes)
-    put = partial(here.store.uploads.put, etag=_etag(request), offset=_offset(request))
+    put = partial(here.store.uploads.put, caller_of(request).tenant, etag=_etag(request), offset=_offset(request))
     return answer(await here.workers.with_body(request.receive, rules, lambda pump: put(upload_id, number, pump)))
 
 
@@ -89,37 +89,39 @@ async def complete(request: Request, upload_id: str, take_over: bool = False, wa
     Completing again gives the same answer.
     """
     here = context_of(request)
-    asked = await here.workers.quick(partial(here.store.uploads.state, upload_id))
+    asked = await here.workers.quick(partial(here.store.uploads.state, caller_of(request).tenant, upload_id))
     rules = here.body_rules(INITIATE_BYTES + asked.uploaded_chunks * PART_JSON_BYTES)
     check_length(request, rules.limit_bytes)
-    work = partial(_complete, here, upload_id, take_over)
+    work = partial(_complete, request, upload_id, take_over)
     found = await here.workers.with_body(request.receive, rules, work)
     return answer(await settled_receipt(here, request, found, wait) if isinstance(found, wire.Receipt) else found)
 
 
-def _workspace(asked: wire.UploadRequest) -> WorkspaceName | None:
+def _workspace(request: Request, asked: wire.UploadRequest) -> WorkspaceName | None:
     """Return the workspace that a bundle is for; refuse what lacks a part of its kind, or has one of the other."""
     of_bundle, of_file = (asked.workspace, asked.identity), (asked.filepath, asked.hostname)
     if asked.kind == "bundle":
         if not asked.identity or any((*of_file, asked.sha256, asked.blake3)):
             raise UsageError("a bundle comes with workspace and identity, and without what names a file")
-        return workspace_of(asked.workspace)
+        return workspace_of(request, asked.workspace)
     if any(of_bundle) or not all(of_file) or not (asked.sha256 or asked.blake3) or asked.file_size is None:
         raise UsageError("a file comes with filepath, hostname, file_size and sha256 or blake3")
     return None
 
 
-def _complete(here: Context, upload_id: str, take_over: bool, pump: BodyPump) -> Answer:
+def _complete(request: Request, upload_id: str, take_over: bool, pump: BodyPump) -> Answer:
     body = b"".join(iter(partial(pump.read, 1 << 16), b""))
     asked = _decoded(body or b"{}", wire.UploadComplete)
-    return here.store.complete_upload(upload_id, asked, take_over=take_over)
+    complete_upload = context_of(request).store.complete_upload
+    tenant, permit = caller_of(request).tenant, permit_of(request)
+    return complete_upload(tenant, upload_id, asked, take_over=take_over, permit=permit)
 
 
 @router.delete("/{upload_id}", summary="Abort an upload", **openapi.gives(wire.UploadAborted, 400, 404, 503))
 async def abort(request: Request, upload_id: str) -> Response:
     """Remove an unfinished upload with everything that came of it."""
     here = context_of(request)
-    return answer(await here.workers.quick(partial(here.store.uploads.abort, upload_id)))
+    return answer(await here.workers.quick(partial(here.store.uploads.abort, caller_of(request).tenant, upload_id)))
 
 
 def _decoded(body: bytes, kind: type[_Value]) -> _Value:

@@ -17,7 +17,7 @@ from deltasync.core.names import WorkspaceName
 from deltasync.decoding import decoded
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, context_of, workspace_of
+from deltasync_server.http.context import Context, caller_of, context_of, permit_of, workspace_of
 from deltasync_server.http.problems import answer
 
 router = APIRouter(prefix=wire.API, tags=["workspaces"])
@@ -41,9 +41,9 @@ def digest_of_path(text: str) -> bytes:
 
 @router.get("/workspaces", summary="Every workspace", **openapi.gives(wire.WorkspaceList))
 async def workspaces(request: Request) -> Response:
-    """List every workspace that was ever written."""
-    here = context_of(request)
-    return answer(wire.WorkspaceList(workspaces=await here.workers.quick(here.store.workspaces)))
+    """List every workspace of the caller's tenant that was ever written."""
+    here, tenant = context_of(request), caller_of(request).tenant
+    return answer(wire.WorkspaceList(workspaces=await here.workers.quick(partial(here.store.workspaces, tenant))))
 
 
 @router.get("/workspaces/{workspace}", summary="One workspace", **openapi.gives(wire.WorkspaceState, 400))
@@ -55,7 +55,7 @@ async def workspace_state(
     With `tree_sequence` and `wait` the answer comes as soon as the plain tree holds that sequence, or when the time
     is up, or earlier when the server is busy: read `tree_sequence` in the answer.
     """
-    here, name = context_of(request), workspace_of(workspace)
+    here, name = context_of(request), workspace_of(request, workspace)
     if tree_sequence is not None and (found := await _settled(here, request, name, tree_sequence, wait)):
         return answer(found)
     return answer(await here.workers.quick(partial(here.store.workspace, name)))
@@ -76,7 +76,7 @@ async def _settled(
 @router.get("/workspaces/{workspace}/tree/{root}", summary="One directory object", **openapi.gives_bytes(200, 400, 404))
 async def directory(request: Request, workspace: str, root: str) -> Response:
     """Return the body of a directory object of this workspace, for the Merkle walk."""
-    here, name, digest = context_of(request), workspace_of(workspace), digest_of_path(root)
+    here, name, digest = context_of(request), workspace_of(request, workspace), digest_of_path(root)
     body = await here.workers.quick(partial(here.store.directory, name, digest))
     return Response(body, media_type="application/octet-stream")
 
@@ -84,7 +84,7 @@ async def directory(request: Request, workspace: str, root: str) -> Response:
 @router.get("/workspaces/{workspace}/sequences", summary="Kept sequences", **openapi.gives(wire.KeptSequences, 400))
 async def sequences(request: Request, workspace: str) -> Response:
     """List the sequences whose trees the server still holds, oldest first."""
-    here, name = context_of(request), workspace_of(workspace)
+    here, name = context_of(request), workspace_of(request, workspace)
     return answer(await here.workers.quick(partial(here.store.sequences, name)))
 
 
@@ -95,7 +95,7 @@ async def sequences(request: Request, workspace: str) -> Response:
 )
 async def kept_sequence(request: Request, workspace: str, sequence: SequenceNumber) -> Response:
     """Return a kept sequence with its root; one that is not kept is 410 with the range of those that are (H-36)."""
-    here, name = context_of(request), workspace_of(workspace)
+    here, name = context_of(request), workspace_of(request, workspace)
     return answer(await here.workers.quick(partial(here.store.sequence, name, sequence)))
 
 
@@ -107,7 +107,7 @@ async def kept_sequence(request: Request, workspace: str, sequence: SequenceNumb
 )
 async def missing(request: Request, workspace: str) -> Response:
     """Say which of these digests the cache lacks; the others are leased, so that they stay until the bundle comes."""
-    here, name = context_of(request), workspace_of(workspace)
+    here, name = context_of(request), workspace_of(request, workspace)
     rules = here.body_rules(here.limits.missing_digests * DIGEST_JSON_BYTES)
     check_length(request, rules.limit_bytes)
     body = await whole(request.receive, rules)
@@ -132,8 +132,8 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
 
     With `wait` the receipt comes when the plain tree holds the bundle, or when the time is up.
     """
-    here, name = context_of(request), workspace_of(workspace)
-    identity = _identity(request)
+    here, name = context_of(request), workspace_of(request, workspace)
+    identity, permit = _identity(request), permit_of(request)
     rules = here.body_rules(here.limits.bundle_bytes)
     check_length(request, rules.limit_bytes)
     with here.store.arriving(name) as arrival:  # before a thread is found for it: the next one may overtake it there
@@ -141,7 +141,7 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
             request.receive,
             rules,
             lambda pump: here.store.receive(
-                name, pump, expected_identity=identity, take_over=take_over, arrival=arrival
+                name, pump, expected_identity=identity, take_over=take_over, arrival=arrival, permit=permit
             ),
         )
     return answer(await settled_receipt(here, request, receipt, wait))
@@ -149,7 +149,7 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
 
 async def settled_receipt(here: Context, request: Request, receipt: wire.Receipt, seconds: float) -> wire.Receipt:
     """Hold a receipt back until the plain tree holds its bundle, or for so many seconds (spec H-28)."""
-    name = workspace_of(receipt.workspace)
+    name = workspace_of(request, receipt.workspace)
     if seconds and (found := await _settled(here, request, name, receipt.sequence, seconds)):
         return msgspec.structs.replace(receipt, tree_sequence=found.tree_sequence, wanted=found.wanted)
     return receipt

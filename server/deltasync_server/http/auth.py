@@ -1,0 +1,79 @@
+"""Who makes a request, and what they may do: asked before a route sees it (spec H-90 to H-95)."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import Scope as AsgiScope
+
+from deltasync.core import wire
+from deltasync.core.errors import Unauthorized
+from deltasync_server.access import LOCAL, Access, Caller, Scope
+from deltasync_server.http.context import caller_of
+from deltasync_server.http.problems import HttpRefusal, TooManyFailures
+
+FAILURES_MAX = 20
+FAILURES_SECONDS = 60.0
+"""So many wrong tokens of one source in so long; then it is told to wait."""
+SOURCES_MAX = 4096
+_WORKSPACE = f"{wire.API}/workspaces/{{workspace}}"
+_LOOKS = frozenset({f"{_WORKSPACE}/blobs", f"{_WORKSPACE}/trees"})
+"""Routes that change nothing, although their method says so."""
+_FIGURES = "/metrics"
+
+
+class Door:
+    """Lets callers in; wrong tokens of one source are answered ever the same, right ones always pass (spec H-92)."""
+
+    def __init__(self, access: Access, *, needs_token: bool) -> None:
+        """needs_token: whether a request without one is refused."""
+        self._access, self._needs_token = access, needs_token
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        """How often a source has failed, and when it began (event loop only)."""
+
+    def caller(self, scope: AsgiScope) -> Caller:
+        """Return who makes a request; raises Unauthorized, or TooManyFailures for a source that goes on and on."""
+        values = Headers(scope=scope).getlist("authorization")
+        if len(values) > 1:
+            raise HttpRefusal(400, "a request has one Authorization header")
+        if not values and not self._needs_token:
+            return LOCAL
+        source = scope["client"][0] if scope.get("client") else ""
+        try:
+            return self._access.caller(_token(values))
+        except Unauthorized:
+            self._note_failure(source)
+            raise
+
+    def _note_failure(self, source: str) -> None:
+        now = time.monotonic()
+        count, since = self._failures.pop(source, (0, now))
+        if now - since >= FAILURES_SECONDS:
+            count, since = 0, now
+        self._failures[source] = (count + 1, since)
+        if len(self._failures) > SOURCES_MAX:
+            self._failures.popitem(last=False)
+        if count >= FAILURES_MAX:
+            raise TooManyFailures(since + FAILURES_SECONDS - now)
+
+
+def _token(values: list[str]) -> str:
+    scheme, _, token = values[0].partition(" ") if values else ("", "", "")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthorized("this server asks for a token: Authorization: Bearer TOKEN")
+    return token.strip(" ")
+
+
+def needed(method: str, route: str) -> Scope:
+    """Return what a token must be good for on a route, which is named by its path's pattern (spec H-95)."""
+    if route == _FIGURES:
+        return Scope.ADMIN
+    return Scope.READ if method == "GET" or route in _LOOKS else Scope.PUSH
+
+
+async def permitted(request: Request) -> None:
+    """Raise Forbidden unless the caller may use the route at hand; every route depends on this."""
+    caller_of(request).require(needed(request.method, request.scope["route"].path))

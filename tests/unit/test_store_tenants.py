@@ -1,0 +1,214 @@
+"""Tenants in the store: what one holds is nobody else's, whichever way it is asked for."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from folders import write
+from sender import NAME, Sender, blob_of, give
+
+from deltasync.core import bundle, recipe
+from deltasync.core.errors import ContentMissing, NotFound, UsageError
+from deltasync.core.hashing import digest_of
+from deltasync.core.manifest import Kind, Operation, Verb
+from deltasync.core.names import NameRefused, WorkspaceName
+from deltasync.core.recipe import Segment
+from deltasync_server.adopt import Adoption, AdoptOptions
+from deltasync_server.check import check
+from deltasync_server.config import StoreConfig
+from deltasync_server.journal import Journal
+from deltasync_server.receive import Store
+from deltasync_server.state import MIGRATIONS
+from deltasync_server.tenants import DEFAULT, Tenant, own_name, parse_tenant, qualified, tenant_of
+
+ALICE, BOB = Tenant("alice"), Tenant("bob")
+CONTENT = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StoreConfig:
+    return StoreConfig(tmp_path / "data", keep_sequences=1)
+
+
+@pytest.fixture
+def store(config: StoreConfig) -> Iterator[Store]:
+    with Store(config) as opened:
+        opened.recover()
+        yield opened
+
+
+def sender_of(tenant: Tenant, name: str = NAME) -> Sender:
+    return Sender(name=qualified(tenant, WorkspaceName(name)))
+
+
+def send(store: Store, sender: Sender, **files: bytes) -> Sender:
+    """Send a tree; the bundle itself names the workspace as its tenant does."""
+    name, sender.name = sender.name, WorkspaceName(own_name(sender.name))
+    flat = sender.tree(**files)
+    metadata, sealed = sender.seal(flat)
+    sender.name = name
+    store.receive(name, io.BytesIO(sealed), expected_identity=metadata.identity)
+    sender.move_on(flat)
+    return sender
+
+
+def holders(store: Store, digest: bytes) -> set[str]:
+    with store.state.read() as db:
+        return {tenant for (tenant,) in db.execute("SELECT tenant FROM holdings WHERE digest = ?", (digest,))}
+
+
+def test_a_tenants_name_is_a_workspaces() -> None:
+    """Names that could leave their folder, or pass for another's, are refused."""
+    for wrong in ("", ".", "..", "a/b", ".hidden", "a\\b", "a\nb", " a"):
+        with pytest.raises(NameRefused):
+            parse_tenant(wrong)
+    assert parse_tenant("default") == DEFAULT
+    key = qualified(parse_tenant("alice"), WorkspaceName("media"))
+    assert (tenant_of(key), own_name(key)) == ("alice", "media")
+    assert (tenant_of("media"), own_name("media")) == (DEFAULT, "media")
+
+
+def test_content_is_held_by_those_who_brought_it(store: Store) -> None:
+    """One blob for both; each asks for it, and gets it, only after its own bytes came."""
+    digest = digest_of(CONTENT)
+    send(store, sender_of(ALICE), a=CONTENT)
+    assert store.missing(qualified(BOB, NAME), [digest.hex()]).missing == [digest.hex()]
+    assert store.missing(qualified(ALICE, WorkspaceName("other")), [digest.hex()]).missing == []
+    with pytest.raises(NotFound):
+        store.open_blob(BOB, digest)
+    inode = blob_of(store.config.data, sender_of(ALICE).tree(a=CONTENT)["a"]).stat().st_ino
+    send(store, sender_of(BOB), b=CONTENT)
+    assert holders(store, digest) == {"alice", "bob"}
+    assert blob_of(store.config.data, sender_of(BOB).tree(b=CONTENT)["b"]).stat().st_ino == inode
+    stream, size = store.open_blob(BOB, digest)
+    with stream:
+        assert (stream.read(), size) == (CONTENT, len(CONTENT))
+
+
+def test_foreign_content_is_no_base_of_a_recipe(store: Store) -> None:
+    """A recipe that takes bytes from what the sender does not hold makes nothing, as if the base were not there."""
+    base = digest_of(CONTENT)
+    send(store, sender_of(ALICE), a=CONTENT)
+    target = CONTENT[:50_000]
+    made = recipe.compose((base,), [Segment(1, 0, len(target))])
+    for tenant, is_known in ((BOB, False), (ALICE, True)):
+        sender = sender_of(tenant, "thief")
+        key, sender.name = sender.name, WorkspaceName("thief")
+        flat = sender.tree(f=target)
+        operation = Operation(
+            operation=Verb.CREATED,
+            kind=Kind.FILE,
+            path="f",
+            digest=digest_of(target).hex(),
+            size=len(target),
+            mtime_ns=flat["f"].mtime_ns,
+        )
+        metadata = sender.compose([operation], sender.objects.build(flat), recipe.FEATURE)
+        sealed = b"".join(
+            bundle.seal(metadata, [operation.digest or ""], lambda _: iter(()), recipes={operation.digest or "": made})
+        )
+        if is_known:
+            assert store.receive(key, io.BytesIO(sealed), expected_identity=metadata.identity).sequence == 1
+        else:
+            with pytest.raises(ContentMissing):
+                store.receive(key, io.BytesIO(sealed), expected_identity=metadata.identity)
+            assert holders(store, digest_of(target)) == set()
+
+
+def test_collection_forgets_who_held_what_is_gone(store: Store) -> None:
+    """Content that goes with its last name leaves no row, and is missing to everybody from then on."""
+    alice = send(store, sender_of(ALICE), a=CONTENT, b=b"stays")
+    send(store, alice, b=b"stays")
+    store.catch_up()
+    found = store.collect()
+    assert found.blobs == 1
+    with store.state.read() as db:
+        known = "SELECT digest FROM blobs UNION SELECT digest FROM objects"
+        dangling = db.execute(f"SELECT count(*) FROM holdings WHERE digest NOT IN ({known})").fetchone()
+    assert dangling == (0,) and holders(store, digest_of(CONTENT)) == set()
+
+
+def test_trees_of_tenants_lie_apart_and_survive_a_restart(config: StoreConfig) -> None:
+    """The same name twice: two folders, also after recovery, and `check` finds both sound."""
+    with Store(config) as store:
+        store.recover()
+        for tenant in (DEFAULT, ALICE, BOB):
+            send(store, sender_of(tenant), f=tenant.encode() or b"default")
+        store.catch_up()
+    with Store(config) as store:
+        store.recover()
+        store.catch_up()
+        for tenant, place in ((DEFAULT, ""), (ALICE, "tenants/alice/"), (BOB, "tenants/bob/")):
+            tree = config.data / f"{place}workspaces/{NAME}/tree"
+            assert store.trees.path(qualified(tenant, NAME)) == tree
+            assert (tree / "f").read_bytes() == (tenant.encode() or b"default")
+            (state,) = store.workspaces(tenant)
+            assert (state.workspace, state.tree_path) == (NAME, str(tree))
+    assert check(config).is_sound
+
+
+def test_kept_bundles_of_tenants_lie_apart(config: StoreConfig) -> None:
+    """--keep-bundles files them below their tenant, where no workspace of another can be."""
+    with Store(replace(config, keep_bundles=True)) as store:
+        store.recover()
+        send(store, sender_of(ALICE), a=b"x")
+        assert isinstance(store.journal, Journal)
+        store.journal.checkpoint()
+    assert len(list((config.data / f"tenants/alice/bundles/{NAME}").iterdir())) == 1
+
+
+def test_adopted_content_is_its_tenants(store: Store, tmp_path: Path) -> None:
+    """`adopt --tenant` spares that tenant's first push, and nobody else's."""
+    write(tmp_path / "media", "a", CONTENT)
+    Adoption(store, AdoptOptions(tenant=ALICE)).run([tmp_path / "media"])
+    assert holders(store, digest_of(CONTENT)) == {"alice"}
+    Adoption(store, AdoptOptions()).run([tmp_path / "media"])
+    assert holders(store, digest_of(CONTENT)) == {"alice", DEFAULT}
+
+
+def test_a_sender_that_lost_its_leave_commits_nothing(store: Store) -> None:
+    """The leave is asked for behind all that was received, before the head moves."""
+    sender = Sender()
+    metadata, sealed = sender.seal(sender.tree(a=b"x"))
+    seen = []
+
+    def permit() -> None:
+        seen.append(store.workspace(NAME).sequence)
+        raise UsageError("revoked")
+
+    with pytest.raises(UsageError):
+        store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, permit=permit)
+    assert seen == [0] and store.workspace(NAME).sequence == 0
+    assert give(store, metadata, sealed).sequence == 1
+
+
+def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config: StoreConfig) -> None:
+    """A store of the release before keeps working: its content, uploads and files belong to the default tenant."""
+    with Store(config) as store:
+        store.recover()
+        send(store, Sender(), a=CONTENT)
+        root = bytes.fromhex(store.workspace(NAME).root)
+    db = sqlite3.connect(config.data / "state.db")
+    with db:  # undo the last migration
+        db.execute("DROP TABLE holdings")
+        db.execute("ALTER TABLE uploads DROP COLUMN tenant")
+        db.execute("DROP TABLE files")
+        db.execute(
+            "CREATE TABLE files (hostname TEXT NOT NULL, filepath TEXT NOT NULL, digest BLOB NOT NULL, sha256 TEXT NOT "
+            "NULL, file_id TEXT NOT NULL, stored_at TEXT NOT NULL, deleted_at TEXT, "
+            "PRIMARY KEY (hostname, filepath, digest))"
+        )
+        db.execute("INSERT INTO files VALUES ('h', '/f', ?, 's', 'id', 'now', NULL)", (digest_of(CONTENT),))
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    db.close()
+    with Store(config) as store:
+        store.recover()
+        assert holders(store, digest_of(CONTENT)) == holders(store, root) == {DEFAULT}
+        assert store.missing(NAME, [digest_of(CONTENT).hex()]).missing == []
+        with store.state.read() as read:
+            assert read.execute("SELECT tenant, hostname FROM files").fetchall() == [("", "h")]
