@@ -158,6 +158,62 @@ class UploadRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Go on with an unfinished upload that was begun with the same words, if there is one."""
 
 
+_PEM = msgspec.Meta(min_length=1, max_length=8192)
+_MESSAGE = msgspec.Meta(pattern="^[0-9a-f]{66}$")
+
+
+class PairingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/pairings/{number}: one try of a code."""
+
+    message: Annotated[str, _MESSAGE]
+
+
+class PairingAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's half of the exchange."""
+
+    exchange: str
+    message: Annotated[str, _MESSAGE]
+
+
+class PairingConfirm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/pairings/{number}/confirm: the client knows the code, and saw this server's certificate."""
+
+    exchange: str
+    confirmation: Annotated[str, _DIGEST]
+    public_key: Annotated[str, _PEM]
+    """For which a certificate is asked."""
+
+
+class Paired(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client gets; it believes none of it before the confirmation is right."""
+
+    confirmation: Annotated[str, _DIGEST]
+    token: str
+    certificate: str | None = None
+    """For the client's key; None where the operator's certificate has no CA here."""
+    ca: str | None = None
+
+
+class RotateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /api/v1/pairings/rotate: what takes the place of the caller's secret and certificate."""
+
+    digest: Annotated[str, _DIGEST]
+    """BLAKE3 of the 32 bytes of the new secret."""
+    public_key: Annotated[str, _PEM]
+
+
+class Rotated(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a rotation: the old secret and certificate are good for nothing."""
+
+    certificate: str | None = None
+
+
+class Unpaired(msgspec.Struct, frozen=True, kw_only=True):
+    """The token of this id is revoked."""
+
+    id: str
+
+
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to the end of a file's upload."""
 

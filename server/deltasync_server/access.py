@@ -19,11 +19,14 @@ from typing import NamedTuple, Self
 from deltasync import db
 from deltasync.core.errors import Forbidden, NotFound, Unauthorized
 from deltasync.core.hashing import digest_of
+from deltasync.core.pairing import CODE_BYTES, Code, new_code
 from deltasync.disk import space_guard
 from deltasync_server.tenants import DEFAULT, Tenant
 
 DATABASE = "access.db"
 SECRET_BYTES = 32
+TRIES = 5
+NO_PAIRING = "the pairing code is wrong, was used or is over; `deltasync-server pair` makes another"
 _TOKEN = re.compile(r"dst_([0-9a-f]{12})_([0-9a-f]{64})")
 _MIGRATIONS = (
     """
@@ -35,8 +38,20 @@ _MIGRATIONS = (
         label TEXT NOT NULL,
         created_at INTEGER NOT NULL,
         expires_at INTEGER,
-        revoked_at INTEGER
-    ) WITHOUT ROWID
+        revoked_at INTEGER,
+        certificate BLOB
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX tokens_certificate ON tokens (certificate) WHERE certificate IS NOT NULL;
+    CREATE TABLE pairings (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        secret TEXT,
+        tenant TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        label TEXT NOT NULL,
+        expires_at INTEGER NOT NULL,
+        tries INTEGER NOT NULL,
+        token TEXT
+    )
     """,
 )
 
@@ -68,6 +83,8 @@ class TokenRow(NamedTuple):
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    certificate: bytes | None = None
+    """The SHA-256 of the client certificate that stands for it as well."""
 
     def allowed(self) -> frozenset[Scope]:
         """Return what it is good for."""
@@ -102,6 +119,21 @@ LOCAL = Caller()
 """Who reaches a server that asks for no token: nobody but this machine's users can."""
 
 
+class PairingRow(NamedTuple):
+    """A code that was given out: pending until it is used, over, or tried too often; then its secret is gone."""
+
+    number: int
+    secret: str | None
+    tenant: Tenant
+    scopes: str
+    label: str
+    expires_at: int
+    tries: int
+    """How often it may still be tried."""
+    token: str | None
+    """The id of what the client got."""
+
+
 class Access:
     """The only owner of the connection to DATA/access.db; several threads may use it."""
 
@@ -122,8 +154,8 @@ class Access:
         words = " ".join(sorted(scopes))
         row = TokenRow(number, digest_of(secret), tenant, words, label, int(time.time()), expires_at, None)
         with self._writing() as connection:
-            connection.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-        return row, f"dst_{number}_{secret.hex()}"
+            connection.execute(_INSERT_TOKEN, row)
+        return row, _text(number, secret)
 
     def tokens(self) -> list[TokenRow]:
         """Return every token there ever was, the oldest first."""
@@ -142,7 +174,7 @@ class Access:
         return row
 
     def caller(self, text: str) -> Caller:
-        """Return who shows a token, or raise Unauthorized, in the same words for one that never was (spec H-90)."""
+        """Return who shows a token, or raise Unauthorized, in the same words for one that never was (spec H-100)."""
         found = _TOKEN.fullmatch(text)
         row = self._row(found[1]) if found else None
         secret = bytes.fromhex(found[2]) if found else bytes(SECRET_BYTES)
@@ -158,6 +190,74 @@ class Access:
             if row is None:
                 raise Unauthorized("the token is not one of this server's")
             _caller(row)
+
+    def certified(self, sha256: bytes) -> Caller:
+        """Return who shows a client certificate of this server's CA, or raise Unauthorized (spec H-124)."""
+        with self._using() as connection:
+            select = f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE certificate = ?"
+            row = connection.execute(select, (sha256,)).fetchone()
+        if row is None:
+            raise Unauthorized("the client certificate is not one that this server takes any more")
+        return _caller(TokenRow._make(row))
+
+    def rotate(self, caller: Caller, digest: bytes, certificate: bytes | None) -> None:
+        """Put another secret and certificate in the place of a caller's; what it had is good for nothing from then on.
+
+        digest: of the new secret, which its owner has made and keeps.
+        """
+        with self._writing() as connection:
+            update = "UPDATE tokens SET digest = ?, certificate = ? WHERE id = ? AND revoked_at IS NULL"
+            if not connection.execute(update, (digest, certificate, caller.token)).rowcount:
+                raise Unauthorized("there is no token to put another in the place of")
+
+    # --- pairings ---
+
+    def open_pairing(self, tenant: Tenant, scopes: Collection[Scope], label: str, seconds: float) -> Code:
+        """Make a code that lets one client in, once."""
+        values = (tenant, " ".join(sorted(scopes)), label, int(time.time() + seconds), TRIES)
+        with self._writing() as connection:
+            connection.execute("UPDATE pairings SET secret = NULL WHERE expires_at <= ?", (int(time.time()),))
+            insert = "INSERT INTO pairings (tenant, scopes, label, expires_at, tries) VALUES (?, ?, ?, ?, ?)"
+            number = connection.execute(insert, values).lastrowid
+            assert number is not None
+            code = new_code(number, secrets.token_bytes(CODE_BYTES))
+            connection.execute("UPDATE pairings SET secret = ? WHERE number = ?", (code.secret, number))
+        return code
+
+    def pairings(self) -> list[PairingRow]:
+        """Return every pairing there ever was, the oldest first."""
+        with self._using() as connection:
+            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY number").fetchall()
+        return [PairingRow._make(row) for row in rows]
+
+    def attempt(self, number: int) -> Code:
+        """Return the code that somebody tries, once for each call; raises Unauthorized for one that is not open.
+
+        The try is counted before anything is answered: a listener cannot have one for nothing.
+        """
+        with self._writing() as connection:
+            update = "UPDATE pairings SET tries = tries - 1 WHERE number = ? AND tries > 0 AND expires_at > ?"
+            is_open = connection.execute(update, (number, int(time.time()))).rowcount
+            row = connection.execute("SELECT secret FROM pairings WHERE number = ?", (number,)).fetchone()
+        if not (is_open and row and row[0]):
+            raise Unauthorized(NO_PAIRING)
+        return Code(number, row[0])
+
+    def pair(self, number: int, certificate: bytes | None) -> str:
+        """Use a code up and return the token that its client gets, which its certificate stands for as well."""
+        token_id, secret, now = secrets.token_hex(6), secrets.token_bytes(SECRET_BYTES), int(time.time())
+        with self._writing() as connection:
+            select = f"SELECT {_PAIRING_COLUMNS} FROM pairings WHERE number = ? AND secret IS NOT NULL AND expires_at > ?"
+            found = connection.execute(select, (number, now)).fetchone()
+            if found is None:
+                raise Unauthorized(NO_PAIRING)
+            row = PairingRow._make(found)
+            made = TokenRow(
+                token_id, digest_of(secret), row.tenant, row.scopes, row.label, now, None, None, certificate
+            )
+            connection.execute(_INSERT_TOKEN, made)
+            connection.execute("UPDATE pairings SET secret = NULL, token = ? WHERE number = ?", (token_id, number))
+        return _text(token_id, secret)
 
     def close(self) -> None:
         """Close the database."""
@@ -195,4 +295,10 @@ def _caller(row: TokenRow) -> Caller:
     return Caller(row.tenant, row.allowed(), row.id)
 
 
+def _text(token_id: str, secret: bytes) -> str:
+    return f"dst_{token_id}_{secret.hex()}"
+
+
 _TOKEN_COLUMNS = ", ".join(TokenRow._fields)
+_INSERT_TOKEN = f"INSERT INTO tokens VALUES ({', '.join('?' * len(TokenRow._fields))})"
+_PAIRING_COLUMNS = ", ".join(PairingRow._fields)

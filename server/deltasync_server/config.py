@@ -61,7 +61,7 @@ class ServeConfig:
     insecure: bool = False
     """Listen on an address that other machines reach, although nothing authenticates them yet."""
     require_token: bool | None = None
-    """Refuse requests without a token; by default where other machines can reach the server (spec H-90)."""
+    """Refuse requests without a token; by default where other machines can reach the server (spec H-100)."""
     seed_routes: bool | None = None
     """Serve delta/upload and delta/status; by default only where other machines cannot reach them (spec H-40)."""
     access_log: bool = False

@@ -409,7 +409,7 @@ class Intake:
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
         durable.result()  # spec ST-11: durable before any row names it
-        self.permit()  # a token that was revoked meanwhile commits nothing (spec H-94)
+        self.permit()  # a token that was revoked meanwhile commits nothing (spec H-104)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
         with state.hold():
             with state.read() as db:

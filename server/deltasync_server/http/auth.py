@@ -1,7 +1,9 @@
-"""Who makes a request, and what they may do: asked before a route sees it (spec H-90 to H-95)."""
+"""Who makes a request, and what they may do: asked before a route sees it (spec H-100 to H-105)."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections import OrderedDict
 
@@ -23,10 +25,14 @@ _WORKSPACE = f"{wire.API}/workspaces/{{workspace}}"
 _LOOKS = frozenset({f"{_WORKSPACE}/blobs", f"{_WORKSPACE}/trees"})
 """Routes that change nothing, although their method says so."""
 _FIGURES = "/metrics"
+_PAIRINGS = f"{wire.API}/pairings"
+_NEEDS_NONE = re.compile(rf"{_PAIRINGS}/[0-9]+(/confirm)?")
+"""Who pairs has no token yet, but a code (spec H-120)."""
+STRANGER = Caller(scopes=frozenset())
 
 
 class Door:
-    """Lets callers in; wrong tokens of one source are answered ever the same, right ones always pass (spec H-92)."""
+    """Lets callers in; wrong tokens of one source are answered ever the same, right ones always pass (spec H-102)."""
 
     def __init__(self, access: Access, *, needs_token: bool) -> None:
         """needs_token: whether a request without one is refused."""
@@ -39,10 +45,16 @@ class Door:
         values = Headers(scope=scope).getlist("authorization")
         if len(values) > 1:
             raise HttpRefusal(400, "a request has one Authorization header")
-        if not values and not self._needs_token:
-            return LOCAL
+        certificate = scope.get("client_certificate")
+        if not (values or certificate):
+            if not self._needs_token:
+                return LOCAL
+            if _NEEDS_NONE.fullmatch(scope["path"]):
+                return STRANGER
         source = scope["client"][0] if scope.get("client") else ""
         try:
+            if certificate and not values:
+                return self._access.certified(hashlib.sha256(certificate).digest())
             return self._access.caller(_token(values))
         except Unauthorized:
             self._note_failure(source)
@@ -67,8 +79,10 @@ def _token(values: list[str]) -> str:
     return token.strip(" ")
 
 
-def needed(method: str, route: str) -> Scope:
-    """Return what a token must be good for on a route, which is named by its path's pattern (spec H-95)."""
+def needed(method: str, route: str) -> Scope | None:
+    """Return what a token must be good for on a route, which is named by its path's pattern (spec H-105)."""
+    if route.startswith(_PAIRINGS):
+        return None
     if route == _FIGURES:
         return Scope.ADMIN
     return Scope.READ if method == "GET" or route in _LOOKS else Scope.PUSH
@@ -76,4 +90,6 @@ def needed(method: str, route: str) -> Scope:
 
 async def permitted(request: Request) -> None:
     """Raise Forbidden unless the caller may use the route at hand; every route depends on this."""
-    caller_of(request).require(needed(request.method, request.scope["route"].path))
+    scope = needed(request.method, request.scope["route"].path)
+    if scope is not None:
+        caller_of(request).require(scope)

@@ -19,6 +19,8 @@ from deltasync_server.http.workers import Workers
 from deltasync_server.tenants import qualified
 
 if TYPE_CHECKING:
+    from deltasync_server.http.pairing import Exchanges
+    from deltasync_server.tls import Tls
     from deltasync_server.intake import Permit
     from deltasync_server.receive import Store
 
@@ -34,6 +36,10 @@ class Context:
     config: ServeConfig
     needs_token: bool
     """Whether a request without a token is refused; where not, it is one of the default tenant."""
+    tls: Tls | None
+    """What it is encrypted with, if it is."""
+    exchanges: Exchanges
+    """Pairings that clients are about to confirm."""
 
     @property
     def limits(self) -> wire.Limits:
@@ -69,7 +75,7 @@ def permit_of(request: Request) -> Permit:
 
 
 def workspace_of(request: Request, text: str) -> WorkspaceName:
-    """Return the caller's workspace that a request names, as the store keeps it (spec H-5, H-93)."""
+    """Return the caller's workspace that a request names, as the store keeps it (spec H-5, H-103)."""
     try:
         return qualified(caller_of(request).tenant, parse_workspace(text))
     except NameRefused as error:
