@@ -24,6 +24,7 @@ from deltasync_server import config
 
 if TYPE_CHECKING:
     from deltasync_server.adopt import Adopted
+    from deltasync_server.tls import Tls
 
 PROGRAM = "deltasync-server"
 LEFT_OUT_CODE = 3
@@ -33,11 +34,15 @@ UMASK = 0o022
 # typer exports only this leaf of the parser's errors; its bases are "bad usage" and "any error of the parser".
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
-_TEXT, _COUNT, _SWITCH, _CHOICE = str | None, int | None, bool, bool | None
+_TEXT, _COUNT, _SWITCH, _CHOICE, _TEXTS = str | None, int | None, bool, bool | None, list[str] | None
 OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "data": (_TEXT, "--data", "DIR", "Where the store lies."),
     "listen": (_TEXT, "--listen", "ADDRESS", "HOST:PORT, [IPV6]:PORT or unix:/path. (127.0.0.1:8080)"),
-    "insecure": (_SWITCH, "--insecure", "", "Listen where other machines reach it; nothing authenticates them yet."),
+    "insecure": (_SWITCH, "--insecure", "", "Answer without TLS where other machines reach it."),
+    "tls": (_CHOICE, "--tls/--no-tls", "", "Use TLS; by default where other machines reach it."),
+    "tls_cert": (_TEXT, "--tls-cert", "FILE", "Your certificate, with its chain; else one is made, with a CA."),
+    "tls_key": (_TEXT, "--tls-key", "FILE", "Its key."),
+    "tls_name": (_TEXTS, "--tls-name", "NAME", "A name or address for the certificate that is made; repeatable."),
     "seed_routes": (_CHOICE, "--seed-routes/--no-seed-routes", "", "Serve delta/upload and delta/status."),
     "access_log": (_SWITCH, "--access-log", "", "Log every request."),
     "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
@@ -50,7 +55,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
 }
 """Every option: its type, its words, its value's name, its help."""
 STORE = ("data", "link", "keep_sequences", "keep_bundles")
-ROUTES = ("listen", "insecure", "seed_routes", "access_log")
+ROUTES = ("listen", "tls", "tls_cert", "tls_key", "tls_name", "insecure", "seed_routes", "access_log")
 COMMON = ("config", "json", "quiet", "verbose")
 
 app = typer.Typer(
@@ -101,7 +106,7 @@ def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             given = {name: values.pop(name) for name in (*names, *COMMON)}
-            is_unset = {name: OPTIONS[name][0] is _SWITCH and not value for name, value in given.items()}
+            is_unset = {name: OPTIONS[name][0] in (_SWITCH, _TEXTS) and not value for name, value in given.items()}
             return function(_call({name: None if is_unset[name] else given[name] for name in given}), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -164,12 +169,27 @@ def serve(call: Call) -> int:
     """
     from deltasync_server.http.serve import run
 
-    def ready(url: str) -> None:
+    def ready(url: str, tls: Tls | None, *, is_insecure: bool) -> None:
         facts = {"listening": url, "data": str(call.store.data), "version": __version__, "pid": os.getpid()}
-        print(as_json(facts) if call.is_json else f"listening on {url}", flush=True)
+        if tls is not None:
+            ca = None if tls.ca is None else str(tls.ca)
+            facts |= {"certificate_sha256": tls.certificate_sha256, "ca_sha256": tls.ca_sha256, "ca": ca}
+        if is_insecure:
+            facts["insecure"] = True
+            complain(f"{url} IS NOT ENCRYPTED (--insecure): everybody on the way can read and change what is sent")
+        print(as_json(facts) if call.is_json else "\n".join([f"listening on {url}", *_told(tls)]), flush=True)
 
     run(call.store, call.routes, ready)
     return 0
+
+
+def _told(tls: Tls | None) -> list[str]:
+    """Return what clients need to know this server by (spec H-93)."""
+    if tls is None:
+        return []
+    ca = f"; CA SHA-256 {tls.ca_sha256}" if tls.ca_sha256 else ""
+    where = f"; clients take the new CA from {shown(str(tls.ca))}" if tls.is_new else ""
+    return [f"certificate SHA-256 {tls.certificate_sha256}{ca}{where}"]
 
 
 @command(*STORE)

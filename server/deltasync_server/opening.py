@@ -13,7 +13,9 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
 DATABASE = "state.db"
-OWN = frozenset({"lock", "journal", "cache", "staging", "workspaces", "quarantine", "bundles", "uploads", "lost+found"})
+OWN = frozenset(
+    {"lock", "journal", "cache", "staging", "workspaces", "quarantine", "bundles", "uploads", "tls", "lost+found"}
+)
 """What may lie in a folder that is to become a store: what an interrupted first start left, or a fresh disk."""
 
 
