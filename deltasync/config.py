@@ -19,7 +19,7 @@ HOME = "DELTASYNC_HOME"
 JOBS_MAX = 64
 CHUNK_FROM_MIN = 128 << 10
 LEVEL_MAX = 19
-_OTHERS = ("SERVER_", "HOME", "CLIENT_ID_FILE")
+_OTHERS = ("SERVER_", "HOME", "CLIENT_ID_FILE", "TOKEN")
 """Variables that are no settings of the client, without the prefix."""
 WORKSPACE_FILE = Path(".deltasync", "config.toml")
 
@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_sent_seconds: float = msgspec.field(default=0.0, name="keep-sent")
     outbox_limit_bytes: int = msgspec.field(default=2 << 30, name="outbox-limit")
     proxy: bool = False
+    insecure: bool = False
     no_wait: bool = False
     dry_run: bool = False
     full: bool = False
@@ -163,8 +164,14 @@ def _only_text(raw: Raw) -> str:
 
 
 def _address(raw: Raw) -> str:
-    """Return an address in the one spelling that is remembered, as far as that needs no understanding of hosts."""
-    match = re.fullmatch(r"(?i)(https?|file)://([^/]*)(/.*)?", _only_text(raw).strip())
+    """Return an address in the one spelling that is remembered, as far as that needs no understanding of hosts.
+
+    A bare word is the name of a host, which the book of hosts knows or not.
+    """
+    text = _only_text(raw).strip()
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        return text
+    match = re.fullmatch(r"(?i)(https?|file)://([^/]*)(/.*)?", text)
     if match is None or not (match[2] or match[3]):
         raise ValueError("no address")
     return f"{match[1].lower()}://{match[2].lower()}{(match[3] or '').rstrip('/')}"
@@ -223,7 +230,7 @@ COUNT = Kind(_count, "a whole number from 0", "N")
 JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
 LEVEL = Kind(_level, f"a whole number from 1 to {LEVEL_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
-ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
+ADDRESS = Kind(_address, "an address such as https://host:8080 or file:///mnt/usb, or a known host's name", "URL")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
 FOLDER = Kind(_folder, "a folder", "DIR")
 
@@ -231,11 +238,11 @@ _ALL = (
     Setting(
         "to",
         ADDRESS,
-        "Server to send to, or file:///FOLDER; remembered.",
+        "Server to send to (URL, or a known host's name), or file:///FOLDER; remembered.",
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
-    Setting("from", ADDRESS, "Server to fetch from.", in_workspace_file=False),
+    Setting("from", ADDRESS, "Server to fetch from (URL, or a known host's name).", in_workspace_file=False),
     Setting("at", COUNT, "Fetch this sequence, one of those that the server keeps; the last.", in_file=False),
     Setting("delete", SWITCH, "Delete what DEST has beyond the workspace.", in_file=False),
     Setting("workspace", NAME, "Name on the server; the folder's own name, then remembered.", in_workspace_file=False),
@@ -262,6 +269,7 @@ _ALL = (
     Setting("keep-sent", SECONDS, "Keep bundle files this long after they were sent [0]."),
     Setting("outbox-limit", SIZE, "Most bytes of bundle files that wait to be sent [2GiB]."),
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
+    Setting("insecure", SWITCH, "Talk plain http with other machines.", in_workspace_file=False),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
     Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),

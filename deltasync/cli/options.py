@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from deltasync import config
-from deltasync.cli.output import Output
+from deltasync.cli.output import Output, complain
+from deltasync.client import address
 from deltasync.core.errors import NotFound
 from deltasync.core.names import RESERVED, shown
 
@@ -29,7 +31,7 @@ COMMON = ("json", "quiet", "verbose")
 PLACE = ("to", "workspace", "state-dir")
 RULES = ("exclude", "include", "gitignore")
 DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
-WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy")
+WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "insecure")
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
@@ -41,8 +43,12 @@ class Call:
     out: Output
 
     def settings(self, root: Path | None = None) -> config.Settings:
-        """Return the settings that hold for a workspace, or outside of any."""
-        return config.load(self.flags, os.environ, config.files_of(root, os.environ))
+        """Return the settings that hold for a workspace, or outside of any; a host's name has become its address."""
+        found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
+        named = {"to": found.to, "source": found.source}
+        return msgspec.structs.replace(
+            found, **{key: text and address.resolved(text, os.environ) for key, text in named.items()}
+        )
 
 
 class _AsGiven:
@@ -229,6 +235,7 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         return None
     from deltasync.client.transport import open_transport
 
+    note_exposure(settings, url)
     return open_transport(
         url,
         bandwidth=settings.bandwidth_bytes or None,
@@ -236,4 +243,11 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         max_retries=settings.max_retries if max_retries is None else max_retries,
         jobs=settings.jobs,
         proxies=settings.proxy,
+        insecure=settings.insecure,
     )
+
+
+def note_exposure(settings: config.Settings, url: str | None) -> None:
+    """Say it where what is sent can be read on its way."""
+    if url is not None and settings.insecure and address.is_exposed(url) and not settings.quiet:
+        complain(f"the connection to {url} is not encrypted: everybody on the way can read and change it")

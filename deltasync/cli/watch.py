@@ -39,5 +39,7 @@ def watch(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="
     from deltasync.client import daemon
 
     root = Path(path)
-    daemon.run(root, call.settings(root), lambda event: call.out.event(event.line(), event.json()))
+    settings = call.settings(root)
+    options.note_exposure(settings, settings.to)
+    daemon.run(root, settings, lambda event: call.out.event(event.line(), event.json()))
     return 0

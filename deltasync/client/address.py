@@ -1,8 +1,9 @@
-"""Addresses of receivers: one spelling for each server and each folder."""
+"""Addresses of receivers: one spelling for each server and each folder, and what may be written in its place."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -14,6 +15,30 @@ def normal_url(url: str) -> str:
     """Return the one spelling of a receiver's address, or raise UsageError."""
     parts = _parts(url)
     return folder_of(url).as_uri() if parts.scheme == "file" else _server_url(url, parts)
+
+
+def resolved(text: str, environment: Mapping[str, str]) -> str:
+    """Return the address that a host's name stands for; an address stands for itself."""
+    if "/" in text or ":" in text:
+        return text
+    from deltasync.client.hosts import HostBook
+
+    return HostBook.of_user(environment).named(text).url
+
+
+def is_exposed(url: str) -> bool:
+    """Tell whether what is sent to an address crosses a network that anybody on the way can read (T2)."""
+    parts = _parts(url)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def is_folder(url: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deltasync.client import outbox
+from deltasync.client.address import normal_url
 from deltasync.client.events import Fact, Say, What
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
 from deltasync.client.transport import open_transport
@@ -177,7 +178,7 @@ class Delivery:
 
     def is_for(self, address: str) -> bool:
         """Tell whether an address, however it is spelled, is this receiver's."""
-        return open_transport(address).url == self.url
+        return normal_url(address) == self.url
 
     def _connect(self, address: str, *, is_probe: bool = False) -> Transport:
         settings = self._settings
@@ -189,6 +190,7 @@ class Delivery:
             max_retries=0 if is_probe else min(settings.max_retries, 1),
             jobs=settings.jobs,
             proxies=settings.proxy,
+            insecure=settings.insecure,
         )
 
     def _is_undone(self) -> bool:

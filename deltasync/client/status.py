@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from deltasync.client import outbox, parts
-from deltasync.client.address import is_folder
+from deltasync.client.address import is_exposed, is_folder
 from deltasync.client.ignore import GITIGNORE_FILE, IGNORE_FILE
 from deltasync.client.moves import joined
 from deltasync.client.state import State
@@ -76,6 +76,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     wanted: int
     """Blobs that were found damaged and that the next push sends again."""
+    insecure: bool = False
+    """Whether everybody on the way can read and change what is sent."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +190,7 @@ def server(receiver: Asked, workspace: str) -> Server:
     answer = receiver.workspace(workspace)
     return Server(
         url=receiver.url,
+        insecure=is_exposed(receiver.url),
         sequence=answer.sequence,
         root=answer.root,
         tree_sequence=answer.tree_sequence,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import random
 import re
 import select
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,22 +27,26 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
-from deltasync.client.address import folder_of, is_folder, normal_url
+from deltasync.client.address import folder_of, is_exposed, is_folder, normal_url
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
+from deltasync.client.hosts import HostBook, token_of
 from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
+from deltasync.client.trust import SYSTEM, Trust, distrust
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
     Fact,
     HostBusy,
     HostUnreachable,
+    HostUntrusted,
     NotADeltasyncServer,
     NotFound,
     UsageError,
@@ -73,15 +80,28 @@ def open_transport(
     max_retries: int = 3,
     jobs: int = JOBS,
     proxies: bool = False,
+    insecure: bool = False,
 ) -> Transport:
     """Return the transport for a URL: `http://`, `https://`, or `file://` for a folder.
 
-    bandwidth: bytes of bodies sent per second. jobs: pieces of a large bundle under way at once.
-    proxies: obey the proxies that the environment names.
+    What the user's book of hosts says of a server holds. bandwidth: bytes of bodies sent per second. jobs: pieces of a
+    large bundle under way at once. proxies: obey the proxies that the environment names. insecure: talk plain http with
+    other machines.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
-    return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs, proxies=proxies)
+    host = HostBook.of_user(os.environ).at(normal_url(url))
+    return HttpTransport(
+        url,
+        trust=host.trust if host is not None else SYSTEM,
+        token=(host.token if host is not None else None) or token_of(os.environ),
+        bandwidth=bandwidth,
+        timeout=timeout,
+        max_retries=max_retries,
+        jobs=jobs,
+        proxies=proxies,
+        insecure=insecure,
+    )
 
 
 class _Watched:
@@ -113,6 +133,64 @@ class _Connection(_Watched, HTTPConnection):
 class _TlsConnection(_Watched, HTTPSConnection):
     """A TLS connection."""
 
+    def send(self, content: Any) -> None:
+        """Send, and call a connection that is gone what it is called without TLS: an answer may be there to be read."""
+        try:
+            super().send(content)
+        except ssl.SSLEOFError as error:
+            raise BrokenPipeError from error
+
+
+class _Begun(io.RawIOBase):
+    """An answer whose first byte was read before the rest."""
+
+    def __init__(self, first: bytes, rest: io.RawIOBase) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if not self._first:
+            return self._rest.readinto(buffer)
+        buffer[:1], self._first = self._first, b""
+        return 1
+
+    def close(self) -> None:
+        self._rest.close()
+        super().close()
+
+
+class _BegunSocket:
+    """A socket of whose answer the first byte was read."""
+
+    def __init__(self, socket: Any, first: bytes) -> None:
+        self._socket, self._first = socket, first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        first, self._first = self._first, b""
+        return io.BufferedReader(_Begun(first, self._socket.makefile(mode, buffering=0)))
+
+
+def _has_answer(connection: Any) -> bool:
+    """Tell whether what came to a connection is of an answer: under TLS it may be a session ticket, which is taken."""
+    if not isinstance(connection, _TlsConnection):
+        return True
+    socket: Any = connection.sock
+    seconds = socket.gettimeout()
+    socket.settimeout(0)
+    try:
+        first = socket.recv(1)
+    except ssl.SSLWantReadError:
+        return False
+    finally:
+        socket.settimeout(seconds)
+    connection.sock = _BegunSocket(socket, first)
+    return True
+
 
 class _Pool(HTTPConnectionPool):
     """Plain connections to one host."""
@@ -127,7 +205,23 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 class _Adapter(HTTPAdapter):
-    """Makes pools of watched connections; never retries: an upload that is sent again is sent empty."""
+    """Makes pools of watched connections; never retries: an upload that is sent again is sent empty.
+
+    tls: what every TLS connection is made with, also one through a proxy; requests' own choices are left out, because
+    they would add CAs to those that were chosen.
+    """
+
+    def __init__(self, tls: Mapping[str, Any]) -> None:
+        self._tls = tls
+        super().__init__(pool_connections=1, pool_maxsize=1)
+
+    def build_connection_pool_key_attributes(self, *args: Any, **options: Any) -> Any:
+        """Return where a connection goes, and how it is secured."""
+        where, _ = super().build_connection_pool_key_attributes(*args, **options)
+        return where, dict(self._tls)
+
+    def cert_verify(self, *args: Any, **options: Any) -> None:
+        """Leave a connection's TLS as it was made."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Set the pools' classes."""
@@ -151,15 +245,22 @@ class HttpTransport:
         self,
         url: str,
         *,
+        trust: Trust = SYSTEM,
+        token: str | None = None,
         bandwidth: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
         jobs: int = JOBS,
         proxies: bool = False,
+        insecure: bool = False,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits."""
         self.url = normal_url(url)
+        if not insecure:
+            _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
+        self._token = token
+        self._tls = _tls(trust) if self.url.startswith("https:") else {}
         self.sent_bytes = 0
         self.requests = 0
         self.max_retries = max_retries
@@ -452,8 +553,10 @@ class HttpTransport:
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self._proxies:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
-        session.mount("http://", _Adapter(pool_connections=1, pool_maxsize=1))
-        session.mount("https://", _Adapter(pool_connections=1, pool_maxsize=1))
+        if self._token is not None:  # no redirect is followed: it goes to this origin alone
+            session.headers["Authorization"] = f"Bearer {self._token}"
+        session.mount("http://", _Adapter(self._tls))
+        session.mount("https://", _Adapter(self._tls))
         return session
 
     def _body(self, chunks: Iterable[bytes], patience: float = 0.0) -> Iterator[bytes]:
@@ -464,10 +567,10 @@ class HttpTransport:
             socket.settimeout(
                 self._timeout + patience
             )  # urllib3 sends under the connect timeout, too short for a busy disk
-        answered = _poll(socket) if isinstance(connection, _Connection) else None
+        answered = _poll(socket) if isinstance(connection, _Connection | _TlsConnection) else None
         total_bytes = 0
         for piece in limited(chunks, self._bandwidth):
-            if answered is not None and answered.poll(0):
+            if answered is not None and answered.poll(0) and _has_answer(connection):
                 break  # what the server says now does not depend on the rest
             yield piece
             total_bytes += len(piece)
@@ -485,13 +588,20 @@ class HttpTransport:
             getattr(each, "reason", None) in _PLAIN_ANSWERS for each in reasons
         ):
             plain = self.url.replace("https://", "http://", 1)
+            if is_exposed(plain):
+                sentence = "answers without TLS: it was started with --insecure, or somebody in between takes TLS away"
+                return HostUntrusted(f"{self.url} {sentence}; nothing was sent")
             return NotADeltasyncServer(f"{self.url} answers plain http; use {plain}")
-        if isinstance(error, requests.exceptions.SSLError):
-            return NotADeltasyncServer(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
+        if (doubt := distrust(self.url, reasons)) is not None:
+            return HostUntrusted(doubt)
+        if isinstance(error, requests.exceptions.SSLError) and not any(isinstance(each, _CUT) for each in reasons):
+            return HostUntrusted(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
         self._pace.note_loss()
-        return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running?")
+        is_hung_up = any(isinstance(each, RemoteDisconnected | ConnectionResetError) for each in reasons)
+        hint = ", and without TLS" if is_hung_up and self.url.startswith("http:") else ""
+        return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running{hint}?")
 
     def _check(self, response: requests.Response) -> None:
         """Raise unless the head of an answer is that of a deltasync server (T6)."""
@@ -552,6 +662,29 @@ def _drained(chunks: list[bytes]) -> Iterator[bytes]:
         yield chunks.pop()
 
 
+def _require_secrecy(url: str, *, has_token: bool, proxies: bool) -> None:
+    """Raise UsageError where what is sent could be read on its way (T2)."""
+    if is_exposed(url):
+        raise UsageError(
+            f"{url} is not encrypted: everybody on the way could read and change what is sent; use https://, an SSH "
+            "tunnel, or --insecure"
+        )
+    if has_token and proxies and url.startswith("http:"):
+        raise UsageError(f"--proxy would hand the token for {url} to the proxy; leave it out")
+
+
+def _tls(trust: Trust) -> dict[str, Any]:
+    """Return the options of urllib3 that make it connect by this trust alone."""
+    context = trust.context(DEFAULT_CA_BUNDLE_PATH)
+    return {
+        "ssl_context": context,
+        "assert_hostname": None if context.check_hostname else False,
+        "assert_fingerprint": trust.fingerprint,
+    }
+
+
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, TimeoutError, ConnectionError)
+"""What a lost connection is called where it was encrypted."""
 _PLAIN_ANSWERS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 """What OpenSSL calls an answer that is no TLS, in its releases."""
 

@@ -9,6 +9,7 @@ DeltasyncError
 ├── Unauthorized          7 · 401   no token, or one that is good for nothing
 ├── Forbidden             7 · 403   a token that is not good for this
 ├── NotADeltasyncServer   1 · 502   something else answers at that address
+├── HostUntrusted         7 · 502   the server cannot prove that it is the one that is meant
 ├── SequenceConflict      5 · 409   gap, fork, stale epoch, not owner, root mismatch
 │   ├── SequenceGap · SequenceFork · StaleEpoch · NotOwner · RootMismatch
 ├── ContentMissing        5 · 409   a thin bundle names content that the cache lacks
@@ -101,6 +102,12 @@ class NotADeltasyncServer(DeltasyncError):
     """Something that is not a deltasync server answers at the address."""
 
     code, exit_code, status = "NOT_A_DELTASYNC_SERVER", 1, 502
+
+
+class HostUntrusted(DeltasyncError):
+    """What answers at the address cannot prove that it is the server that is meant; nothing was sent to it."""
+
+    code, exit_code, status = "HOST_UNTRUSTED", 7, 502
 
 
 class AlreadyRunning(DeltasyncError):

@@ -247,7 +247,9 @@ class Access:
         """Use a code up and return the token that its client gets, which its certificate stands for as well."""
         token_id, secret, now = secrets.token_hex(6), secrets.token_bytes(SECRET_BYTES), int(time.time())
         with self._writing() as connection:
-            select = f"SELECT {_PAIRING_COLUMNS} FROM pairings WHERE number = ? AND secret IS NOT NULL AND expires_at > ?"
+            select = (
+                f"SELECT {_PAIRING_COLUMNS} FROM pairings WHERE number = ? AND secret IS NOT NULL AND expires_at > ?"
+            )
             found = connection.execute(select, (number, now)).fetchone()
             if found is None:
                 raise Unauthorized(NO_PAIRING)

@@ -28,6 +28,7 @@ from deltasync_server.tenants import DEFAULT_TEXT, Tenant, parse_tenant, tenant_
 if TYPE_CHECKING:
     from deltasync_server.access import Access, Scope, TokenRow
     from deltasync_server.adopt import Adopted
+    from deltasync_server.tls import Tls
 
 PROGRAM = "deltasync-server"
 LEFT_OUT_CODE = 3
@@ -37,11 +38,15 @@ UMASK = 0o022
 # typer exports only this leaf of the parser's errors; its bases are "bad usage" and "any error of the parser".
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
-_TEXT, _COUNT, _SWITCH, _CHOICE = str | None, int | None, bool, bool | None
+_TEXT, _COUNT, _SWITCH, _CHOICE, _TEXTS = str | None, int | None, bool, bool | None, list[str] | None
 OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "data": (_TEXT, "--data", "DIR", "Where the store lies."),
     "listen": (_TEXT, "--listen", "ADDRESS", "HOST:PORT, [IPV6]:PORT or unix:/path. (127.0.0.1:8080)"),
-    "insecure": (_SWITCH, "--insecure", "", "Listen where other machines reach it; nothing authenticates them yet."),
+    "insecure": (_SWITCH, "--insecure", "", "Answer without TLS where other machines reach it."),
+    "tls": (_CHOICE, "--tls/--no-tls", "", "Use TLS; by default where other machines reach it."),
+    "tls_cert": (_TEXT, "--tls-cert", "FILE", "Your certificate, with its chain; else one is made, with a CA."),
+    "tls_key": (_TEXT, "--tls-key", "FILE", "Its key."),
+    "tls_name": (_TEXTS, "--tls-name", "NAME", "A name or address for the certificate that is made; repeatable."),
     "require_token": (
         _CHOICE,
         "--require-token/--no-require-token",
@@ -60,7 +65,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
 }
 """Every option: its type, its words, its value's name, its help."""
 STORE = ("data", "link", "keep_sequences", "keep_bundles")
-ROUTES = ("listen", "insecure", "require_token", "seed_routes", "access_log")
+ROUTES = ("listen", "tls", "tls_cert", "tls_key", "tls_name", "insecure", "require_token", "seed_routes", "access_log")
 COMMON = ("config", "json", "quiet", "verbose")
 
 app = typer.Typer(
@@ -115,7 +120,7 @@ def command(*names: str, group: typer.Typer = app) -> Callable[[Callable[..., in
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             given = {name: values.pop(name) for name in (*names, *COMMON)}
-            is_unset = {name: OPTIONS[name][0] is _SWITCH and not value for name, value in given.items()}
+            is_unset = {name: OPTIONS[name][0] in (_SWITCH, _TEXTS) and not value for name, value in given.items()}
             return function(_call({name: None if is_unset[name] else given[name] for name in given}), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -178,12 +183,27 @@ def serve(call: Call) -> int:
     """
     from deltasync_server.http.serve import run
 
-    def ready(url: str) -> None:
+    def ready(url: str, tls: Tls | None, *, is_insecure: bool) -> None:
         facts = {"listening": url, "data": str(call.store.data), "version": __version__, "pid": os.getpid()}
-        print(as_json(facts) if call.is_json else f"listening on {url}", flush=True)
+        if tls is not None:
+            ca = None if tls.ca is None else str(tls.ca)
+            facts |= {"certificate_sha256": tls.certificate_sha256, "ca_sha256": tls.ca_sha256, "ca": ca}
+        if is_insecure:
+            facts["insecure"] = True
+            complain(f"{url} IS NOT ENCRYPTED (--insecure): everybody on the way can read and change what is sent")
+        print(as_json(facts) if call.is_json else "\n".join([f"listening on {url}", *_told(tls)]), flush=True)
 
     run(call.store, call.routes, ready)
     return 0
+
+
+def _told(tls: Tls | None) -> list[str]:
+    """Return what clients need to know this server by (spec H-93)."""
+    if tls is None:
+        return []
+    ca = f"; CA SHA-256 {tls.ca_sha256}" if tls.ca_sha256 else ""
+    where = f"; clients take the new CA from {shown(str(tls.ca))}" if tls.is_new else ""
+    return [f"certificate SHA-256 {tls.certificate_sha256}{ca}{where}"]
 
 
 @command(*STORE)
@@ -313,16 +333,39 @@ def adopt(
     return LEFT_OUT_CODE if found.left_out_count else 0
 
 
+_TENANT = Annotated[str, typer.Option("--tenant", metavar="NAME", help="Whose it is: each sees only its own.")]
+_SCOPE = Annotated[str, typer.Option("--scope", metavar="NAMES", help="What it is good for: push, read, run, admin.")]
+_LABEL = Annotated[str, typer.Option("--label", metavar="TEXT", help="What you call it.")]
+
+
+@command("data")
+def pair(
+    call: Call,
+    tenant: _TENANT = DEFAULT_TEXT,
+    scope: _SCOPE = "push",
+    label: _LABEL = "",
+    lasts: Annotated[str, typer.Option("--for", metavar="TIME", help="How long the code is good. (10m)")] = "10m",
+) -> int:
+    """Print a one-time code that lets one client in.
+
+    The client runs `deltasync host add NAME https://ADDRESS:PORT CODE`, and both sides prove to each other that they
+    know the code. It is good for five tries and for one client. It may be done while the server runs.
+    """
+    seconds = _seconds("--for", lasts)
+    with _access(call) as access:
+        code = access.open_pairing(_tenant(tenant), _scopes(scope), label, seconds)
+    command = f"deltasync host add NAME https://ADDRESS:PORT {code}"
+    lines = [str(code), f"good for {lasts}, once; on the other machine run `{command}`"]
+    call.answer({"code": str(code), "seconds": seconds}, lines)
+    return 0
+
+
 @command("data", group=tokens)
 def create(
     call: Call,
-    tenant: Annotated[
-        str, typer.Option("--tenant", metavar="NAME", help="Whose it is: each sees only its own workspaces.")
-    ] = DEFAULT_TEXT,
-    scope: Annotated[
-        str, typer.Option("--scope", metavar="NAMES", help="What it is good for: push, read, run, admin.")
-    ] = "push",
-    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="What you call it.")] = "",
+    tenant: _TENANT = DEFAULT_TEXT,
+    scope: _SCOPE = "push",
+    label: _LABEL = "",
     expires: Annotated[
         str | None, typer.Option("--expires", metavar="TIME", help="When it ends, such as 12h or 30d. (never)")
     ] = None,
@@ -335,7 +378,7 @@ def create(
     lasts = None if expires is None else int(time.time() + _seconds("--expires", expires))
     with _access(call) as access:
         row, text = access.create(_tenant(tenant), _scopes(scope), label, lasts)
-    call.answer({"token": text, **_told(row)}, [text])
+    call.answer({"token": text, **_public(row)}, [text])
     return 0
 
 
@@ -343,7 +386,7 @@ def create(
 def ls(call: Call) -> int:
     """List every token: its id, tenant, scopes, label and whether it is good for anything; never the token itself."""
     with _access(call, create=False) as access:
-        told = [_told(row) for row in access.tokens()]
+        told = [_public(row) for row in access.tokens()]
     call.answer({"tokens": told}, ["  ".join(str(value) for value in each.values() if value) for each in told])
     return 0
 
@@ -353,7 +396,7 @@ def revoke(call: Call, token: Annotated[str, typer.Argument(metavar="ID", help="
     """End a token at once; an upload that it began is refused at its end."""
     with _access(call, create=False) as access:
         row = access.revoke(token)
-    call.answer(_told(row), [f"{row.id} is revoked"])
+    call.answer(_public(row), [f"{row.id} is revoked"])
     return 0
 
 
@@ -381,7 +424,7 @@ def _scopes(text: str) -> list[Scope]:
         raise UsageError(f"--scope takes some of {', '.join(Scope)}, not {shown(text)}") from error
 
 
-def _told(row: TokenRow) -> dict[str, object]:
+def _public(row: TokenRow) -> dict[str, object]:
     """Return what may be shown of a token."""
 
     def moment(seconds: int | None) -> str | None:

@@ -15,6 +15,8 @@ from deltasync.core import wire
 from deltasync.core.errors import UsageError
 
 ENVIRONMENT_PREFIX = "DELTASYNC_SERVER_"
+LISTS = ("tls_name",)
+"""Settings that a variable holds with spaces between."""
 Settings = TypeVar("Settings", "StoreConfig", "ServeConfig")
 
 
@@ -59,7 +61,14 @@ class ServeConfig:
     listen: str = "127.0.0.1:8080"
     """HOST:PORT, or unix:/path."""
     insecure: bool = False
-    """Listen on an address that other machines reach, although nothing authenticates them yet."""
+    """Answer without encryption on an address that other machines reach."""
+    tls: bool | None = None
+    """Encrypt; by default where other machines reach the address, or a certificate is given (spec H-90)."""
+    tls_cert: Path | None = None
+    """The operator's own certificate, with its chain; without it one of the store's own CA (spec H-91, H-92)."""
+    tls_key: Path | None = None
+    tls_name: tuple[str, ...] = ()
+    """What this server is called, beside what its machine says."""
     require_token: bool | None = None
     """Refuse requests without a token; by default where other machines can reach the server (spec H-100)."""
     seed_routes: bool | None = None
@@ -102,7 +111,8 @@ def choose(
     for name in (each.name for each in fields(kind)):
         given = (flags.get(name), environment.get(ENVIRONMENT_PREFIX + name.upper()), file.get(name))
         if found := [value for value in given if value is not None]:
-            chosen[name] = found[0]
+            is_words = name in LISTS and isinstance(found[0], str)
+            chosen[name] = found[0].split() if is_words else found[0]
     if kind is StoreConfig and "data" not in chosen:
         raise UsageError(f"say where the store lies: --data DIR, or {ENVIRONMENT_PREFIX}DATA")
     try:

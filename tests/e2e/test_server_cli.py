@@ -107,9 +107,9 @@ def test_what_was_applied_is_there_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_an_address_that_others_reach_needs_a_word(tmp_path: Path) -> None:
-    """Without --insecure it refuses to listen beyond loopback: exit 2, before anything is made."""
+    """Without --insecure it refuses to go without TLS beyond loopback: exit 2, before anything is made."""
     for address in ("0.0.0.0:0", "[::]:0", "192.0.2.1:80"):
-        said = sentence(run("serve", "--data", tmp_path / "data", "--listen", address), 2)
+        said = sentence(run("serve", "--data", tmp_path / "data", "--listen", address, "--no-tls"), 2)
         assert "--insecure" in said and address in said
     assert not (tmp_path / "data").exists()
 

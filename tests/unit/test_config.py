@@ -164,7 +164,7 @@ def test_the_seeds_variables_are_aliases(environment: dict[str, str], expected: 
         ("exclude = [1]", ["exclude: '[1]' is not a list of patterns"]),
         ("exclude = {a = 1}", ["is not a list of patterns"]),
         ("settle = [1]", ["settle: '[1]' is not a time"]),
-        ('to = "host:8080"', ["to: 'host:8080' is not an address such as http://host:8080"]),
+        ('to = "host:8080"', ["to: 'host:8080' is not an address such as https://host:8080"]),
         ('workspace = "a/b"', ["workspace: a/b is not a workspace's name: a name holds no '/'"]),
         ("max-retries = 1.5", ["is not a whole number from 0"]),
         ("take-over = true", ["take-over is set only by a flag or by DELTASYNC_TAKE_OVER"]),
@@ -233,15 +233,16 @@ def test_the_files_are_the_users_and_the_workspaces(tmp_path: Path, monkeypatch:
         (" http://host/prefix/ ", "http://host/prefix"),
         ("file:///mnt/USB/", "file:///mnt/USB"),
         ("https://[::1]:8080", "https://[::1]:8080"),
+        ("Gpu-1", "Gpu-1"),
     ],
 )
 def test_an_address_has_one_spelling(text: str, expected: str) -> None:
-    """An address has one spelling, so that what was remembered is recognised."""
+    """An address has one spelling, so that what was remembered is recognised; a host's name is left for its book."""
     assert config.load({"to": text}, {}).to == expected
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:8080", "ftp://host", "http://", "http:host", "file://"])
+@pytest.mark.parametrize("text", ["", "a host", "host:8080", "ftp://host", "http://", "http:host", "file://"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     """What is no address is refused, with an example of one."""
-    with pytest.raises(UsageError, match="is not an address such as http://host:8080"):
+    with pytest.raises(UsageError, match="is not an address such as https://host:8080"):
         config.load({"to": text}, {})

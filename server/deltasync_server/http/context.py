@@ -20,9 +20,9 @@ from deltasync_server.tenants import qualified
 
 if TYPE_CHECKING:
     from deltasync_server.http.pairing import Exchanges
-    from deltasync_server.tls import Tls
     from deltasync_server.intake import Permit
     from deltasync_server.receive import Store
+    from deltasync_server.tls import Tls
 
 
 @dataclass(frozen=True, slots=True)

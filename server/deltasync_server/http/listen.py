@@ -86,10 +86,10 @@ def unusable(name: tuple[str, int] | str, error: OSError) -> DeltasyncError:
     return DeltasyncError(f"cannot listen on {shown(where)}: {error.strerror}")
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, is_encrypted: bool) -> str:
     """Return what a client calls the socket's address."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"{UNIX}{name}"
     host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"http{'s' * is_encrypted}://{host}:{name[1]}"

@@ -115,7 +115,7 @@ async def begin(request: Request, number: Number) -> Response:
     openapi_extra=openapi.takes(wire.PairingConfirm),
 )
 async def confirm(request: Request, number: Number) -> Response:
-    """Let the client in that has shown the code's key: it gets a token, a certificate for its key, and our own proof."""
+    """Let a client in that proves to know the code: it gets a token, a certificate for its key, and our own proof."""
     here = context_of(request)
     asked = await _asked(here, request, wire.PairingConfirm)
     wanted = here.exchanges.take(asked.exchange, number)

@@ -66,6 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal: DeltasyncError | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        encrypted = transport.get_extra_info("ssl_object")
+        self._client_certificate: bytes | None = encrypted.getpeercert(binary_form=True) if encrypted else None
         super().connection_made(LingeringTransport(self, transport))  # type: ignore[arg-type]
         self._start_head()
         if len(self.connections) > self.serve_config.connections:  # spec H-19
@@ -104,9 +106,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(HttpRefusal(400, "a chunk of the body has too long a head"))
 
     def on_message_begin(self) -> None:
-        """Count a new head from zero."""
+        """Count a new head from zero, and say who asks, as far as the handshake has proved it (spec H-95)."""
         self._head_bytes = 0
         super().on_message_begin()
+        self.scope["client_certificate"] = self._client_certificate  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
         """Bound the request target."""

@@ -8,7 +8,9 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import FrameType
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 
@@ -19,9 +21,13 @@ from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.app import build
 from deltasync_server.http.context import Context
 from deltasync_server.http.listen import Address, bind, resolve, unusable, url_of
-from deltasync_server.http.protocol import protocol_for
+from deltasync_server.http.pairing import Exchanges
+from deltasync_server.http.protocol import LINGER_SECONDS, protocol_for
 from deltasync_server.http.workers import Workers
 from deltasync_server.opening import open_store
+
+if TYPE_CHECKING:
+    from deltasync_server.tls import Tls
 
 STOP_SECONDS = 3
 """How long requests that are under way may go on after a signal; then bodies break off (spec H-54)."""
@@ -31,15 +37,40 @@ API_VERSION = "1"
 """What every answer says (spec H-2)."""
 
 
+class Ready(Protocol):
+    """Is told where requests are taken, and how they are protected."""
+
+    def __call__(self, url: str, tls: Tls | None, *, is_insecure: bool) -> None:
+        """Say so."""
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, which says when it is ready and ends its long-polls before it waits for requests."""
 
     def __init__(self, config: uvicorn.Config, context: Context, ready: Callable[[], None]) -> None:
         super().__init__(config)
+        self.servers: list[asyncio.base_events.Server] = []
         self._context, self._ready = context, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """Listen as uvicorn does, but with an end to handshakes and farewells that take too long (spec H-94)."""
+        loop, config = asyncio.get_running_loop(), self.config
+        is_encrypted = config.ssl is not None
+
+        def connection() -> asyncio.Protocol:
+            return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        for each in sockets or ():
+            listening = await loop.create_server(
+                connection,
+                sock=each,
+                backlog=config.backlog,
+                ssl=config.ssl,
+                ssl_handshake_timeout=self._context.config.header_seconds if is_encrypted else None,
+                ssl_shutdown_timeout=LINGER_SECONDS if is_encrypted else None,
+            )
+            self.servers.append(listening)
+        self.started = True
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -56,14 +87,10 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], None]) -> None:
+def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
     """Serve a store until SIGTERM or SIGINT; `ready` is called with the address once requests are taken (H-50)."""
     address = resolve(config.listen)
-    if not (address.is_private or config.insecure):
-        raise UsageError(
-            f"{config.listen} can be reached by other machines and nothing authenticates them yet; "
-            "listen on 127.0.0.1, or say --insecure on a trusted network"
-        )
+    is_encrypted = _is_encrypted(config, address)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until requests are taken we may end anywhere: recovery begins anew
     with (
@@ -72,10 +99,62 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Callable[[str], N
         Access(store_config.data) as access,
     ):
         store.start()
-        workers = Workers(uploads=config.uploads, waits=config.waits)
-        needs_token = not address.is_private if config.require_token is None else config.require_token
-        context = Context(store, access, workers, store_config, config, needs_token)
-        _serve(context, listener, lambda: ready(url_of(listener)), seed_routes=_has_seed_routes(config, address))
+        tls = _tls(store_config, config) if is_encrypted else None
+        context = Context(
+            store,
+            access,
+            Workers(uploads=config.uploads, waits=config.waits),
+            store_config,
+            config,
+            needs_token=_needs_token(config, address),
+            tls=tls,
+            exchanges=Exchanges(),
+        )
+        url, is_insecure = url_of(listener, is_encrypted=is_encrypted), not (is_encrypted or address.is_private)
+        _serve(
+            context,
+            listener,
+            lambda: ready(url, tls, is_insecure=is_insecure),
+            seed_routes=_has_seed_routes(config, address),
+        )
+
+
+def _is_encrypted(config: ServeConfig, address: Address) -> bool:
+    """Tell whether TLS is used; raise UsageError where it must be and may not (spec H-90)."""
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    is_given = config.tls_cert is not None
+    if address.family == socket.AF_UNIX and (config.tls or is_given):
+        raise UsageError("a unix socket has no use for TLS; leave --tls and --tls-cert out")
+    if is_given and config.tls is False:
+        raise UsageError("--no-tls and --tls-cert contradict each other")
+    default = is_given or not (address.is_private or config.insecure)
+    is_encrypted = default if config.tls is None else config.tls
+    if not (is_encrypted or address.is_private or config.insecure):
+        raise UsageError(
+            f"{config.listen} can be reached by other machines: leave --no-tls out, listen on 127.0.0.1, or say "
+            "--insecure if everybody on the way may read and change what is sent"
+        )
+    return is_encrypted
+
+
+def _tls(store_config: StoreConfig, config: ServeConfig) -> Tls:
+    from deltasync_server import tls
+
+    if config.tls_cert is not None and config.tls_key is not None:
+        return tls.given(config.tls_cert, config.tls_key)
+    return tls.own(store_config.data, config.tls_name, datetime.now(UTC))
+
+
+def _needs_token(config: ServeConfig, address: Address) -> bool:
+    """Tell whether a request must show a token; raise UsageError where others would be let in unasked (spec H-100)."""
+    needs_token = not address.is_private if config.require_token is None else config.require_token
+    if not (needs_token or address.is_private or config.insecure):
+        raise UsageError(
+            f"{config.listen} can be reached by other machines: leave --no-require-token out, or say --insecure if "
+            "everybody there may do everything"
+        )
+    return needs_token
 
 
 def _open_files_max() -> int:
@@ -100,7 +179,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _serve(context: Context, listener: socket.socket, ready: Callable[[], None], *, seed_routes: bool) -> None:
-    config = context.config
+    config, tls = context.config, context.tls
     settings = uvicorn.Config(
         build(context, seed_routes=seed_routes),
         http=protocol_for(replace(config, connections=min(config.connections, _open_files_max() // 2))),
@@ -114,6 +193,7 @@ def _serve(context: Context, listener: socket.socket, ready: Callable[[], None],
         headers=[(wire.SERVER_HEADER, API_VERSION)],
         timeout_keep_alive=config.keep_alive_seconds,
         timeout_graceful_shutdown=CANCEL_SECONDS,
+        ssl_context_factory=(lambda *_: tls.context) if tls is not None else None,
     )
     where = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else str(listener.getsockname())
     server = _Server(settings, context, ready)

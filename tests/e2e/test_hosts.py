@@ -1,0 +1,175 @@
+"""Servers by name, as a user meets them: added, used in place of an address, trusted or refused, forgotten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import folders
+import pytest
+from serving import BINARY
+from user import User
+
+TOKEN = "canary-31c7"
+
+
+@dataclass
+class Host:
+    """A server with TLS."""
+
+    url: str
+    data: Path
+    sha256: str
+
+    @property
+    def ca(self) -> Path:
+        return self.data / "tls/ca.pem"
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One server that other machines can reach."""
+    data = tmp_path_factory.mktemp("host") / "data"
+    words = [BINARY, "serve", "--data", data, "--listen", "0.0.0.0:0", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        said = json.loads(process.stdout.readline())
+        yield Host(said["listening"], data, said["certificate_sha256"])
+        process.terminate()
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> User:
+    """A user with an empty home."""
+    return User(tmp_path / "home")
+
+
+@pytest.fixture
+def folder(user: User, request: pytest.FixtureRequest) -> Path:
+    """A folder with one of everything."""
+    root = user.home / f"w{abs(hash(request.node.nodeid)):x}"
+    root.mkdir()
+    folders.life(root)
+    return root
+
+
+def add(user: User, host: Host, *words: str | Path, name: str = "gpu", **variables: str) -> None:
+    done = user.run("host", "add", name, host.url, *words, **variables)
+    assert done.code == 0, done
+
+
+def test_a_name_stands_for_its_address_everywhere(user: User, host: Host, folder: Path) -> None:
+    """push, status, verify, doctor and fetch take a name; the folder remembers the address, and needs none again."""
+    add(user, host, "--ca", host.ca)
+    assert user.run("push", folder, "--to", "gpu").code == 0
+    assert host.url in (folder / ".deltasync/remote").read_text()
+    status = user.run("status", folder, "--json").json
+    assert status["in_sync"] is True and status["server"]["url"] == host.url and status["server"]["insecure"] is False
+    for words in (
+        ["push", folder],
+        ["verify", folder],
+        ["doctor", folder],
+        ["status", "--to", "gpu", "--workspace", folder.name],
+        ["fetch", "--from", "gpu", "--workspace", folder.name, "back"],
+    ):
+        done = user.run(*words)
+        assert done.code == 0, done
+    assert user.run("push", folder, DELTASYNC_TO="gpu").code == 0
+
+
+def test_a_watcher_trusts_what_the_book_says(user: User, host: Host, folder: Path) -> None:
+    """A watcher reaches a named server over TLS."""
+    add(user, host, "--fingerprint", host.sha256)
+    with user.start("watch", folder, "--to", "gpu", "--json") as watcher:
+        assert watcher.stdout
+        events = (json.loads(line)["event"] for line in watcher.stdout)
+        assert next(each for each in events if each in ("sent", "offline", "trouble")) == "sent"
+        watcher.terminate()
+        assert watcher.wait(20) == 0
+
+
+def test_a_server_that_nobody_vouches_for_is_not_added(user: User, host: Host) -> None:
+    """Without --ca and --fingerprint it says what the server shows and how to add it; that command works."""
+    done = user.run("host", "add", "gpu", host.url, "--json")
+    assert (done.code, done.json["error"]["fingerprint"]) == (7, host.sha256)
+    assert f"deltasync host add gpu {host.url} --fingerprint {host.sha256}" in done.err
+    assert user.run("host", "ls", "--json").json == {"hosts": []}
+    add(user, host, "--fingerprint", host.sha256.upper())
+    assert user.run("host", "ls", "--json").json["hosts"][0]["certificate_sha256"] == host.sha256
+
+
+def test_a_token_is_kept_and_shown_to_nobody(user: User, host: Host, folder: Path) -> None:
+    """From a file or from stdin it goes into the book alone: no output, state or log has it."""
+    (user.home / "token").write_text(TOKEN + "\n")
+    add(user, host, "--ca", host.ca, "--token-file", "token")
+    done = [
+        user.run("host", "ls"),
+        user.run("host", "ls", "--json"),
+        user.run("push", folder, "--to", "gpu", "-v"),
+        user.run("push", folder, "--json"),
+        user.run("status", folder, "--json"),
+        user.run("push", folder, "--to", "gpu", DELTASYNC_TOKEN=f"two {TOKEN}"),
+    ]
+    assert [each.code for each in done] == [0] * 6, done
+    assert not any(TOKEN in each.out + each.err for each in done)
+    holders = [each for each in user.home.rglob("*") if each.is_file() and TOKEN.encode() in each.read_bytes()]
+    assert sorted(holders) == sorted([user.home / "token", user.home / "own/hosts/gpu.json"])
+
+
+def test_stdin_gives_a_token(user: User, host: Host) -> None:
+    """--token-file - reads one line."""
+    words = [BINARY.with_name("deltasync"), "host", "add", "gpu", host.url, "--ca", host.ca, "--token-file", "-"]
+    subprocess.run(words, input=TOKEN, text=True, check=True, env=user.environment, capture_output=True, timeout=60)
+    assert user.run("host", "ls", "--json").json["hosts"][0]["has_token"] is True
+
+
+def test_what_is_forgotten_is_not_trusted(user: User, host: Host, folder: Path) -> None:
+    """After `host rm` the remembered address proves nothing any more: exit 7, in one sentence."""
+    add(user, host, "--ca", host.ca)
+    assert user.run("push", folder, "--to", "gpu").code == 0
+    assert user.run("host", "rm", "gpu").code == 0
+    done = user.run("push", folder)
+    assert (done.code, done.out) == (7, "") and "nothing that is trusted here vouches for" in done.err
+    assert user.run("status", folder).code == 7
+    assert user.run("host", "rm", "gpu").code == 1
+
+
+def test_mistakes_are_usage_errors(user: User, host: Host, folder: Path) -> None:
+    """Each is one sentence with exit 2, and nothing is kept."""
+    (user.home / "nonsense").write_text("nonsense")
+    for words, says in (
+        (["host", "add", "gpu", host.url, "--ca", host.ca, "--fingerprint", host.sha256], "not by both"),
+        (["host", "add", "gpu", host.url, "--ca", "nonsense"], "no certificate as PEM"),
+        (["host", "add", "gpu", host.url, "--ca", "none"], "cannot be read"),
+        (["host", "add", "gpu", host.url, "--fingerprint", "12"], "64 hexadecimal digits"),
+        (["host", "add", "gpu", "file:///x"], "is no server"),
+        (["host", "add", "gpu", "http://127.0.0.1:1", "--ca", host.ca], "has no certificate"),
+        (["host", "add", "gpu", "http://192.0.2.1:1"], "is not encrypted"),
+        (["host", "add", "a/b", host.url, "--ca", host.ca], "is no name for a host"),
+        (["push", folder, "--to", "gpu"], "gpu is no known host (none is known yet)"),
+        (["fetch", "--from", "gpu", "--workspace", "w", "d"], "gpu is no known host"),
+        (["push", folder, "--to", "http://192.0.2.1:1"], "is not encrypted"),
+    ):
+        done = user.run(*words)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and says in done.err, done
+    assert user.run("host", "ls", "--json").json == {"hosts": []}
+
+
+def test_insecure_is_said_each_time(user: User, folder: Path, tmp_path: Path) -> None:
+    """Plain http to another machine needs --insecure or its variable, and says what that means every time."""
+    words = [BINARY, "serve", "--data", tmp_path / "data", "--listen", "0.0.0.0:0", "--insecure", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["listening"]
+        assert user.run("push", folder, "--to", url).code == 2
+        for done in (
+            user.run("push", folder, "--to", url, "--insecure"),
+            user.run("push", folder, DELTASYNC_INSECURE="1"),
+            user.run("status", folder, "--insecure"),
+        ):
+            assert done.code == 0 and "everybody on the way can read and change it" in done.err
+        assert user.run("status", folder, "--insecure", "--json").json["server"]["insecure"] is True
+        process.terminate()
