@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from spake2 import SPAKE2_A, SPAKE2_B
+from spake2.ed25519_basic import NotOnCurve
 from spake2.spake2 import SPAKEError
 
 from deltasync.core.errors import Unauthorized, UsageError
@@ -80,7 +81,7 @@ class Exchange:
             if len(theirs) != MESSAGE_BYTES:
                 raise ValueError(f"a message has {MESSAGE_BYTES} bytes")
             key: bytes = self._spake.finish(theirs)
-        except (SPAKEError, ValueError, AssertionError) as error:
+        except (SPAKEError, NotOnCurve, ValueError, AssertionError) as error:
             raise Unauthorized("the other side's message is none of a pairing") from error
         messages = (self.message, theirs) if self._side is Side.CLIENT else (theirs, self.message)
         transcript = b"".join((_CONTEXT, self._certificate, *messages))
