@@ -25,7 +25,8 @@ _STORED_HEADER = MAGIC + b"\xc4\x38"
 """Says of a frame: eight bytes of content size, a checksum, and a window of one block, as nothing refers back."""
 _CONTENT_SIZE_BYTES = (0, 2, 4, 8)
 _RLE, _RESERVED = 1, 3
-_READ_BYTES = 128 * 1024
+_READ_BYTES = 256 * 1024
+"""As much as a server gets from a socket at a time, and then passes on without a copy."""
 _WINDOW_BYTES = 1 << 20
 _CHUNK_BYTES = 256 * 1024
 _STAGE_BYTES = 256 * 1024

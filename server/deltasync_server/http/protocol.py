@@ -136,8 +136,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._silent_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        """Note that the body goes on."""
+        """Note that the body goes on; a piece that comes alone, as the large ones do, is passed on without a copy."""
         self._silent_bytes = 0
+        cycle: Any = self.cycle  # uvicorn's body is a bytearray; all it does with one is `+=`, len() and bytes()
+        if not cycle.body:
+            cycle.body = b""  # what is added to it stays the object that it is
+        elif isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body)  # of many small pieces none copies those before it
         super().on_body(body)
 
     def on_message_complete(self) -> None:
