@@ -26,7 +26,7 @@ class Host:
         self.data = data
         self.is_threaded = is_threaded
         self.is_down = False
-        self._config = StoreConfig(data, keep_sequences=KEEP_SEQUENCES, low_disk_bytes=0, **settings)
+        self._config = StoreConfig(data, keep_sequences=KEEP_SEQUENCES, low_disk_bytes=0, gap_seconds=0.0, **settings)
         self._lock = threading.Lock()
         self._inside = 0
         self._store = self._started()

@@ -1,4 +1,4 @@
-"""Sending bundles in order, two under way at most: while the server applies one, the next is on its way."""
+"""Sending bundles in order, a few under way: while the server applies one, the next is on its way."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from deltasync.core.metadata import Manifest
 from deltasync.core.part import Part
 
 UNDER_WAY_MAX = 2
+"""So many bundles, and beside them as many parts: with all of a large file under way, its sender looks at the next."""
 LOOK_SECONDS = 5.0
 """How often to look whether a thread is still alive that has no receipt yet."""
 
@@ -94,9 +95,9 @@ class Courier:
         self._last_out = threading.Event()
         self._last_out.set()
 
-    def make_room(self) -> None:
+    def make_room(self, *, for_part: bool = False) -> None:
         """Wait until another parcel may be sent; raises Undelivered for an earlier one that failed."""
-        while len(self._under_way) >= UNDER_WAY_MAX:
+        while sum((trip.parcel.part is not None) is for_part for trip, _ in self._under_way) >= UNDER_WAY_MAX:
             self._collect()
 
     def send(self, parcel: Parcel, *, wait_seconds: float = 0.0) -> None:
@@ -104,7 +105,7 @@ class Courier:
 
         wait_seconds: how long its answer may wait for the plain tree.
         """
-        self.make_room()
+        self.make_room(for_part=parcel.part is not None)
         trip = _Trip(parcel, wait_seconds, threading.Event(), Future())
         before, self._last_out = self._last_out, trip.is_out
         # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.

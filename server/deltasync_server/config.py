@@ -42,6 +42,8 @@ class StoreConfig:
     limits: wire.Limits = field(default_factory=wire.Limits)
     low_disk_bytes: int = 512 * 2**20
     """Free space that a received bundle may not use; never more than a twentieth of the disk."""
+    gap_seconds: float = 0.25
+    """How long a bundle whose predecessor is missing waits for it to begin to arrive, on another connection."""
     quiet_seconds: float = 5.0
     """A checkpoint begins after this long without a received bundle."""
     journal_bytes: int = 4 * 2**30

@@ -104,8 +104,7 @@ class Arrivals:
             yield known
             return
         arrival = Arrival(workspace)
-        with self._changed:
-            self._present.append(arrival)
+        self._add(arrival)
         try:
             yield arrival
         finally:
@@ -115,9 +114,19 @@ class Arrivals:
         """Count a bundle as arriving in pieces, until it leaves or none comes for as long as anyone would wait."""
         arrival = Arrival(workspace)
         self.touch(arrival)
+        self._add(arrival)
+        return arrival
+
+    def _add(self, arrival: Arrival) -> None:
         with self._changed:
             self._present.append(arrival)
-        return arrival
+            self._changed.notify_all()
+
+    def note_header(self, arrival: Arrival, header: Header) -> None:
+        """Note which bundle it is."""
+        with self._changed:
+            arrival.header = header
+            self._changed.notify_all()
 
     def touch(self, arrival: Arrival) -> None:
         """Note that a piece came."""
@@ -149,17 +158,27 @@ class Arrivals:
             self._changed.notify_all()
 
     def has_one_before(self, arrival: Arrival) -> bool:
-        """Tell whether a bundle that began to arrive earlier may be the one that this one follows."""
+        """Tell whether another arriving bundle may be the one that this one follows.
+
+        One whose number is not known yet may be only if it began to arrive earlier.
+        """
         mine, now = arrival.header, time.monotonic() if self._awaits_pieces else math.inf
         with self._changed:
+            is_earlier = True
             for other in self._present:
                 if other is arrival:
-                    return False
+                    is_earlier = False
+                    continue
                 theirs = other.header
-                is_before = theirs is None or (mine is not None and theirs.sequence < mine.sequence)
+                is_before = is_earlier if theirs is None else mine is not None and theirs.sequence < mine.sequence
                 if other.workspace == arrival.workspace and is_before and other.lives_until >= now:
                     return True
         return False
+
+    def await_one_before(self, arrival: Arrival, seconds: float) -> bool:
+        """Tell whether a bundle that this one may follow is arriving, or begins to within a moment (spec ST-15)."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.has_one_before(arrival), timeout=seconds)
 
     def await_turn(self, arrival: Arrival, is_turn: Callable[[], bool]) -> None:
         """Wait until its turn has come, no earlier one is arriving any more, or too long has passed (spec ST-15)."""
@@ -241,7 +260,7 @@ class Intake:
         metadata = reader.metadata()
         if expected_identity is not None and metadata.identity != expected_identity:
             raise Refused("B-26", f"the bundle's identity is {metadata.identity.hex()}, not the one announced")
-        self.arrival.header = metadata.header
+        self.rooms.arrivals.note_header(self.arrival, metadata.header)
         first = self._judge(metadata, may_wait=True)
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
@@ -294,7 +313,9 @@ class Intake:
         if verdict is Verdict.DUPLICATE and recorded and row:
             tree_sequence = None if row.moving_to is not None else row.tree_sequence
             return msgspec.structs.replace(recorded.receipt(), duplicate=True, tree_sequence=tree_sequence)
-        is_early = may_wait and verdict is Verdict.GAP and self.rooms.arrivals.has_one_before(self.arrival)
+        seconds = self.rooms.config.gap_seconds
+        may_follow = may_wait and verdict is Verdict.GAP
+        is_early = may_follow and self.rooms.arrivals.await_one_before(self.arrival, seconds)
         if verdict is not Verdict.APPLY and not is_early:
             raise conflict(verdict, head, header)
         return None

@@ -1,4 +1,4 @@
-"""The courier: bundles under way two at a time, in order, and stopped together."""
+"""The courier: bundles under way a few at a time, in order, and stopped together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deltasync.client.seal import Writer, composed
 from deltasync.core import wire
 from deltasync.core.errors import HostUnreachable
 from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.part import Part
 
 SECONDS = 20.0
 
@@ -67,10 +68,10 @@ class Gate:
         return receipt_for(identity)
 
 
-def parcel(number: int, chunks: Iterator[bytes] | None = None) -> Parcel:
+def parcel(number: int, chunks: Iterator[bytes] | None = None, *, part: Part | None = None) -> Parcel:
     writer = Writer("w", "/w", "a" * 32, "1" * 32)
     manifest = composed((), writer, sequence=number, parent_root=EMPTY_ROOT, root=EMPTY_ROOT).manifest
-    return Parcel(manifest, bytes([number]) * 32, f"{number}", chunks or iter([b"x"]), 0, Avoided(0, 0))
+    return Parcel(manifest, bytes([number]) * 32, f"{number}", chunks or iter([b"x"]), 0, Avoided(0, 0), part=part)
 
 
 def test_receipts_come_in_order_and_bodies_one_after_the_other() -> None:
@@ -90,6 +91,24 @@ def test_receipts_come_in_order_and_bodies_one_after_the_other() -> None:
         courier.finish()
     assert received == [(1, 1), (2, 2), (3, 3)]
     assert gate.events == ["begin 1", "body 1", "begin 2", "body 2", "begin 3", "body 3"]
+
+
+def test_two_parts_and_the_bundle_that_names_them_are_under_way_together() -> None:
+    """Whoever sends a large file may look at the next one before any receipt; the next part waits for one."""
+    gate, received = Gate(), []
+    with Courier(gate, "w", lambda sent, _: received.append(sent.sequence)) as courier:
+        courier.send(parcel(1, part=Part(b"s" * 32, 0, 1)))
+        courier.send(parcel(2, part=Part(b"s" * 32, 1, 1)))
+        courier.send(parcel(3))
+        assert gate.taken[3].wait(SECONDS)
+        assert received == []
+        gate.gates[1].set()
+        courier.send(parcel(4, part=Part(b"t" * 32, 0, 1)))
+        assert received == [1]
+        for number in (2, 3, 4):
+            gate.gates[number].set()
+        courier.finish()
+    assert received == [1, 2, 3, 4]
 
 
 def test_a_failure_stops_what_comes_after_it() -> None:

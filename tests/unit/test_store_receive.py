@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -416,3 +417,22 @@ def test_health_and_figures_count(store: Store) -> None:
     store.catch_up()
     assert store.figures()["trees_behind"] == 0
     assert tree_of(store).is_dir()
+
+
+def test_a_bundle_that_overtook_the_one_before_waits_for_it_to_begin(tmp_path: Path) -> None:
+    """Two connections keep no order: the second bundle is read first, and is not told of a gap."""
+    with Store(StoreConfig(tmp_path / "data", gap_seconds=30.0)) as store:
+        store.recover()
+        sender = Sender()
+        bundles = []
+        for number in range(2):
+            flat = sender.tree(**{f"f{number}": b"x"})
+            bundles.append(sender.seal(flat))
+            sender.move_on(flat)
+        with ThreadPoolExecutor(1) as other:
+            second = other.submit(give, store, *bundles[1])
+            arrivals = store._arrivals
+            with arrivals._changed:
+                assert arrivals._changed.wait_for(lambda: any(each.header for each in arrivals._present), 20)
+            assert give(store, *bundles[0]).sequence == 1
+            assert second.result(20).sequence == 2
