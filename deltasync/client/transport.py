@@ -184,7 +184,7 @@ def _has_answer(connection: Any) -> bool:
     socket.settimeout(0)
     try:
         first = socket.recv(1)
-    except ssl.SSLWantReadError:
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
         return False
     finally:
         socket.settimeout(seconds)
