@@ -259,7 +259,7 @@ class HttpTransport:
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
-        self._token = token
+        self._token, self._trust = token, trust
         self._tls = _tls(trust) if self.url.startswith("https:") else {}
         self.sent_bytes = 0
         self.requests = 0
@@ -592,7 +592,7 @@ class HttpTransport:
                 sentence = "answers without TLS: it was started with --insecure, or somebody in between takes TLS away"
                 return HostUntrusted(f"{self.url} {sentence}; nothing was sent")
             return NotADeltasyncServer(f"{self.url} answers plain http; use {plain}")
-        if (doubt := distrust(self.url, reasons)) is not None:
+        if (doubt := distrust(self.url, reasons, is_pinned=self._trust.is_pinned)) is not None:
             return HostUntrusted(doubt)
         if isinstance(error, requests.exceptions.SSLError) and not any(isinstance(each, _CUT) for each in reasons):
             return HostUntrusted(f"no trusted TLS connection to {self.url}: {_last(reasons)}")

@@ -108,10 +108,11 @@ def test_a_watcher_waits_while_another_answers(user: User, folder: Path, tmp_pat
         assert watcher.stdout
         events = (json.loads(line) for line in watcher.stdout)
         assert next(each for each in events if each["event"] in ("sent", "offline"))["event"] == "sent"
+        assert user.run("push", folder).code == 0  # the watcher asks nothing more
     with presenting(made("127.0.0.1").context(tmp_path), b"", port=port) as seen:
         (folder / "more").write_text("more")
         offline = next(each for each in events if each["event"] in ("sent", "offline", "stopped"))
-        assert offline["event"] == "offline" and "vouches for" in offline["sentence"]
+        assert offline["event"] == "offline" and "than what is pinned" in offline["sentence"]
     assert seen.requests == []
     with served(tmp_path / "data", f"127.0.0.1:{port}", "--tls"):
         assert next(each for each in events if each["event"] in ("sent", "stopped"))["event"] == "sent"
