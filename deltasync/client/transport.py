@@ -553,7 +553,7 @@ class HttpTransport:
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self._proxies:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
-        if self._token is not None:  # no redirect is followed: it goes to this origin alone
+        if self._token is not None:  # no redirect is followed: it goes to this origin alone (spec H-98)
             session.headers["Authorization"] = f"Bearer {self._token}"
         session.mount("http://", _Adapter(self._tls))
         session.mount("https://", _Adapter(self._tls))
@@ -663,7 +663,7 @@ def _drained(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def _require_secrecy(url: str, *, has_token: bool, proxies: bool) -> None:
-    """Raise UsageError where what is sent could be read on its way (T2)."""
+    """Raise UsageError where what is sent could be read on its way (spec H-97, H-98)."""
     if is_exposed(url):
         raise UsageError(
             f"{url} is not encrypted: everybody on the way could read and change what is sent; use https://, an SSH "
