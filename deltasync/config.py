@@ -301,19 +301,23 @@ def load(
 
 
 def files_of(root: Path | None, environment: Mapping[str, str]) -> list[tuple[Path, bool]]:
-    """Return the configuration files of a workspace: the user's, then the workspace's own.
-
-    DELTASYNC_HOME names one folder for all that is kept for a user; without it, it lies where the system wants it.
-    """
-    home = environment.get(HOME)
-    if not home:
-        import platformdirs
-
-        home = platformdirs.user_config_dir("deltasync", appauthor=False)
-    files = [(Path(home, "config.toml"), False)]
+    """Return the configuration files of a workspace: the user's, then the workspace's own."""
+    files = [(home_of(environment) / "config.toml", False)]
     if root is not None:
         files.append((root / WORKSPACE_FILE, True))
     return files
+
+
+def home_of(environment: Mapping[str, str]) -> Path:
+    """Return the folder of the user's configuration.
+
+    DELTASYNC_HOME names one folder for all that is kept for a user; without it, it lies where the system wants it.
+    """
+    if home := environment.get(HOME):
+        return Path(home)
+    import platformdirs
+
+    return platformdirs.user_config_path("deltasync", appauthor=False)
 
 
 def mistyped(environment: Mapping[str, str]) -> dict[str, str]:

@@ -100,9 +100,11 @@ class Seen:
 
 
 @contextmanager
-def presenting(context: ssl.SSLContext | None, answer: bytes, *, hangs_up: bool = False) -> Iterator[Seen]:
+def presenting(
+    context: ssl.SSLContext | None, answer: bytes, *, hangs_up: bool = False, port: int = 0
+) -> Iterator[Seen]:
     """Serve one answer for each connection, over TLS, or without."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         seen = Seen(listener.getsockname()[1])
         thread = threading.Thread(target=_serve, args=(listener, context, answer, seen, hangs_up), daemon=True)
         thread.start()

@@ -27,7 +27,7 @@ def resolved(text: str, environment: Mapping[str, str]) -> str:
 
 
 def is_exposed(url: str) -> bool:
-    """Tell whether what is sent to an address crosses a network that anybody on the way can read (T2)."""
+    """Tell whether what is sent to an address crosses a network that anybody on the way can read (spec H-97)."""
     parts = _parts(url)
     return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 

@@ -25,6 +25,7 @@ from deltasync.core.errors import (
     GuardStopped,
     HostBusy,
     HostUnreachable,
+    HostUntrusted,
     LimitExceeded,
     NoSpace,
     NotADeltasyncServer,
@@ -123,7 +124,7 @@ class Delivery:
             self._say_first(before, What.GUARD, error)
         except (HostUnreachable, HostBusy) as error:
             self._go_offline(error.sentence)
-        except NotADeltasyncServer as error:
+        except (NotADeltasyncServer, HostUntrusted) as error:  # as a hotel's network answers for everybody
             if not self._was_reached:
                 raise
             self._go_offline(error.sentence)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from deltasync.client.trust import Trust
-from deltasync.config import HOME
+from deltasync.config import home_of
 from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import shown
 from deltasync.decoding import decoded
@@ -62,12 +62,7 @@ class HostBook:
     @classmethod
     def of_user(cls, environment: Mapping[str, str]) -> HostBook:
         """Return the book of the user who runs this."""
-        home = environment.get(HOME)
-        if not home:
-            import platformdirs
-
-            home = platformdirs.user_config_dir("deltasync", appauthor=False)
-        return cls(Path(home, FOLDER))
+        return cls(home_of(environment) / FOLDER)
 
     def hosts(self) -> list[Host]:
         """Return every host, by name; raises UsageError for a file that is damaged or that others can read."""
@@ -147,7 +142,7 @@ def token_in(text: str, where: str) -> str:
 
 
 def token_of(environment: Mapping[str, str]) -> str | None:
-    """Return the token for servers that are in no book."""
+    """Return the token for servers that have none in the book."""
     text = environment.get(TOKEN_VARIABLE, "").strip()
     return token_in(text, TOKEN_VARIABLE) if text else None
 

@@ -184,7 +184,7 @@ def _has_answer(connection: Any) -> bool:
     socket.settimeout(0)
     try:
         first = socket.recv(1)
-    except ssl.SSLWantReadError:
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
         return False
     finally:
         socket.settimeout(seconds)
@@ -259,7 +259,7 @@ class HttpTransport:
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
-        self._token = token
+        self._token, self._trust = token, trust
         self._tls = _tls(trust) if self.url.startswith("https:") else {}
         self.sent_bytes = 0
         self.requests = 0
@@ -553,7 +553,7 @@ class HttpTransport:
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         if self._proxies:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
-        if self._token is not None:  # no redirect is followed: it goes to this origin alone
+        if self._token is not None:  # no redirect is followed: it goes to this origin alone (spec H-98)
             session.headers["Authorization"] = f"Bearer {self._token}"
         session.mount("http://", _Adapter(self._tls))
         session.mount("https://", _Adapter(self._tls))
@@ -592,7 +592,7 @@ class HttpTransport:
                 sentence = "answers without TLS: it was started with --insecure, or somebody in between takes TLS away"
                 return HostUntrusted(f"{self.url} {sentence}; nothing was sent")
             return NotADeltasyncServer(f"{self.url} answers plain http; use {plain}")
-        if (doubt := distrust(self.url, reasons)) is not None:
+        if (doubt := distrust(self.url, reasons, is_pinned=self._trust.is_pinned)) is not None:
             return HostUntrusted(doubt)
         if isinstance(error, requests.exceptions.SSLError) and not any(isinstance(each, _CUT) for each in reasons):
             return HostUntrusted(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
@@ -663,7 +663,7 @@ def _drained(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def _require_secrecy(url: str, *, has_token: bool, proxies: bool) -> None:
-    """Raise UsageError where what is sent could be read on its way (T2)."""
+    """Raise UsageError where what is sent could be read on its way (spec H-97, H-98)."""
     if is_exposed(url):
         raise UsageError(
             f"{url} is not encrypted: everybody on the way could read and change what is sent; use https://, an SSH "

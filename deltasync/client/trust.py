@@ -86,23 +86,27 @@ def presented(url: str, timeout: float) -> str | None:
     return fingerprint_of(pem)
 
 
-def distrust(url: str, reasons: Iterable[BaseException]) -> str | None:
+def distrust(url: str, reasons: Iterable[BaseException], *, is_pinned: bool) -> str | None:
     """Say why a handshake failed, if it was because nobody could prove who answers."""
     for each in reasons:
         if isinstance(each, ssl.SSLCertVerificationError):
-            return _unproven(url, each)
+            return _unproven(url, each, is_pinned=is_pinned)
         if "Fingerprints did not match" in str(each):
-            return (
-                f"{url} has another certificate than the one that is pinned; if its operator renewed it, compare the "
-                "fingerprint that it prints at its start, `deltasync host rm` and `host add` it; if not, somebody is "
-                "in between"
-            )
+            return _changed(url)
         if getattr(each, "reason", None) in _TOO_OLD:
             return f"{url} speaks no TLS that is safe: 1.2 is the oldest; update what answers there"
     return None
 
 
-def _unproven(url: str, error: ssl.SSLCertVerificationError) -> str:
+def _changed(url: str) -> str:
+    return (
+        f"{url} has another certificate, or one of another CA, than what is pinned; if its operator made it anew, "
+        "compare the fingerprint that it prints at its start, `deltasync host rm` and `host add` it; if not, somebody "
+        "is in between"
+    )
+
+
+def _unproven(url: str, error: ssl.SSLCertVerificationError, *, is_pinned: bool) -> str:
     if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
         return (
             f"the certificate of {url} is not valid at this time ({error.verify_message}); restart deltasync-server, "
@@ -112,6 +116,8 @@ def _unproven(url: str, error: ssl.SSLCertVerificationError) -> str:
         return f"the certificate of {url} is for another name; use one that it has, or pin it with `deltasync host add`"
     if error.verify_code == _OTHER_PURPOSE:
         return f"the certificate of {url} is not one of a server; somebody may be in between"
+    if is_pinned:
+        return _changed(url)
     return (
         f"nothing that is trusted here vouches for {url} ({error.verify_message}); add it with `deltasync host add "
         f"NAME {url} --ca FILE`, or --fingerprint with what deltasync-server prints at its start"

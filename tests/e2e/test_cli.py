@@ -578,7 +578,7 @@ BAD: list[tuple[list[str], int, str, str]] = [
     (["bundle", "ls", "w"], 1, "NOT_FOUND", "is not a workspace yet"),
     (["doctor", "none"], 1, "ROOT_UNAVAILABLE", "there is no folder none"),
     (["ignore", "w/a.txt"], 1, "NOT_FOUND", "lies in no workspace"),
-    (["push", "w", "--to", "host:8080"], 2, "USAGE", "--to: 'host:8080' is not an address such as http://host:8080"),
+    (["push", "w", "--to", "host:8080"], 2, "USAGE", "--to: 'host:8080' is not an address such as https://host:8080"),
     (["push", "w", "--to", "http://a b"], 2, "USAGE", "is no address of a server"),
     (["push", "w", "--to", "http://user@host"], 2, "USAGE", "no user, query or fragment"),
     (["push", "w", "--to", "http://127.0.0.1:1", "--max-retries", "0"], 4, "HOST_UNREACHABLE", "no answer from"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import folders
 import pytest
+from certificates import made, presenting
 from serving import BINARY
 from user import User
 
@@ -29,16 +31,22 @@ class Host:
         return self.data / "tls/ca.pem"
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One server that other machines can reach."""
-    data = tmp_path_factory.mktemp("host") / "data"
-    words = [BINARY, "serve", "--data", data, "--listen", "0.0.0.0:0", "--json"]
+@contextmanager
+def served(data: Path, listen: str, *flags: str) -> Iterator[Host]:
+    """Serve while the block runs."""
+    words = [BINARY, "serve", "--data", data, "--listen", listen, "--json", *flags]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         said = json.loads(process.stdout.readline())
         yield Host(said["listening"], data, said["certificate_sha256"])
         process.terminate()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One server that other machines can reach."""
+    with served(tmp_path_factory.mktemp("host") / "data", "0.0.0.0:0") as host:
+        yield host
 
 
 @pytest.fixture
@@ -89,6 +97,27 @@ def test_a_watcher_trusts_what_the_book_says(user: User, host: Host, folder: Pat
         assert next(each for each in events if each in ("sent", "offline", "trouble")) == "sent"
         watcher.terminate()
         assert watcher.wait(20) == 0
+
+
+def test_a_watcher_waits_while_another_answers(user: User, folder: Path, tmp_path: Path) -> None:
+    """Where another server answers meanwhile a watcher sends it nothing, and goes on when its own is back."""
+    with served(tmp_path / "data", "127.0.0.1:0", "--tls") as first:
+        add(user, first, "--ca", first.ca)
+        port = int(first.url.rpartition(":")[2])
+        watcher = user.start("watch", folder, "--to", "gpu", "--json")
+        assert watcher.stdout
+        events = (json.loads(line) for line in watcher.stdout)
+        assert next(each for each in events if each["event"] in ("sent", "offline"))["event"] == "sent"
+        assert user.run("push", folder).code == 0  # the watcher asks nothing more
+    with presenting(made("127.0.0.1").context(tmp_path), b"", port=port) as seen:
+        (folder / "more").write_text("more")
+        offline = next(each for each in events if each["event"] in ("sent", "offline", "stopped"))
+        assert offline["event"] == "offline" and "than what is pinned" in offline["sentence"]
+    assert seen.requests == []
+    with served(tmp_path / "data", f"127.0.0.1:{port}", "--tls"):
+        assert next(each for each in events if each["event"] in ("sent", "stopped"))["event"] == "sent"
+    watcher.terminate()
+    watcher.communicate(timeout=20)
 
 
 def test_a_server_that_nobody_vouches_for_is_not_added(user: User, host: Host) -> None:
