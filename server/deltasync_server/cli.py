@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +40,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "insecure": (_SWITCH, "--insecure", "", "Listen where other machines reach it; nothing authenticates them yet."),
     "seed_routes": (_CHOICE, "--seed-routes/--no-seed-routes", "", "Serve delta/upload and delta/status."),
     "access_log": (_SWITCH, "--access-log", "", "Log every request."),
+    "idle_exit": (_COUNT, "--idle-exit", "SECONDS", "End after this long without a connection, 0 for never."),
     "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
     "keep_sequences": (_COUNT, "--keep-sequences", "N", "How many sequences' trees are kept. (10)"),
     "keep_bundles": (_SWITCH, "--keep-bundles", "", "Keep the received bundle files."),
@@ -50,7 +51,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
 }
 """Every option: its type, its words, its value's name, its help."""
 STORE = ("data", "link", "keep_sequences", "keep_bundles")
-ROUTES = ("listen", "insecure", "seed_routes", "access_log")
+ROUTES = ("listen", "insecure", "seed_routes", "access_log", "idle_exit")
 COMMON = ("config", "json", "quiet", "verbose")
 
 app = typer.Typer(
@@ -79,6 +80,8 @@ class Call:
 
     store: config.StoreConfig
     routes: config.ServeConfig
+    file: Path | None
+    """The configuration file that was read."""
     is_json: bool
     is_quiet: bool
 
@@ -95,14 +98,18 @@ class Call:
             print(line, flush=True)
 
 
-def command(*names: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a command that has these options and the common ones, and receives them as a `Call`."""
+def command(*names: str, has_usual_data: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a command that has these options and the common ones, and receives them as a `Call`.
+
+    has_usual_data: the store lies in the user's own data folder when nothing says where.
+    """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             given = {name: values.pop(name) for name in (*names, *COMMON)}
             is_unset = {name: OPTIONS[name][0] is _SWITCH and not value for name, value in given.items()}
-            return function(_call({name: None if is_unset[name] else given[name] for name in given}), **values)
+            flags = {name: None if is_unset[name] else given[name] for name in given}
+            return function(_call(flags, _usual_data() if has_usual_data else {}), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         options = [_parameter(name) for name in (*names, *COMMON)]
@@ -125,16 +132,24 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _call(flags: dict[str, Any]) -> Call:
+def _usual_data() -> dict[str, Any]:
+    import platformdirs
+
+    return {"data": platformdirs.user_data_path("deltasync", appauthor=False)}
+
+
+def _call(flags: dict[str, Any], usual: Mapping[str, Any]) -> Call:
     level = logging.ERROR if flags["quiet"] or _is_set("QUIET") else logging.WARNING
     if flags["verbose"] or flags.get("access_log") or _is_set("VERBOSE"):
         level = logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.umask(UMASK)
-    file = config.read_file(_config_path(flags["config"]))
+    path = _config_path(flags["config"])
+    file = {**usual, **config.read_file(path)}
     return Call(
         config.choose(config.StoreConfig, file, os.environ, flags),
         config.choose(config.ServeConfig, file, os.environ, flags),
+        file=path,
         is_json=bool(flags["json"]) or _is_set("JSON"),
         is_quiet=bool(flags["quiet"]) or _is_set("QUIET"),
     )
@@ -169,6 +184,20 @@ def serve(call: Call) -> int:
         print(as_json(facts) if call.is_json else f"listening on {url}", flush=True)
 
     run(call.store, call.routes, ready)
+    return 0
+
+
+@command("data", "idle_exit", has_usual_data=True)
+def attach(call: Call) -> int:
+    """Make sure that a server runs, for a client over ssh.
+
+    It listens on a unix socket in DATA/run and ends by itself, ten minutes after the last connection unless --idle-exit
+    says otherwise. Once it takes requests, one line of JSON says where. DATA is ~/.local/share/deltasync unless --data
+    names another. Clients with --to ssh://HOST call this; nobody else needs to.
+    """
+    from deltasync_server.attach import attach as ensure
+
+    print(as_json(ensure(call.store.data, config_file=call.file, idle_exit=call.routes.idle_exit)))
     return 0
 
 

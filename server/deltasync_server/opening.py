@@ -13,7 +13,9 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
 DATABASE = "state.db"
-OWN = frozenset({"lock", "journal", "cache", "staging", "workspaces", "quarantine", "bundles", "uploads", "lost+found"})
+OWN = frozenset(
+    {"lock", "journal", "cache", "staging", "workspaces", "quarantine", "bundles", "uploads", "run", "lost+found"}
+)
 """What may lie in a folder that is to become a store: what an interrupted first start left, or a fresh disk."""
 
 
@@ -23,7 +25,7 @@ def open_store(config: StoreConfig, *, create: bool = True) -> Iterator[Store]:
     if not create and not (config.data / DATABASE).is_file():
         raise NotFound(f"there is no store at {shown(str(config.data))}")
     with explained(config.data):
-        _require_ours(config.data)
+        require_ours(config.data)
         store = Store(config)
     with store:
         store.recover()
@@ -43,7 +45,7 @@ def explained(data: Path) -> Iterator[None]:
         raise HostBusy(f"{shown(str(data))} cannot be used: {error.strerror or error}") from error
 
 
-def _require_ours(data: Path) -> None:
+def require_ours(data: Path) -> None:
     """Refuse a folder that holds other things: a mistyped --data must not be filled with a store."""
     if not data.exists() or (data / DATABASE).exists():
         return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
@@ -36,10 +37,19 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, context: Context, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._context, self._ready = context, ready
+        self._busy_at, self._seen_requests = time.monotonic(), 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        state, idle_seconds = self.server_state, self._context.config.idle_exit or 0
+        if state.connections or state.total_requests != self._seen_requests:
+            self._busy_at, self._seen_requests = time.monotonic(), state.total_requests
+        elif 0 < idle_seconds <= time.monotonic() - self._busy_at:  # spec H-59
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._context.workers.stop_waiting()
