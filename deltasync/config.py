@@ -64,6 +64,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_sent_seconds: float = msgspec.field(default=0.0, name="keep-sent")
     outbox_limit_bytes: int = msgspec.field(default=2 << 30, name="outbox-limit")
     proxy: bool = False
+    ssh: str = "ssh"
+    ssh_server: str = "deltasync-server"
+    ssh_data: str | None = None
+    """On the host; None is the usual folder there."""
     no_wait: bool = False
     dry_run: bool = False
     full: bool = False
@@ -164,10 +168,11 @@ def _only_text(raw: Raw) -> str:
 
 def _address(raw: Raw) -> str:
     """Return an address in the one spelling that is remembered, as far as that needs no understanding of hosts."""
-    match = re.fullmatch(r"(?i)(https?|file)://([^/]*)(/.*)?", _only_text(raw).strip())
+    match = re.fullmatch(r"(?i)(https?|file|ssh)://([^/]*)(/.*)?", _only_text(raw).strip())
     if match is None or not (match[2] or match[3]):
         raise ValueError("no address")
-    return f"{match[1].lower()}://{match[2].lower()}{(match[3] or '').rstrip('/')}"
+    scheme = match[1].lower()
+    return f"{scheme}://{match[2] if scheme == 'ssh' else match[2].lower()}{(match[3] or '').rstrip('/')}"
 
 
 def _folder(raw: Raw) -> str:
@@ -223,7 +228,9 @@ COUNT = Kind(_count, "a whole number from 0", "N")
 JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
 LEVEL = Kind(_level, f"a whole number from 1 to {LEVEL_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
-ADDRESS = Kind(_address, "an address such as http://host:8080 or file:///mnt/usb", "URL")
+ADDRESS = Kind(_address, "an address such as http://host:8080, ssh://host or file:///mnt/usb", "URL")
+REMOTE_FOLDER = Kind(_only_text, "a folder", "DIR")
+COMMAND = Kind(_only_text, "a command", "COMMAND")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
 FOLDER = Kind(_folder, "a folder", "DIR")
 
@@ -231,7 +238,7 @@ _ALL = (
     Setting(
         "to",
         ADDRESS,
-        "Server to send to, or file:///FOLDER; remembered.",
+        "Server to send to, ssh://USER@HOST/NAME, or file:///FOLDER; remembered.",
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
@@ -262,6 +269,9 @@ _ALL = (
     Setting("keep-sent", SECONDS, "Keep bundle files this long after they were sent [0]."),
     Setting("outbox-limit", SIZE, "Most bytes of bundle files that wait to be sent [2GiB]."),
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
+    Setting("ssh", COMMAND, "Program and options for ssh:// [ssh].", in_workspace_file=False),
+    Setting("ssh-server", COMMAND, "Program on the host for ssh:// [deltasync-server].", in_workspace_file=False),
+    Setting("ssh-data", REMOTE_FOLDER, "Its data folder there; if not given, the usual.", in_workspace_file=False),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
     Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),

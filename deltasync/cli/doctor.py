@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deltasync.cli import options
 from deltasync.cli.options import PLACE, WIRE, Call, command, new_app
 from deltasync.cli.output import bytes_text
 from deltasync.client.doctor import Finding, Level, examine
@@ -51,10 +52,10 @@ def _server(root: Path, settings: Settings) -> tuple[list[Finding], datetime | N
         return [], None
     from deltasync.client.transport import HttpTransport
 
+    transport = options.transport(settings, url, max_retries=0)
+    assert isinstance(transport, HttpTransport)
     try:
-        with contextlib.closing(
-            HttpTransport(url, timeout=settings.timeout_seconds, max_retries=0, proxies=settings.proxy)
-        ) as transport:
+        with contextlib.closing(transport):
             health = transport.health()
     except DeltasyncError as error:
         return [Finding(Level.PROBLEM, "server", error.sentence)], None

@@ -60,8 +60,8 @@ def describe(
 
     Every option is also a variable, DELTASYNC_ and its name, and a key of config.toml in the user's configuration
     folder or in PATH/.deltasync; a flag wins over a variable, and that over a file. Exit codes: 0 done, 1 error,
-    2 usage, 3 done with problems, 4 host unreachable or busy, 5 sequence or root mismatch, 6 guard, 8 integrity,
-    130 cancelled.
+    2 usage, 3 done with problems, 4 host unreachable or busy, 5 sequence or root mismatch, 6 guard, 7 authentication,
+    8 integrity, 130 cancelled.
     """
     if version:
         _print_version()

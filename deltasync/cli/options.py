@@ -7,17 +7,19 @@ import inspect
 import keyword
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import structs
 from typer.core import TyperCommand, TyperGroup
 
 from deltasync import config
 from deltasync.cli.output import Output
-from deltasync.core.errors import NotFound
+from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import RESERVED, shown
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ COMMON = ("json", "quiet", "verbose")
 PLACE = ("to", "workspace", "state-dir")
 RULES = ("exclude", "include", "gitignore")
 DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
-WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy")
+WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "ssh", "ssh-server", "ssh-data")
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
@@ -42,7 +44,24 @@ class Call:
 
     def settings(self, root: Path | None = None) -> config.Settings:
         """Return the settings that hold for a workspace, or outside of any."""
-        return config.load(self.flags, os.environ, config.files_of(root, os.environ))
+        found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
+        return _parted(found, "source" if "from" in self.flags else "to")
+
+
+def _parted(settings: config.Settings, field: str) -> config.Settings:
+    """Take the workspace's name out of an address for ssh, which may end with it (spec H-101)."""
+    url = settings.to if field == "to" else settings.source
+    if url is None or not url.startswith("ssh:"):
+        return settings
+    from deltasync.client.address import parse_ssh
+
+    address, named = parse_ssh(url)
+    if named is not None and settings.workspace not in (None, named):
+        raise UsageError(
+            f"{shown(url)} names the workspace {shown(named)}, and --workspace (or its variable, or a file) "
+            f"{shown(settings.workspace or '')}; give one of them"
+        )
+    return structs.replace(settings, workspace=named or settings.workspace, **{field: str(address)})
 
 
 class _AsGiven:
@@ -227,6 +246,7 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
     """Return the way to a receiver, or None where none is known; nothing is asked of it yet."""
     if url is None:
         return None
+    from deltasync.client.ssh import SshOptions
     from deltasync.client.transport import open_transport
 
     return open_transport(
@@ -236,4 +256,11 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         max_retries=settings.max_retries if max_retries is None else max_retries,
         jobs=settings.jobs,
         proxies=settings.proxy,
+        ssh=SshOptions(
+            settings.ssh,
+            settings.ssh_server,
+            settings.ssh_data,
+            may_ask=sys.stdin is not None and sys.stdin.isatty(),
+            connect_seconds=settings.timeout_seconds,
+        ),
     )

@@ -17,6 +17,7 @@ import msgspec
 from deltasync.client import outbox
 from deltasync.client.events import Fact, Say, What
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
+from deltasync.client.ssh import SshOptions
 from deltasync.client.transport import open_transport
 from deltasync.core.errors import (
     ContentMissing,
@@ -24,9 +25,11 @@ from deltasync.core.errors import (
     GuardStopped,
     HostBusy,
     HostUnreachable,
+    HostUntrusted,
     LimitExceeded,
     NoSpace,
     NotADeltasyncServer,
+    Unauthorized,
 )
 from deltasync.core.manifest import EMPTY_ROOT
 
@@ -122,7 +125,7 @@ class Delivery:
             self._say_first(before, What.GUARD, error)
         except (HostUnreachable, HostBusy) as error:
             self._go_offline(error.sentence)
-        except NotADeltasyncServer as error:
+        except (NotADeltasyncServer, Unauthorized, HostUntrusted) as error:
             if not self._was_reached:
                 raise
             self._go_offline(error.sentence)
@@ -189,6 +192,9 @@ class Delivery:
             max_retries=0 if is_probe else min(settings.max_retries, 1),
             jobs=settings.jobs,
             proxies=settings.proxy,
+            ssh=SshOptions(
+                settings.ssh, settings.ssh_server, settings.ssh_data, connect_seconds=settings.timeout_seconds
+            ),
         )
 
     def _is_undone(self) -> bool:

@@ -28,12 +28,13 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
-from deltasync.client.address import folder_of, is_folder, normal_url
+from deltasync.client.address import folder_of, is_folder, is_ssh, normal_url, ssh_address
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
+from deltasync.client.ssh import SshOptions, Tunnel
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
@@ -73,15 +74,24 @@ def open_transport(
     max_retries: int = 3,
     jobs: int = JOBS,
     proxies: bool = False,
+    ssh: SshOptions | None = None,
 ) -> Transport:
-    """Return the transport for a URL: `http://`, `https://`, or `file://` for a folder.
+    """Return the transport for a URL: `http://`, `https://`, `ssh://`, or `file://` for a folder.
 
     bandwidth: bytes of bodies sent per second. jobs: pieces of a large bundle under way at once.
-    proxies: obey the proxies that the environment names.
+    proxies: obey the proxies that the environment names. ssh: how to use it for `ssh://`.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
-    return HttpTransport(url, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs, proxies=proxies)
+    return HttpTransport(
+        url,
+        bandwidth=bandwidth,
+        timeout=timeout,
+        max_retries=max_retries,
+        jobs=jobs,
+        proxies=proxies,
+        tunnel=Tunnel(ssh_address(url), ssh or SshOptions()) if is_ssh(url) else None,
+    )
 
 
 class _Watched:
@@ -114,10 +124,31 @@ class _TlsConnection(_Watched, HTTPSConnection):
     """A TLS connection."""
 
 
+class _TunnelConnection(_Connection):
+    """A plain connection through a tunnel."""
+
+    def __init__(self, tunnel: Tunnel, **options: Any) -> None:
+        super().__init__(**options)
+        self._way = tunnel
+
+    def _new_conn(self) -> Any:
+        line = self._way.connect()
+        line.settimeout(self.timeout)
+        return line
+
+
 class _Pool(HTTPConnectionPool):
     """Plain connections to one host."""
 
     ConnectionCls = _Connection
+
+
+class _TunnelPool(HTTPConnectionPool):
+    """Plain connections through a tunnel."""
+
+    def __init__(self, tunnel: Tunnel, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ConnectionCls = partial(_TunnelConnection, tunnel)  # type: ignore[assignment]
 
 
 class _TlsPool(HTTPSConnectionPool):
@@ -129,10 +160,16 @@ class _TlsPool(HTTPSConnectionPool):
 class _Adapter(HTTPAdapter):
     """Makes pools of watched connections; never retries: an upload that is sent again is sent empty."""
 
+    def __init__(self, tunnel: Tunnel | None = None, **options: Any) -> None:
+        """All connections go through the tunnel, if there is one."""
+        self._tunnel = tunnel
+        super().__init__(**options)
+
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Set the pools' classes."""
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        plain = _Pool if self._tunnel is None else partial(_TunnelPool, self._tunnel)
+        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": _TlsPool}
 
 
 class _Streamed(NamedTuple):
@@ -156,10 +193,16 @@ class HttpTransport:
         max_retries: int = 3,
         jobs: int = JOBS,
         proxies: bool = False,
+        tunnel: Tunnel | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits."""
+        """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits.
+
+        tunnel: the way to the server, for an address that is none of HTTP's.
+        """
         self.url = normal_url(url)
+        self._tunnel = tunnel
+        self._base = self.url if tunnel is None else "http://localhost"
         self.sent_bytes = 0
         self.requests = 0
         self.max_retries = max_retries
@@ -355,6 +398,8 @@ class HttpTransport:
             sessions, self._sessions = self._sessions, []
         for session in sessions:
             session.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """Make a call that may be repeated, again where the error says that a retry can help: the only such place."""
@@ -400,7 +445,7 @@ class HttpTransport:
         headers: Mapping[str, str] | None = None,
         extra_seconds: float = 0.0,
     ) -> requests.Response:
-        url = self.url + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
+        url = self._base + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
         sent_headers = dict(headers or {}) | ({"Content-Type": media_type} if media_type else {})
         with self._lock:
             self.requests += 1
@@ -450,9 +495,9 @@ class HttpTransport:
         session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
         session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        if self._proxies:
+        if self._proxies and self._tunnel is None:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
-        session.mount("http://", _Adapter(pool_connections=1, pool_maxsize=1))
+        session.mount("http://", _Adapter(self._tunnel, pool_connections=1, pool_maxsize=1))
         session.mount("https://", _Adapter(pool_connections=1, pool_maxsize=1))
         return session
 
@@ -491,6 +536,8 @@ class HttpTransport:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
         self._pace.note_loss()
+        if self._tunnel is not None:
+            self._tunnel.forget()
         return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running?")
 
     def _check(self, response: requests.Response) -> None:

@@ -7,6 +7,8 @@ DeltasyncError
 ├── HostUnreachable       4 · 502   no answer from the server
 ├── HostBusy              4 · 503   the server, a lock or a folder is busy
 ├── NotADeltasyncServer   1 · 502   something else answers at that address
+├── Unauthorized          7 · 401   the server does not know who asks
+├── HostUntrusted         7 · 502   the server cannot prove that it is the one that is meant
 ├── SequenceConflict      5 · 409   gap, fork, stale epoch, not owner, root mismatch
 │   ├── SequenceGap · SequenceFork · StaleEpoch · NotOwner · RootMismatch
 ├── ContentMissing        5 · 409   a thin bundle names content that the cache lacks
@@ -87,6 +89,18 @@ class NotADeltasyncServer(DeltasyncError):
     """Something that is not a deltasync server answers at the address."""
 
     code, exit_code, status = "NOT_A_DELTASYNC_SERVER", 1, 502
+
+
+class Unauthorized(DeltasyncError):
+    """The server does not know who asks."""
+
+    code, exit_code, status = "UNAUTHORIZED", 7, 401
+
+
+class HostUntrusted(DeltasyncError):
+    """What answers at the address cannot prove that it is the server that is meant; nothing was sent to it."""
+
+    code, exit_code, status = "HOST_UNTRUSTED", 7, 502
 
 
 class AlreadyRunning(DeltasyncError):

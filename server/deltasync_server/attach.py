@@ -1,4 +1,4 @@
-"""One server for a data folder on a unix socket: started when a client comes over ssh, ended by itself (spec H-59)."""
+"""One server for a data folder on a unix socket: started for clients over ssh, ended by itself (spec H-59, H-100)."""
 
 from __future__ import annotations
 
@@ -62,17 +62,21 @@ def attach(data: Path, *, config_file: Path | None, idle_exit: float | None) -> 
 class _Connection(HTTPConnection):
     """A connection to a unix socket."""
 
+    def __init__(self, where: Path) -> None:
+        super().__init__("localhost", timeout=ANSWER_SECONDS)
+        self._where = where
+
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self.host)
+        self.sock.connect(os.fspath(self._where))
 
 
 def _version_at(where: Path) -> str | None:
     """Ask for the release of the server that listens there; None where none does."""
     try:
-        with contextlib.closing(_Connection(str(where), timeout=ANSWER_SECONDS)) as connection:
-            connection.request("GET", "/health", headers={"Host": "localhost"})
+        with contextlib.closing(_Connection(where)) as connection:
+            connection.request("GET", "/health")
             return msgspec.json.decode(connection.getresponse().read(), type=wire.Health).version
     except (FileNotFoundError, ConnectionError):
         return None

@@ -1,4 +1,4 @@
-"""The `deltasync-server` program (spec H-50 to H-58): its commands and options; the only place that exits."""
+"""The `deltasync-server` program (spec H-50 to H-59): its commands and options; the only place that exits."""
 
 from __future__ import annotations
 

@@ -36,10 +36,11 @@ def attach(home: Path, *words: str) -> tuple[int, Any, str]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A user's home on the host; the servers of its usual data folder are stopped at the end."""
-    yield tmp_path
-    for each in servers(usual_data(tmp_path)):
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's home on the host, of a short name; the servers of its usual data folder are stopped at the end."""
+    home = tmp_path_factory.mktemp("s")
+    yield home
+    for each in servers(usual_data(home)):
         each.terminate()
         each.wait(SECONDS)
 
