@@ -40,7 +40,12 @@ class Host:
     @property
     def url(self) -> str:
         """Its address, to which a workspace's name can be added."""
-        return f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}"
+        return f"ssh://{self.user}@127.0.0.1:{self.port}"
+
+    @property
+    def user(self) -> str:
+        """The name of the user there."""
+        return getpass.getuser()
 
     @property
     def home(self) -> Path:

@@ -33,6 +33,7 @@ from deltasync.core.errors import (
 )
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import shown
+from deltasync.decoding import decoded
 
 PERSIST_SECONDS = 600
 """How long a connection stays after the last command that used it."""
@@ -146,9 +147,8 @@ class Tunnel:
     def _attach(self) -> None:
         """Log in, unless a connection is there, and have a server run on the host."""
         if self._control.exists():
-            with contextlib.suppress(
-                HostUnreachable
-            ):  # one that does not answer is dropped, a dead one replaced by ssh
+            # A connection that does not answer is dropped here; ssh itself replaces one that is dead.
+            with contextlib.suppress(HostUnreachable):
                 self._ask_master("check")
         options = self._options
         data = () if options.data is None else ("--data", _remote_word(options.data))
@@ -183,15 +183,15 @@ class Tunnel:
         """Return what the host answered; every other outcome is an error of ours."""
         host = shown(self._address.host)
         if done.code == _FAILED:
-            raise self._failure(done.last_line)
+            raise self._failure(done)
         if done.code == _NO_COMMAND:
             program = shown(self._options.server)
             raise HostUnreachable(f"there is no {program} on {host}; install it there: {_INSTALL}")
         answer = next((line for line in done.out.splitlines() if line.startswith(b"{")), b"")
         try:
             if done.code == 0:
-                return msgspec.json.decode(answer, type=Attached)
-            problem = msgspec.json.decode(answer, type=_Failed).error
+                return decoded(answer, Attached)
+            problem = decoded(answer, _Failed).error
         except msgspec.MsgspecError:
             raise NotADeltasyncServer(
                 f"{host} does not start a deltasync-server: {done.last_line or 'its answer is none'}"
@@ -202,16 +202,14 @@ class Tunnel:
         error = from_problem(problem.code, sentence, {})
         raise HostBusy(sentence) if error.exit_code == HostBusy.exit_code else error
 
-    def _failure(self, line: str) -> DeltasyncError:
+    def _failure(self, done: _Done) -> DeltasyncError:
         """Say what it means that ssh failed."""
-        where, line = self._address, line or "it does not say why"
-        if _HOST_KEY.search(line):
-            return HostUntrusted(
-                f"ssh does not trust {where}: {line}; compare its key, then log in once with ssh yourself"
-            )
-        if _DENIED.search(line):
+        where = self._address
+        if line := done.line_with(_HOST_KEY):
+            return HostUntrusted(f"ssh does not trust {where}: {line}; compare its key, then log in once by hand")
+        if line := done.line_with(_DENIED):
             return Unauthorized(f"ssh may not log in at {where}: {line}")
-        return HostUnreachable(f"ssh does not reach {where}: {line}")
+        return HostUnreachable(f"ssh does not reach {where}: {done.last_line or 'it does not say why'}")
 
     def _forward(self) -> None:
         """Have the connection of ssh listen here for the server there."""
@@ -226,7 +224,7 @@ class Tunnel:
         if self._forwarded is None:
             return
         if self._control.exists():
-            with contextlib.suppress(HostUnreachable):
+            with contextlib.suppress(DeltasyncError):
                 self._ask_master("cancel", "-L", self._forwarded)
         self._local.unlink(missing_ok=True)
         self._forwarded = None
@@ -242,7 +240,7 @@ class Tunnel:
 
     def _ask_master(self, verb: str, *words: str) -> None:
         """Have the process that holds the connection do something; raises HostUnreachable where it does not."""
-        done = self._run("-O", verb, *words, "--", self._address.host, seconds=LOCAL_SECONDS)
+        done = self._run(*self._to_master(verb), *words, "--", self._address.host, seconds=LOCAL_SECONDS)
         if done.code:
             raise HostUnreachable(f"ssh does not {verb} to {self._address}: {done.last_line}")
 
@@ -275,10 +273,15 @@ class Tunnel:
         who = [*(["-l", user] if user else []), *(["-p", str(port)] if port else [])]
         return [*self._words, "-S", os.fspath(self._control).replace("%", "%%"), *who]
 
+    @staticmethod
+    def _to_master(verb: str) -> tuple[str, ...]:
+        # The configuration has been read by the connection; what it forwards for shells would be forwarded with ours.
+        return "-F", "none", "-O", verb
+
     def _drop_master(self) -> None:
-        """Make way for a new connection: the one that is there does not answer, and may be stopped as a whole."""
+        """Make way for a new connection: the one that is there does not answer; commands that use it may go on."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            words = [*self._program(), "-O", "exit", "--", self._address.host]
+            words = [*self._program(), *self._to_master("stop"), "--", self._address.host]
             subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOCAL_SECONDS, check=False)
         self._control.unlink(missing_ok=True)
 
@@ -303,8 +306,12 @@ class _Done:
     @property
     def last_line(self) -> str:
         """The last thing that it said; what is before are warnings and the host's greetings."""
-        lines = [line.strip() for line in self.err.splitlines() if line.strip()]
-        return shown(lines[-1])[:300].rstrip(".") if lines else ""
+        return self.line_with(re.compile(r"\S"))
+
+    def line_with(self, pattern: re.Pattern[str]) -> str:
+        """Return the last line that matches, '' for none: behind a jump host's refusal stands that nothing came."""
+        found = (line.strip() for line in reversed(self.err.splitlines()) if pattern.search(line))
+        return shown(next(found, ""))[:300].rstrip(".")
 
 
 def _content(file: BinaryIO) -> bytes:

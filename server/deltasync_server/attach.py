@@ -18,6 +18,7 @@ import msgspec
 from deltasync.core import wire
 from deltasync.core.errors import AlreadyRunning, DeltasyncError, HostBusy, UsageError, from_problem
 from deltasync.core.names import shown
+from deltasync.decoding import decoded
 from deltasync.disk import Lock
 from deltasync_server.config import ENVIRONMENT_PREFIX
 from deltasync_server.http.listen import PATH_BYTES_MAX, UNIX
@@ -77,7 +78,7 @@ def _version_at(where: Path) -> str | None:
     try:
         with contextlib.closing(_Connection(where)) as connection:
             connection.request("GET", "/health")
-            return msgspec.json.decode(connection.getresponse().read(), type=wire.Health).version
+            return decoded(connection.getresponse().read(), wire.Health).version
     except (FileNotFoundError, ConnectionError):
         return None
     except (OSError, HTTPException, msgspec.MsgspecError) as error:

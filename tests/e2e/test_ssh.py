@@ -216,6 +216,23 @@ def test_two_first_commands_at_once_start_one_server(user: User, project: Path, 
     assert len(host.servers()) == 1
 
 
+def test_the_users_own_configuration_counts(user: User, project: Path, host: Host) -> None:
+    """A name of it is a host here, jump hosts are gone through, and what it wants for a shell is in nobody's way."""
+    jump = f"{host.user}@127.0.0.1:{host.port}"
+    own = f"Host GPU\nHostName localhost\nHostKeyAlias gpu\nPort {host.port}\nUser {host.user}\nProxyJump {jump}\n"
+    for_shells = f"RemoteCommand false\nRequestTTY force\nLocalForward {user.home}/mine localhost:1\n"
+    configuration = user.home / "ssh_config"
+    configuration.write_text(own + for_shells + "Host *\n" + configuration.read_text())
+    known = user.home / "known_hosts"
+    known.write_text(known.read_text() + f"gpu {(host.folder / 'host.pub').read_text()}")
+    done = user.run("push", project, "--to", "ssh://GPU/project", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert is_same(project, host)
+    assert host.logins() == 2
+    assert user.run("status", project, "--json").json["server"]["url"] == "ssh://GPU"
+    assert not (user.home / "mine").exists()
+
+
 def test_bundles_are_replayed_over_ssh(user: User, project: Path, host: Host) -> None:
     """`bundle replay --to ssh://` sends bundle files to the workspace that the address names."""
     assert user.run("bundle", "export", project, user.home / "usb", "--full").code == 0
