@@ -156,6 +156,8 @@ def test_only_the_user_reaches_the_sockets_and_the_command_takes_its_own_away(
     watch.stop()
     (connection,) = here.glob("ssh-*")
     assert stat.S_ISSOCK(connection.lstat().st_mode)
+    (master,) = masters(user)
+    assert not [each for each in master.net_connections("unix") if f"ssh-{watch.process.pid}-" in str(each.laddr)]
     assert (here / "of-somebody-else").read_text() == "stays"
 
 
@@ -176,6 +178,33 @@ def test_a_watcher_goes_on_by_itself_when_the_connection_broke(
     until(lambda: is_same(project, host))
     watch.stop()
     assert host.logins() == 3
+
+
+def test_a_watcher_waits_for_a_host_that_does_not_let_it_in(watch: Watch, project: Path, host: Host) -> None:
+    """A key that is refused later is trouble that may pass: changes wait, and go out when the host takes it again."""
+    keys = host.folder / "authorized_keys"
+    before = keys.read_text()
+    keys.write_text("")
+    host.cut()
+    (project / "later.txt").write_text("later\n")
+    watch.heard("offline")
+    keys.write_text(before)
+    watch.heard("online")
+    until(lambda: is_same(project, host))
+    watch.stop()
+
+
+def test_an_upload_that_is_cut_goes_on(user: User, project: Path, host: Host) -> None:
+    """A push whose connection breaks in the middle of a large file logs in again and ends well."""
+    (project / "large.bin").write_bytes(os.urandom(24 << 20))
+    push = user.start("push", project, "--to", host.url, "--bwlimit", "8M")
+    uploads = host.data / "uploads"
+    until(lambda: uploads.is_dir() and any(uploads.iterdir()))
+    host.cut()
+    out, err = push.communicate(timeout=SECONDS)
+    assert push.returncode == 0, (out, err)
+    assert is_same(project, host)
+    assert host.logins() == 2
 
 
 def test_a_connection_that_does_not_answer_is_replaced(user: User, project: Path, host: Host) -> None:
