@@ -271,7 +271,12 @@ _ALL = (
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
     Setting("ssh", COMMAND, "Program and options for ssh:// [ssh].", in_workspace_file=False),
     Setting("ssh-server", COMMAND, "Program on the host for ssh:// [deltasync-server].", in_workspace_file=False),
-    Setting("ssh-data", REMOTE_FOLDER, "Its data folder there; if not given, the usual.", in_workspace_file=False),
+    Setting(
+        "ssh-data",
+        REMOTE_FOLDER,
+        "Its data folder there, remembered with --to; else the usual.",
+        in_workspace_file=False,
+    ),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
     Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),

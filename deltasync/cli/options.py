@@ -49,7 +49,7 @@ class Call:
 
 
 def _parted(settings: config.Settings, field: str) -> config.Settings:
-    """Take the workspace's name out of an address for ssh, which may end with it (spec H-101)."""
+    """Take the workspace's name out of an address for ssh, and the data folder into it (spec H-101)."""
     url = settings.to if field == "to" else settings.source
     if url is None or not url.startswith("ssh:"):
         return settings
@@ -61,6 +61,8 @@ def _parted(settings: config.Settings, field: str) -> config.Settings:
             f"{shown(url)} names the workspace {shown(named)}, and --workspace (or its variable, or a file) "
             f"{shown(settings.workspace or '')}; give one of them"
         )
+    if settings.ssh_data and not address.data:
+        address = address.at(settings.ssh_data)
     return structs.replace(settings, workspace=named or settings.workspace, **{field: str(address)})
 
 
@@ -259,7 +261,6 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         ssh=SshOptions(
             settings.ssh,
             settings.ssh_server,
-            settings.ssh_data,
             may_ask=sys.stdin is not None and sys.stdin.isatty(),
             connect_seconds=settings.timeout_seconds,
         ),

@@ -192,9 +192,7 @@ class Delivery:
             max_retries=0 if is_probe else min(settings.max_retries, 1),
             jobs=settings.jobs,
             proxies=settings.proxy,
-            ssh=SshOptions(
-                settings.ssh, settings.ssh_server, settings.ssh_data, connect_seconds=settings.timeout_seconds
-            ),
+            ssh=SshOptions(settings.ssh, settings.ssh_server, connect_seconds=settings.timeout_seconds),
         )
 
     def _is_undone(self) -> bool:

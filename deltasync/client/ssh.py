@@ -61,8 +61,6 @@ class SshOptions:
     """The program and its own options, as words of a shell."""
     server: str = "deltasync-server"
     """The program on the host."""
-    data: str | None = None
-    """The server's data folder on the host; None is the user's usual one there."""
     may_ask: bool = False
     """Whether ssh may ask for a passphrase; never where nobody would see it."""
     connect_seconds: float = 30.0
@@ -87,7 +85,7 @@ class Tunnel:
         self._address, self._options = address, options
         self._words = _words(options.command)
         self._folder: Path | None = None
-        self._id = digest_of("\0".join((options.command, str(address))).encode()).hex()[:16]
+        self._id = digest_of("\0".join((options.command, address.login)).encode()).hex()[:16]
         self._local_name = f"ssh-{os.getpid()}-{secrets.token_hex(4)}"
         self._remote: str | None = None
         self._forwarded: str | None = None
@@ -151,7 +149,7 @@ class Tunnel:
             with contextlib.suppress(HostUnreachable):
                 self._ask_master("check")
         options = self._options
-        data = () if options.data is None else ("--data", _remote_word(options.data))
+        data = () if self._address.data is None else ("--data", _remote_word(self._address.data))
         remote = " ".join(("sh -c", shlex.quote(_SCRIPT), _remote_word(options.server), *data))
         seconds = None if options.may_ask else options.connect_seconds + ANSWER_SECONDS
         done = self._run(*self._master_words(), "--", self._address.host, remote, seconds=seconds)
@@ -204,7 +202,7 @@ class Tunnel:
 
     def _failure(self, done: _Done) -> DeltasyncError:
         """Say what it means that ssh failed."""
-        where = self._address
+        where = self._address.login
         if line := done.line_with(_HOST_KEY):
             return HostUntrusted(f"ssh does not trust {where}: {line}; compare its key, then log in once by hand")
         if line := done.line_with(_DENIED):
@@ -242,7 +240,7 @@ class Tunnel:
         """Have the process that holds the connection do something; raises HostUnreachable where it does not."""
         done = self._run(*self._to_master(verb), *words, "--", self._address.host, seconds=LOCAL_SECONDS)
         if done.code:
-            raise HostUnreachable(f"ssh does not {verb} to {self._address}: {done.last_line}")
+            raise HostUnreachable(f"ssh does not {verb} to {self._address.login}: {done.last_line}")
 
     def _run(self, *words: str, seconds: float | None) -> _Done:
         """Run ssh to its end; None seconds is as long as somebody takes to answer its questions."""
@@ -264,7 +262,7 @@ class Tunnel:
                 raise UsageError(f"{shown(self._words[0])} cannot be run: {error.strerror}") from error
             except subprocess.TimeoutExpired:
                 self._drop_master()
-                raise HostUnreachable(f"ssh gets no answer from {self._address} in {seconds:.0f} s") from None
+                raise HostUnreachable(f"ssh gets no answer from {self._address.login} in {seconds:.0f} s") from None
             return _Done(process.returncode, _content(out), _content(err).decode(errors="replace"))
 
     def _program(self) -> list[str]:

@@ -281,6 +281,20 @@ def test_the_data_folder_and_the_program_on_the_host_can_be_named(user: User, pr
     assert sorted(path.name for path in host.home.iterdir()) == ["bin", data.name]
 
 
+def test_the_data_folder_on_the_host_is_remembered(user: User, project: Path, host: Host, place: Path) -> None:
+    """A command without --ssh-data goes to the server that has the folder; another data folder is another server."""
+    assert user.run("push", project, "--to", host.url, "--ssh-data", "~/big").code == 0
+    assert user.run("status", project, "--json").json["server"]["url"] == f"{host.url}#~/big"
+    (project / "a.txt").write_text("two\n")
+    assert user.run("push", project).code == 0
+    assert folders.listing(project) == folders.listing(host.home / "big" / "workspaces" / "project" / "tree")
+    assert not host.data.exists()
+    assert user.run("push", project, "--to", host.url).code == 2
+    assert user.run("fetch", "--from", f"{host.url}/project", place / "back", "--ssh-data", "big").code == 0
+    assert folders.listing(project) == folders.listing(place / "back")
+    assert host.logins() == 1
+
+
 def test_a_host_without_the_server_says_how_to_install_it(user: User, project: Path, host: Host) -> None:
     """Exit 4, and the line to run there; nothing is left on the host."""
     done = user.run("push", project, "--to", host.url, "--ssh-server", "deltasync-elsewhere", "--max-retries", "0")
@@ -380,7 +394,8 @@ def test_a_program_that_is_not_there_is_said(user: User, project: Path, host: Ho
         "ssh://host`touch owned`/x",
         "ssh://user:secret@host/x",
         "ssh://host/x?ProxyCommand=touch",
-        "ssh://host/x#y",
+        "ssh://host/x#%00",
+        "ssh://host/x#a%0ab",
         "ssh://host:0/x",
         "ssh://host:99999/x",
         "ssh://host:22a/x",

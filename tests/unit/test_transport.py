@@ -87,6 +87,8 @@ def transport(port: int, **options: object) -> HttpTransport:
         ("http://[::1]:8080", "http://[::1]:8080"),
         ("SSH://Ada@GPU:2222/", "ssh://Ada@GPU:2222"),
         ("ssh://gpu", "ssh://gpu"),
+        ("ssh://gpu#big disk/", "ssh://gpu#~/big%20disk"),
+        ("ssh://gpu#~/big%20disk", "ssh://gpu#~/big%20disk"),
         ("ssh://[fe80::1%eth0]:022", "ssh://[fe80::1%eth0]:22"),
     ],
 )
