@@ -274,7 +274,7 @@ _ALL = (
     Setting(
         "ssh-data",
         REMOTE_FOLDER,
-        "Its data folder there, remembered with --to; else the usual.",
+        "Its data folder there; if not given, the usual.",
         in_workspace_file=False,
     ),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
