@@ -49,7 +49,7 @@ class Call:
 
 
 def _parted(settings: config.Settings, field: str) -> config.Settings:
-    """Take the workspace's name out of an address for ssh, and the data folder into it (spec H-101)."""
+    """Take the workspace's name out of an address for ssh, and the data folder into it (spec H-131)."""
     url = settings.to if field == "to" else settings.source
     if url is None or not url.startswith("ssh:"):
         return settings

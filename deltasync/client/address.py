@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, parse_workspace, shown
 
-# A leading '-' would be an option of ssh, and anything odd a word of some shell behind it (spec H-101).
+# A leading '-' would be an option of ssh, and anything odd a word of some shell behind it (spec H-131).
 _SSH = re.compile(
     r"(?i:ssh)://(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.+-]*)@)?"
     r"(?:(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)|\[(?P<ipv6>[0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\])"

@@ -38,7 +38,7 @@ from deltasync.decoding import decoded
 PERSIST_SECONDS = 600
 """How long a connection stays after the last command that used it."""
 FRESH_SECONDS = 60.0
-"""For how long a server that was found is taken to be there; it stays far longer without a connection (spec H-100)."""
+"""For how long a server that was found is taken to be there; it stays far longer without a connection (spec H-130)."""
 ANSWER_SECONDS = 60.0
 """How long the host may take to start a server, beyond the time to connect."""
 LOCAL_SECONDS = 5.0
@@ -67,14 +67,14 @@ class SshOptions:
 
 
 class Attached(msgspec.Struct, frozen=True):
-    """What the host says of its server (spec H-100)."""
+    """What the host says of its server (spec H-130)."""
 
     socket: str
     version: str
 
 
 class Tunnel:
-    """A server's socket on a host, reached through a socket here (spec H-102 to H-104); several threads may use it.
+    """A server's socket on a host, reached through a socket here (spec H-132 to H-134); several threads may use it.
 
     Nothing runs until the first connection is wanted. What broke is found when the next one is: a connection of ssh
     that has ended, a socket that it left behind, a server that ended because nobody asked it anything.

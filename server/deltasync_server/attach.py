@@ -1,4 +1,4 @@
-"""One server for a data folder on a unix socket: started for clients over ssh, ended by itself (spec H-59, H-100)."""
+"""One server for a data folder on a unix socket: started for clients over ssh, ended by itself (spec H-59, H-130)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deltasync-server attach`: one server for a data folder, started on demand and ended by itself (spec H-59, H-100)."""
+"""`deltasync-server attach`: one server for a data folder, started on demand and ended by itself (spec H-59, H-130)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--to ssh://`: a real sshd, the real ssh, and a server that is started on demand (spec H-100 to H-104)."""
+"""`--to ssh://`: a real sshd, the real ssh, and a server that is started on demand (spec H-130 to H-134)."""
 
 from __future__ import annotations
 
