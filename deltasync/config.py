@@ -65,6 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     outbox_limit_bytes: int = msgspec.field(default=2 << 30, name="outbox-limit")
     proxy: bool = False
     insecure: bool = False
+    ssh: str = "ssh"
+    ssh_server: str = "deltasync-server"
+    ssh_data: str | None = None
+    """On the host; None is the usual folder there."""
     no_wait: bool = False
     dry_run: bool = False
     full: bool = False
@@ -171,10 +175,11 @@ def _address(raw: Raw) -> str:
     text = _only_text(raw).strip()
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         return text
-    match = re.fullmatch(r"(?i)(https?|file)://([^/]*)(/.*)?", text)
+    match = re.fullmatch(r"(?i)(https?|file|ssh)://([^/]*)(/.*)?", text)
     if match is None or not (match[2] or match[3]):
         raise ValueError("no address")
-    return f"{match[1].lower()}://{match[2].lower()}{(match[3] or '').rstrip('/')}"
+    scheme = match[1].lower()
+    return f"{scheme}://{match[2] if scheme == 'ssh' else match[2].lower()}{(match[3] or '').rstrip('/')}"
 
 
 def _folder(raw: Raw) -> str:
@@ -230,7 +235,11 @@ COUNT = Kind(_count, "a whole number from 0", "N")
 JOBS = Kind(_jobs, f"a whole number from 1 to {JOBS_MAX}", "N")
 LEVEL = Kind(_level, f"a whole number from 1 to {LEVEL_MAX}", "N")
 DAYS = Kind(_days, "a number of days, 0 for never", "N")
-ADDRESS = Kind(_address, "an address such as https://host:8080 or file:///mnt/usb, or a known host's name", "URL")
+ADDRESS = Kind(
+    _address, "an address such as https://host:8080, ssh://host or file:///mnt/usb, or a known host's name", "URL"
+)
+REMOTE_FOLDER = Kind(_only_text, "a folder", "DIR")
+COMMAND = Kind(_only_text, "a command", "COMMAND")
 NAME = Kind(lambda raw: parse_workspace(_only_text(raw)), "a workspace's name", "NAME")
 FOLDER = Kind(_folder, "a folder", "DIR")
 
@@ -238,7 +247,7 @@ _ALL = (
     Setting(
         "to",
         ADDRESS,
-        "Server to send to (URL, or a known host's name), or file:///FOLDER; remembered.",
+        "Server to send to (URL, ssh://USER@HOST/NAME, or a known host's name), or file:///FOLDER; remembered.",
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
@@ -270,6 +279,14 @@ _ALL = (
     Setting("outbox-limit", SIZE, "Most bytes of bundle files that wait to be sent [2GiB]."),
     Setting("proxy", SWITCH, "Use the proxies that the environment names.", in_workspace_file=False),
     Setting("insecure", SWITCH, "Talk plain http with other machines.", in_workspace_file=False),
+    Setting("ssh", COMMAND, "Program and options for ssh:// [ssh].", in_workspace_file=False),
+    Setting("ssh-server", COMMAND, "Program on the host for ssh:// [deltasync-server].", in_workspace_file=False),
+    Setting(
+        "ssh-data",
+        REMOTE_FOLDER,
+        "Its data folder there; if not given, the usual.",
+        in_workspace_file=False,
+    ),
     Setting("no-wait", SWITCH, "Return at the receipt, before the server's tree is complete."),
     Setting("dry-run", SWITCH, "Show what would be done; do nothing.", short="n", in_file=False),
     Setting("full", SWITCH, "Carry all content, also what the server already holds.", in_file=False),

@@ -135,15 +135,15 @@ def _writeback() -> Callable[[int], object] | None:
 class Lock:
     """An exclusive advisory lock on a file, held until closed or until the process ends."""
 
-    def __init__(self, path: Path | str, sentence: str, *, at: int | None = None) -> None:
-        """Take the lock at once or raise AlreadyRunning with the sentence.
+    def __init__(self, path: Path | str, sentence: str, *, at: int | None = None, wait: bool = False) -> None:
+        """Take the lock at once or raise AlreadyRunning with the sentence; or wait for it.
 
         at: descriptor of the folder that holds the file; then a link of its name is not followed.
         """
         no_link = 0 if at is None else getattr(os, "O_NOFOLLOW", 0)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | no_link | _CLOEXEC, 0o600, dir_fd=at)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise AlreadyRunning(sentence) from error

@@ -52,6 +52,8 @@ def _server(root: Path, settings: Settings) -> tuple[list[Finding], datetime | N
         return [], None
     from deltasync.client.transport import HttpTransport
 
+    transport = options.transport(settings, url, max_retries=0)
+    assert isinstance(transport, HttpTransport)
     try:
         transport = options.transport(settings, url, max_retries=0)
         assert isinstance(transport, HttpTransport)

@@ -7,19 +7,20 @@ import inspect
 import keyword
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
+from msgspec import structs
 from typer.core import TyperCommand, TyperGroup
 
 from deltasync import config
 from deltasync.cli.output import Output, complain
 from deltasync.client import address
-from deltasync.core.errors import NotFound
+from deltasync.core.errors import NotFound, UsageError
 from deltasync.core.names import RESERVED, shown
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ COMMON = ("json", "quiet", "verbose")
 PLACE = ("to", "workspace", "state-dir")
 RULES = ("exclude", "include", "gitignore")
 DELETING = ("delete-excluded", "no-delete", "allow-mass-delete")
-WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "insecure")
+WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "insecure", "ssh", "ssh-server", "ssh-data")
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
@@ -46,9 +47,26 @@ class Call:
         """Return the settings that hold for a workspace, or outside of any; a host's name has become its address."""
         found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
         named = {"to": found.to, "source": found.source}
-        return msgspec.structs.replace(
+        found = structs.replace(
             found, **{key: text and address.resolved(text, os.environ) for key, text in named.items()}
         )
+        return _parted(found, "source" if "from" in self.flags else "to")
+
+
+def _parted(settings: config.Settings, field: str) -> config.Settings:
+    """Take the workspace's name out of an address for ssh, and the data folder into it (spec H-131)."""
+    url = settings.to if field == "to" else settings.source
+    if url is None or not url.startswith("ssh:"):
+        return settings
+    place, named = address.parse_ssh(url)
+    if named is not None and settings.workspace not in (None, named):
+        raise UsageError(
+            f"{shown(url)} names the workspace {shown(named)}, and --workspace (or its variable, or a file) "
+            f"{shown(settings.workspace or '')}; give one of them"
+        )
+    if settings.ssh_data and not place.data:
+        place = place.at(settings.ssh_data)
+    return structs.replace(settings, workspace=named or settings.workspace, **{field: str(place)})
 
 
 class _AsGiven:
@@ -233,6 +251,7 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
     """Return the way to a receiver, or None where none is known; nothing is asked of it yet."""
     if url is None:
         return None
+    from deltasync.client.ssh import SshOptions
     from deltasync.client.transport import open_transport
 
     note_exposure(settings, url)
@@ -244,6 +263,12 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         jobs=settings.jobs,
         proxies=settings.proxy,
         insecure=settings.insecure,
+        ssh=SshOptions(
+            settings.ssh,
+            settings.ssh_server,
+            may_ask=sys.stdin is not None and sys.stdin.isatty(),
+            connect_seconds=settings.timeout_seconds,
+        ),
     )
 
 

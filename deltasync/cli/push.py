@@ -127,7 +127,8 @@ def _ask_watcher(call: Call, root: Path, settings: Settings) -> tuple[PushReport
         error = answer["error"]
         raise from_problem(error["code"], error["detail"], error["facts"])
     report = msgspec.convert(answer["report"], PushReport)
-    if settings.workspace and call.flags["workspace"] and report.workspace != settings.workspace:
+    is_named = call.flags["workspace"] or call.flags["to"]  # an address may name it as well
+    if settings.workspace and is_named and report.workspace != settings.workspace:
         raise UsageError(f"this folder is the workspace {shown(report.workspace)}, not {shown(settings.workspace)}")
     for key in _WATCHERS_OWN:
         if call.flags[key]:

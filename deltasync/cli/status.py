@@ -37,7 +37,7 @@ def status(
     scan. With --to and --workspace alone, only the server is asked; exit 1 when nothing was ever pushed under that
     name. Exit 4 when the server does not answer.
     """
-    if path is None and call.flags["to"] and call.flags["workspace"]:
+    if path is None and call.flags["to"] and (call.flags["workspace"] or _names_workspace(str(call.flags["to"]))):
         return _show(call, call.settings(), None)
     root = Path(path or ".")
     settings = call.settings(root)
@@ -47,6 +47,12 @@ def status(
     with State.open(root, state_dir=state_dir, read_only=True) as state:
         state.require_original()
         return _show(call, settings, state)
+
+
+def _names_workspace(url: str) -> bool:
+    from deltasync.client.address import is_ssh, parse_ssh
+
+    return is_ssh(url) and parse_ssh(url)[1] is not None
 
 
 def _has_state(root: Path, settings: Settings) -> bool:

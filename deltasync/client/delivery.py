@@ -18,6 +18,7 @@ from deltasync.client import outbox
 from deltasync.client.address import normal_url
 from deltasync.client.events import Fact, Say, What
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
+from deltasync.client.ssh import SshOptions
 from deltasync.client.transport import open_transport
 from deltasync.core.errors import (
     ContentMissing,
@@ -29,6 +30,7 @@ from deltasync.core.errors import (
     LimitExceeded,
     NoSpace,
     NotADeltasyncServer,
+    Unauthorized,
 )
 from deltasync.core.manifest import EMPTY_ROOT
 
@@ -124,7 +126,11 @@ class Delivery:
             self._say_first(before, What.GUARD, error)
         except (HostUnreachable, HostBusy) as error:
             self._go_offline(error.sentence)
-        except (NotADeltasyncServer, HostUntrusted) as error:  # as a hotel's network answers for everybody
+        except (
+            NotADeltasyncServer,
+            Unauthorized,
+            HostUntrusted,
+        ) as error:  # or a hotel's network
             if not self._was_reached:
                 raise
             self._go_offline(error.sentence)
@@ -192,6 +198,7 @@ class Delivery:
             jobs=settings.jobs,
             proxies=settings.proxy,
             insecure=settings.insecure,
+            ssh=SshOptions(settings.ssh, settings.ssh_server, connect_seconds=settings.timeout_seconds),
         )
 
     def _is_undone(self) -> bool:

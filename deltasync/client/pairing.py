@@ -80,7 +80,7 @@ def rotate(book: HostBook, host: Host, timeout: float) -> Host:
     book.replace(msgspec.structs.replace(host, next_token=fresh))
     request = wire.RotateRequest(digest=digest_of(secret).hex(), public_key=public_pem)
     with _transport(host.url, host.trust, host.token, timeout) as transport:
-        rotated = _asked(transport, wire.Rotated, f"{_ROUTE}/rotate", request)
+        rotated = _asked(transport, wire.Rotated, "/token/rotate", request)
     return _kept(book, host, fresh, rotated.certificate, private_pem)
 
 
@@ -118,7 +118,7 @@ def unpair(host: Host, timeout: float) -> bool:
         return False
     with _transport(host.url, host.trust, host.token, timeout) as transport:
         try:
-            transport.ask(wire.Unpaired, "DELETE", f"{_ROUTE}/own")
+            transport.ask(wire.Unpaired, "DELETE", "/token")
         except (Unauthorized, NotFound):
             return False
     return True

@@ -32,13 +32,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
-from deltasync.client.address import folder_of, is_exposed, is_folder, normal_url
+from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, normal_url, ssh_address
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.hosts import HostBook, token_of
 from deltasync.client.incoming import Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
+from deltasync.client.ssh import SshOptions, Tunnel
 from deltasync.client.trust import SYSTEM, Trust, distrust
 from deltasync.core import wire
 from deltasync.core.errors import (
@@ -81,15 +82,21 @@ def open_transport(
     jobs: int = JOBS,
     proxies: bool = False,
     insecure: bool = False,
+    ssh: SshOptions | None = None,
 ) -> Transport:
-    """Return the transport for a URL: `http://`, `https://`, or `file://` for a folder.
+    """Return the transport for a URL: `http://`, `https://`, `ssh://`, or `file://` for a folder.
 
     What the user's book of hosts says of a server holds. bandwidth: bytes of bodies sent per second. jobs: pieces of a
     large bundle under way at once. proxies: obey the proxies that the environment names. insecure: talk plain http with
-    other machines.
+    other machines. ssh: how to use it for `ssh://`.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
+    if is_ssh(url):
+        tunnel = Tunnel(ssh_address(url), ssh or SshOptions())
+        return HttpTransport(
+            url, tunnel=tunnel, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs
+        )
     host = HostBook.of_user(os.environ).at(normal_url(url))
     return HttpTransport(
         url,
@@ -192,10 +199,31 @@ def _has_answer(connection: Any) -> bool:
     return True
 
 
+class _TunnelConnection(_Connection):
+    """A plain connection through a tunnel."""
+
+    def __init__(self, tunnel: Tunnel, **options: Any) -> None:
+        super().__init__(**options)
+        self._way = tunnel
+
+    def _new_conn(self) -> Any:
+        line = self._way.connect()
+        line.settimeout(self.timeout)
+        return line
+
+
 class _Pool(HTTPConnectionPool):
     """Plain connections to one host."""
 
     ConnectionCls = _Connection
+
+
+class _TunnelPool(HTTPConnectionPool):
+    """Plain connections through a tunnel."""
+
+    def __init__(self, tunnel: Tunnel, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ConnectionCls = partial(_TunnelConnection, tunnel)  # type: ignore[assignment]
 
 
 class _TlsPool(HTTPSConnectionPool):
@@ -211,8 +239,9 @@ class _Adapter(HTTPAdapter):
     they would add CAs to those that were chosen.
     """
 
-    def __init__(self, tls: Mapping[str, Any]) -> None:
-        self._tls = tls
+    def __init__(self, tls: Mapping[str, Any], tunnel: Tunnel | None = None) -> None:
+        """tunnel: what all connections go through, if there is one."""
+        self._tls, self._tunnel = tls, tunnel
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def build_connection_pool_key_attributes(self, *args: Any, **options: Any) -> Any:
@@ -226,7 +255,8 @@ class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """Set the pools' classes."""
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        plain = _Pool if self._tunnel is None else partial(_TunnelPool, self._tunnel)
+        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": _TlsPool}
 
 
 class _Streamed(NamedTuple):
@@ -253,14 +283,20 @@ class HttpTransport:
         jobs: int = JOBS,
         proxies: bool = False,
         insecure: bool = False,
+        tunnel: Tunnel | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits."""
+        """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits.
+
+        tunnel: the way to the server, for an address that is none of HTTP's.
+        """
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
         self._token, self._trust = token, trust
         self._tls = _tls(trust) if self.url.startswith("https:") else {}
+        self._tunnel = tunnel
+        self._base = self.url if tunnel is None else "http://localhost"
         self.sent_bytes = 0
         self.requests = 0
         self.max_retries = max_retries
@@ -456,6 +492,8 @@ class HttpTransport:
             sessions, self._sessions = self._sessions, []
         for session in sessions:
             session.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """Make a call that may be repeated, again where the error says that a retry can help: the only such place."""
@@ -501,7 +539,7 @@ class HttpTransport:
         headers: Mapping[str, str] | None = None,
         extra_seconds: float = 0.0,
     ) -> requests.Response:
-        url = self.url + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
+        url = self._base + (path if path == "/health" else wire.API + path) + (f"?{urlencode(query)}" if query else "")
         sent_headers = dict(headers or {}) | ({"Content-Type": media_type} if media_type else {})
         with self._lock:
             self.requests += 1
@@ -551,11 +589,11 @@ class HttpTransport:
         session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
         session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        if self._proxies:
+        if self._proxies and self._tunnel is None:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
         if self._token is not None:  # no redirect is followed: it goes to this origin alone (spec H-98)
             session.headers["Authorization"] = f"Bearer {self._token}"
-        session.mount("http://", _Adapter(self._tls))
+        session.mount("http://", _Adapter(self._tls, self._tunnel))
         session.mount("https://", _Adapter(self._tls))
         return session
 
@@ -599,6 +637,8 @@ class HttpTransport:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
             return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
         self._pace.note_loss()
+        if self._tunnel is not None:
+            self._tunnel.forget()
         is_hung_up = any(isinstance(each, RemoteDisconnected | ConnectionResetError) for each in reasons)
         hint = ", and without TLS" if is_hung_up and self.url.startswith("http:") else ""
         return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running{hint}?")

@@ -195,7 +195,7 @@ class Paired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RotateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /api/v1/pairings/rotate: what takes the place of the caller's secret and certificate."""
+    """POST /api/v1/token/rotate: what takes the place of the caller's secret and certificate."""
 
     digest: Annotated[str, _DIGEST]
     """BLAKE3 of the 32 bytes of the new secret."""

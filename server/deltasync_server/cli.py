@@ -1,4 +1,4 @@
-"""The `deltasync-server` program (spec H-50 to H-58): its commands and options; the only place that exits."""
+"""The `deltasync-server` program (spec H-50 to H-59): its commands and options; the only place that exits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     ),
     "seed_routes": (_CHOICE, "--seed-routes/--no-seed-routes", "", "Serve delta/upload and delta/status."),
     "access_log": (_SWITCH, "--access-log", "", "Log every request."),
+    "idle_exit": (_COUNT, "--idle-exit", "SECONDS", "End after this long without a connection, 0 for never."),
     "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
     "keep_sequences": (_COUNT, "--keep-sequences", "N", "How many sequences' trees are kept. (10)"),
     "keep_bundles": (_SWITCH, "--keep-bundles", "", "Keep the received bundle files."),
@@ -65,7 +66,18 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
 }
 """Every option: its type, its words, its value's name, its help."""
 STORE = ("data", "link", "keep_sequences", "keep_bundles")
-ROUTES = ("listen", "tls", "tls_cert", "tls_key", "tls_name", "insecure", "require_token", "seed_routes", "access_log")
+ROUTES = (
+    "listen",
+    "tls",
+    "tls_cert",
+    "tls_key",
+    "tls_name",
+    "insecure",
+    "require_token",
+    "seed_routes",
+    "access_log",
+    "idle_exit",
+)
 COMMON = ("config", "json", "quiet", "verbose")
 
 app = typer.Typer(
@@ -98,6 +110,8 @@ class Call:
 
     store: config.StoreConfig
     routes: config.ServeConfig
+    file: Path | None
+    """The configuration file that was read."""
     is_json: bool
     is_quiet: bool
 
@@ -114,14 +128,20 @@ class Call:
             print(line, flush=True)
 
 
-def command(*names: str, group: typer.Typer = app) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Register a command that has these options and the common ones, and receives them as a `Call`."""
+def command(
+    *names: str, group: typer.Typer = app, has_usual_data: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Register a command that has these options and the common ones, and receives them as a `Call`.
+
+    has_usual_data: the store lies in the user's own data folder when nothing says where.
+    """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         def run(**values: Any) -> int:
             given = {name: values.pop(name) for name in (*names, *COMMON)}
             is_unset = {name: OPTIONS[name][0] in (_SWITCH, _TEXTS) and not value for name, value in given.items()}
-            return function(_call({name: None if is_unset[name] else given[name] for name in given}), **values)
+            flags = {name: None if is_unset[name] else given[name] for name in given}
+            return function(_call(flags, _usual_data() if has_usual_data else {}), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         options = [_parameter(name) for name in (*names, *COMMON)]
@@ -144,16 +164,24 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _call(flags: dict[str, Any]) -> Call:
+def _usual_data() -> dict[str, Any]:
+    import platformdirs
+
+    return {"data": platformdirs.user_data_path("deltasync", appauthor=False)}
+
+
+def _call(flags: dict[str, Any], usual: Mapping[str, Any]) -> Call:
     level = logging.ERROR if flags["quiet"] or _is_set("QUIET") else logging.WARNING
     if flags["verbose"] or flags.get("access_log") or _is_set("VERBOSE"):
         level = logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     os.umask(UMASK)
-    file = config.read_file(_config_path(flags["config"]))
+    path = _config_path(flags["config"])
+    file = {**usual, **config.read_file(path)}
     return Call(
         config.choose(config.StoreConfig, file, os.environ, flags),
         config.choose(config.ServeConfig, file, os.environ, flags),
+        file=path,
         is_json=bool(flags["json"]) or _is_set("JSON"),
         is_quiet=bool(flags["quiet"]) or _is_set("QUIET"),
     )
@@ -175,7 +203,7 @@ def _config_path(flag: str | None) -> Path | None:
     return usual if usual.exists() else None
 
 
-@command(*STORE, *ROUTES)
+@command(*STORE, *ROUTES, has_usual_data=True)
 def serve(call: Call) -> int:
     """Serve a store over HTTP, until stopped.
 
@@ -204,6 +232,20 @@ def _told(tls: Tls | None) -> list[str]:
     ca = f"; CA SHA-256 {tls.ca_sha256}" if tls.ca_sha256 else ""
     where = f"; clients take the new CA from {shown(str(tls.ca))}" if tls.is_new else ""
     return [f"certificate SHA-256 {tls.certificate_sha256}{ca}{where}"]
+
+
+@command("data", "idle_exit", has_usual_data=True)
+def attach(call: Call) -> int:
+    """Make sure that a server runs, for a client over ssh.
+
+    It listens on a unix socket in DATA/run and ends by itself, ten minutes after the last connection unless --idle-exit
+    says otherwise. Once it takes requests, one line of JSON says where. DATA is ~/.local/share/deltasync unless --data
+    names another. Clients with --to ssh://HOST call this; nobody else needs to.
+    """
+    from deltasync_server.attach import attach as ensure
+
+    print(as_json(ensure(call.store.data, config_file=call.file, idle_exit=call.routes.idle_exit)))
+    return 0
 
 
 @command(*STORE)
@@ -338,7 +380,7 @@ _SCOPE = Annotated[str, typer.Option("--scope", metavar="NAMES", help="What it i
 _LABEL = Annotated[str, typer.Option("--label", metavar="TEXT", help="What you call it.")]
 
 
-@command("data")
+@command("data", has_usual_data=True)
 def pair(
     call: Call,
     tenant: _TENANT = DEFAULT_TEXT,
@@ -360,7 +402,7 @@ def pair(
     return 0
 
 
-@command("data", group=tokens)
+@command("data", group=tokens, has_usual_data=True)
 def create(
     call: Call,
     tenant: _TENANT = DEFAULT_TEXT,
@@ -382,7 +424,7 @@ def create(
     return 0
 
 
-@command("data", group=tokens)
+@command("data", group=tokens, has_usual_data=True)
 def ls(call: Call) -> int:
     """List every token: its id, tenant, scopes, label and whether it is good for anything; never the token itself."""
     with _access(call, create=False) as access:
@@ -391,7 +433,7 @@ def ls(call: Call) -> int:
     return 0
 
 
-@command("data", group=tokens)
+@command("data", group=tokens, has_usual_data=True)
 def revoke(call: Call, token: Annotated[str, typer.Argument(metavar="ID", help="As `token ls` shows it.")]) -> int:
     """End a token at once; an upload that it began is refused at its end."""
     with _access(call, create=False) as access:

@@ -76,6 +76,8 @@ class ServeConfig:
     seed_routes: bool | None = None
     """Serve delta/upload and delta/status; by default only where other machines cannot reach them (spec H-40)."""
     access_log: bool = False
+    idle_exit: float | None = None
+    """End after so many seconds without a connection, 0 is never; None is what suits the command (spec H-59)."""
     header_seconds: float = 30.0
     """How long the head of a request may take."""
     body_seconds: float = 60.0

@@ -16,7 +16,7 @@ from deltasync_server.receive import Store
 DATABASE = "state.db"
 OWN = frozenset(
     {"lock", "journal", "cache", "staging", "workspaces", "tenants", "quarantine", "bundles", "uploads", "parts"}
-    | {"tls", "lost+found"}
+    | {"tls", "run", "lost+found"}
 )
 """What may lie in a folder that is to become a store: what an interrupted first start left, or a fresh disk."""
 
@@ -27,7 +27,7 @@ def open_store(config: StoreConfig, *, create: bool = True) -> Iterator[Store]:
     if not create and not (config.data / DATABASE).is_file():
         raise NotFound(f"there is no store at {shown(str(config.data))}")
     with explained(config.data):
-        _require_ours(config.data)
+        require_ours(config.data)
         store = Store(config)
     with store:
         store.recover()
@@ -39,7 +39,7 @@ def require_data(data: Path, *, create: bool) -> None:
     if not create and not data.is_dir():
         raise NotFound(f"there is no store at {shown(str(data))}")
     with explained(data):
-        _require_ours(data)
+        require_ours(data)
         data.mkdir(0o755, parents=True, exist_ok=True)
 
 
@@ -56,7 +56,7 @@ def explained(data: Path) -> Iterator[None]:
         raise HostBusy(f"{shown(str(data))} cannot be used: {error.strerror or error}") from error
 
 
-def _require_ours(data: Path) -> None:
+def require_ours(data: Path) -> None:
     """Refuse a folder that holds other things: a mistyped --data must not be filled with a store."""
     if not data.exists() or (data / DATABASE).exists():
         return

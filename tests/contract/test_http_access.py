@@ -46,8 +46,8 @@ ROUTES = (
     ("DELETE", f"{API}/files/{ABSENT}", 400),
     ("POST", f"{API}/delta/upload", 415),
     ("GET", f"{API}/delta/status?collection_name=w", 200),
-    ("POST", f"{API}/pairings/rotate", 400),
-    ("DELETE", f"{API}/pairings/own", 200),
+    ("POST", f"{API}/token/rotate", 400),
+    ("DELETE", f"{API}/token", 200),
     ("POST", "/api/uploads/initiate", 400),
     ("GET", f"/api/uploads/{UPLOAD}", 404),
     ("DELETE", f"/api/files/{ABSENT}", 400),
@@ -131,7 +131,7 @@ def test_the_table_has_every_route(server: Served) -> None:
     assert {each for each in told if not each[0].startswith(("/api/uploads", "/api/files"))} == known - without
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [each for each in ROUTES if "/pairings/" not in each[1]])
+@pytest.mark.parametrize(("method", "path", "status"), [each for each in ROUTES if "/token" not in each[1]])
 def test_a_narrower_token_is_403(server: Served, method: str, path: str, status: int) -> None:
     """`read` only looks, `run` does neither, and the figures of the whole server are for `admin`."""
     reader, runner, pusher = (

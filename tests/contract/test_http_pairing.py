@@ -300,7 +300,7 @@ def test_a_rotation_that_broke_off_leaves_one_good_secret(server: Secured, tmp_p
         _, public = pairing._new_key()
         body = msgspec.json.encode(wire.RotateRequest(digest=digest_of(secret).hex(), public_key=public))
         with opened(host.url, host.trust, host.token) as transport:
-            transport.ask(wire.Rotated, "POST", "/pairings/rotate", body=body)
+            transport.ask(wire.Rotated, "POST", "/token/rotate", body=body)
     after = pairing.rotate(book, book.named("box"), SECONDS)
     assert is_welcome(after) and after.next_token is None and after.token not in (host.token, fresh)
 

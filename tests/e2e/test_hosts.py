@@ -15,8 +15,6 @@ from certificates import made, presenting
 from serving import BINARY
 from user import User
 
-TOKEN = "canary-31c7"
-
 
 @dataclass
 class Host:
@@ -25,6 +23,7 @@ class Host:
     url: str
     data: Path
     sha256: str
+    token: str
 
     @property
     def ca(self) -> Path:
@@ -37,9 +36,13 @@ def served(data: Path, listen: str, *flags: str) -> Iterator[Host]:
     words = [BINARY, "serve", "--data", data, "--listen", listen, "--json", *flags]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        said = json.loads(process.stdout.readline())
-        yield Host(said["listening"], data, said["certificate_sha256"])
-        process.terminate()
+        try:
+            said = json.loads(process.stdout.readline())
+            made = [BINARY, "token", "create", "--data", data]
+            token = subprocess.run(made, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+            yield Host(said["listening"], data, said["certificate_sha256"], token)
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +67,9 @@ def folder(user: User, request: pytest.FixtureRequest) -> Path:
     return root
 
 
-def add(user: User, host: Host, *words: str | Path, name: str = "gpu", **variables: str) -> None:
-    done = user.run("host", "add", name, host.url, *words, **variables)
+def add(user: User, host: Host, *words: str | Path) -> None:
+    (user.home / "token").write_text(host.token + "\n")
+    done = user.run("host", "add", "gpu", host.url, "--token-file", "token", *words)
     assert done.code == 0, done
 
 
@@ -111,7 +115,7 @@ def test_a_watcher_waits_while_another_answers(user: User, folder: Path, tmp_pat
         assert user.run("push", folder).code == 0  # the watcher asks nothing more
     with presenting(made("127.0.0.1").context(tmp_path), b"", port=port) as seen:
         (folder / "more").write_text("more")
-        offline = next(each for each in events if each["event"] in ("sent", "offline", "stopped"))
+        offline = next(each for each in events if each["event"] in ("offline", "stopped"))
         assert offline["event"] == "offline" and "than what is pinned" in offline["sentence"]
     assert seen.requests == []
     with served(tmp_path / "data", f"127.0.0.1:{port}", "--tls"):
@@ -132,26 +136,27 @@ def test_a_server_that_nobody_vouches_for_is_not_added(user: User, host: Host) -
 
 def test_a_token_is_kept_and_shown_to_nobody(user: User, host: Host, folder: Path) -> None:
     """From a file or from stdin it goes into the book alone: no output, state or log has it."""
-    (user.home / "token").write_text(TOKEN + "\n")
-    add(user, host, "--ca", host.ca, "--token-file", "token")
+    add(user, host, "--ca", host.ca)
     done = [
         user.run("host", "ls"),
         user.run("host", "ls", "--json"),
         user.run("push", folder, "--to", "gpu", "-v"),
         user.run("push", folder, "--json"),
         user.run("status", folder, "--json"),
-        user.run("push", folder, "--to", "gpu", DELTASYNC_TOKEN=f"two {TOKEN}"),
+        user.run("push", folder, "--to", "gpu", DELTASYNC_TOKEN=f"two {host.token}"),
     ]
     assert [each.code for each in done] == [0] * 6, done
-    assert not any(TOKEN in each.out + each.err for each in done)
-    holders = [each for each in user.home.rglob("*") if each.is_file() and TOKEN.encode() in each.read_bytes()]
+    assert not any(host.token in each.out + each.err for each in done)
+    holders = [each for each in user.home.rglob("*") if each.is_file() and host.token.encode() in each.read_bytes()]
     assert sorted(holders) == sorted([user.home / "token", user.home / "own/hosts/gpu.json"])
 
 
 def test_stdin_gives_a_token(user: User, host: Host) -> None:
     """--token-file - reads one line."""
     words = [BINARY.with_name("deltasync"), "host", "add", "gpu", host.url, "--ca", host.ca, "--token-file", "-"]
-    subprocess.run(words, input=TOKEN, text=True, check=True, env=user.environment, capture_output=True, timeout=60)
+    subprocess.run(
+        words, input=host.token, text=True, check=True, env=user.environment, capture_output=True, timeout=60
+    )
     assert user.run("host", "ls", "--json").json["hosts"][0]["has_token"] is True
 
 
@@ -189,16 +194,28 @@ def test_mistakes_are_usage_errors(user: User, host: Host, folder: Path) -> None
 
 def test_insecure_is_said_each_time(user: User, folder: Path, tmp_path: Path) -> None:
     """Plain http to another machine needs --insecure or its variable, and says what that means every time."""
-    words = [BINARY, "serve", "--data", tmp_path / "data", "--listen", "0.0.0.0:0", "--insecure", "--json"]
+    words = [
+        BINARY,
+        "serve",
+        "--data",
+        tmp_path / "data",
+        "--listen",
+        "0.0.0.0:0",
+        "--insecure",
+        "--no-require-token",
+        "--json",
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        url = json.loads(process.stdout.readline())["listening"]
-        assert user.run("push", folder, "--to", url).code == 2
-        for done in (
-            user.run("push", folder, "--to", url, "--insecure"),
-            user.run("push", folder, DELTASYNC_INSECURE="1"),
-            user.run("status", folder, "--insecure"),
-        ):
-            assert done.code == 0 and "everybody on the way can read and change it" in done.err
-        assert user.run("status", folder, "--insecure", "--json").json["server"]["insecure"] is True
-        process.terminate()
+        try:
+            assert process.stdout
+            url = json.loads(process.stdout.readline())["listening"]
+            assert user.run("push", folder, "--to", url).code == 2
+            for done in (
+                user.run("push", folder, "--to", url, "--insecure"),
+                user.run("push", folder, DELTASYNC_INSECURE="1"),
+                user.run("status", folder, "--insecure"),
+            ):
+                assert done.code == 0 and "everybody on the way can read and change it" in done.err
+            assert user.run("status", folder, "--insecure", "--json").json["server"]["insecure"] is True
+        finally:
+            process.terminate()

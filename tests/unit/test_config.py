@@ -118,6 +118,8 @@ def test_every_setting_has_a_variable() -> None:
         config.ADDRESS: ("http://host:8080", "http://host:8080"),
         config.NAME: ("proj", "proj"),
         config.FOLDER: ("/tmp/x", "/tmp/x"),
+        config.REMOTE_FOLDER: ("~/x", "~/x"),
+        config.COMMAND: ("ssh -i key", "ssh -i key"),
     }
     for key, setting in config.SETTINGS.items():
         text, expected = examples[setting.kind]
@@ -234,6 +236,7 @@ def test_the_files_are_the_users_and_the_workspaces(tmp_path: Path, monkeypatch:
         ("file:///mnt/USB/", "file:///mnt/USB"),
         ("https://[::1]:8080", "https://[::1]:8080"),
         ("Gpu-1", "Gpu-1"),
+        ("SSH://Ada@GPU/Project/", "ssh://Ada@GPU/Project"),
     ],
 )
 def test_an_address_has_one_spelling(text: str, expected: str) -> None:

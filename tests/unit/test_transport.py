@@ -85,6 +85,11 @@ def transport(port: int, **options: object) -> HttpTransport:
         ("http://Host:80/", "http://host:80"),
         ("HTTPS://gpu.example/prefix/", "https://gpu.example/prefix"),
         ("http://[::1]:8080", "http://[::1]:8080"),
+        ("SSH://Ada@GPU:2222/", "ssh://Ada@GPU:2222"),
+        ("ssh://gpu", "ssh://gpu"),
+        ("ssh://gpu#big disk/", "ssh://gpu#~/big%20disk"),
+        ("ssh://gpu#~/big%20disk", "ssh://gpu#~/big%20disk"),
+        ("ssh://[fe80::1%eth0]:022", "ssh://[fe80::1%eth0]:22"),
     ],
 )
 def test_an_address_has_one_spelling(text: str, expected: str) -> None:

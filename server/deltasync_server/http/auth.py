@@ -26,6 +26,7 @@ _LOOKS = frozenset({f"{_WORKSPACE}/blobs", f"{_WORKSPACE}/trees"})
 """Routes that change nothing, although their method says so."""
 _FIGURES = "/metrics"
 _PAIRINGS = f"{wire.API}/pairings"
+_TOKEN_ROUTE = f"{wire.API}/token"
 _NEEDS_NONE = re.compile(rf"{_PAIRINGS}/[0-9]+(/confirm)?")
 """Who pairs has no token yet, but a code (spec H-120)."""
 STRANGER = Caller(scopes=frozenset())
@@ -81,7 +82,7 @@ def _token(values: list[str]) -> str:
 
 def needed(method: str, route: str) -> Scope | None:
     """Return what a token must be good for on a route, which is named by its path's pattern (spec H-105)."""
-    if route.startswith(_PAIRINGS):
+    if route.startswith((_PAIRINGS, _TOKEN_ROUTE)):
         return None
     if route == _FIGURES:
         return Scope.ADMIN

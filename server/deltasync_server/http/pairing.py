@@ -26,8 +26,7 @@ from deltasync_server.http.body import check_length, whole
 from deltasync_server.http.context import Context, caller_of, context_of
 from deltasync_server.http.problems import answer
 
-PREFIX = f"{wire.API}/pairings"
-router = APIRouter(prefix=PREFIX, tags=["pairing"])
+router = APIRouter(prefix=wire.API, tags=["pairing"])
 
 BODY_BYTES = 16 * 1024
 EXCHANGE_SECONDS = 60.0
@@ -67,7 +66,7 @@ class Exchanges:
 
 
 @router.post(
-    "/rotate",
+    "/token/rotate",
     summary="Change a token and its certificate",
     **openapi.gives(wire.Rotated, 400, 401, 411, 413),
     openapi_extra=openapi.takes(wire.RotateRequest),
@@ -88,7 +87,7 @@ async def rotate(request: Request) -> Response:
 
 
 @router.post(
-    "/{number}",
+    "/pairings/{number}",
     summary="Try a pairing code",
     **openapi.gives(wire.PairingAnswer, 400, 401, 411, 413),
     openapi_extra=openapi.takes(wire.PairingRequest),
@@ -109,7 +108,7 @@ async def begin(request: Request, number: Number) -> Response:
 
 
 @router.post(
-    "/{number}/confirm",
+    "/pairings/{number}/confirm",
     summary="Use a pairing code",
     **openapi.gives(wire.Paired, 400, 401, 411, 413),
     openapi_extra=openapi.takes(wire.PairingConfirm),
@@ -135,7 +134,7 @@ def _let_in(here: Context, number: int, public_key: str, confirmation: bytes) ->
     )
 
 
-@router.delete("/own", summary="End the caller's token", **openapi.gives(wire.Unpaired, 400, 401))
+@router.delete("/token", summary="End the caller's token", **openapi.gives(wire.Unpaired, 400, 401))
 async def end(request: Request) -> Response:
     """Revoke the token that is shown, and its certificate."""
     here, caller = context_of(request), caller_of(request)

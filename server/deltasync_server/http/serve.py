@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,6 +52,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.servers: list[asyncio.base_events.Server] = []
         self._context, self._ready = context, ready
+        self._busy_at, self._seen_requests = time.monotonic(), 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen as uvicorn does, but with an end to handshakes and farewells that take too long (spec H-94)."""
@@ -72,6 +74,14 @@ class _Server(uvicorn.Server):
             self.servers.append(listening)
         self.started = True
         self._ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        state, idle_seconds = self.server_state, self._context.config.idle_exit or 0
+        if state.connections or state.total_requests != self._seen_requests:
+            self._busy_at, self._seen_requests = time.monotonic(), state.total_requests
+        elif 0 < idle_seconds <= time.monotonic() - self._busy_at:  # spec H-59
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._context.workers.stop_waiting()
@@ -124,8 +134,10 @@ def _is_encrypted(config: ServeConfig, address: Address) -> bool:
     if (config.tls_cert is None) != (config.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
     is_given = config.tls_cert is not None
-    if address.family == socket.AF_UNIX and (config.tls or is_given):
-        raise UsageError("a unix socket has no use for TLS; leave --tls and --tls-cert out")
+    if address.family == socket.AF_UNIX:
+        if config.tls:
+            raise UsageError("a unix socket has no use for TLS; leave --tls out")
+        return False
     if is_given and config.tls is False:
         raise UsageError("--no-tls and --tls-cert contradict each other")
     default = is_given or not (address.is_private or config.insecure)
