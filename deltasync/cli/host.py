@@ -157,7 +157,8 @@ def _require_vouched(host: Host, timeout: float, *, has_token_file: bool) -> Non
         again = f"deltasync host add {host.name} {host.url} --fingerprint {found}"
         raise HostUntrusted(
             f"no CA of this system vouches for {host.url}; it now presents a certificate with the SHA-256 {found}: "
-            f"compare that with what deltasync-server printed there, and only if it is the same run `{again}"
+            "pair with it (`deltasync-server pair` there prints a CODE to add), or compare that with what it printed "
+            f"there, and only if it is the same run `{again}"
             f"{' --token-file FILE' if has_token_file else ''}`",
             fingerprint=found,
         ) from error

@@ -119,8 +119,8 @@ def _unproven(url: str, error: ssl.SSLCertVerificationError, *, is_pinned: bool)
     if is_pinned:
         return _changed(url)
     return (
-        f"nothing that is trusted here vouches for {url} ({error.verify_message}); add it with `deltasync host add "
-        f"NAME {url} --ca FILE`, or --fingerprint with what deltasync-server prints at its start"
+        f"nothing that is trusted here vouches for {url} ({error.verify_message}); run `deltasync-server pair` "
+        f"there and `deltasync host add NAME {url} CODE` here, or add it with --ca or --fingerprint"
     )
 
 

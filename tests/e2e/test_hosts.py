@@ -219,3 +219,31 @@ def test_insecure_is_said_each_time(user: User, folder: Path, tmp_path: Path) ->
             assert user.run("status", folder, "--insecure", "--json").json["server"]["insecure"] is True
         finally:
             process.terminate()
+
+
+def test_a_code_is_all_that_a_client_needs(user: User, folder: Path, tmp_path: Path) -> None:
+    """The README's rented box: pair, push, rotate, forget; what is shown of it has no secret, and what ends is over."""
+    with served(tmp_path / "data", "0.0.0.0:0") as host:
+        made = [BINARY, "pair", "--data", host.data, "--label", "laptop"]
+        code = subprocess.run(made, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
+        assert user.run("push", folder, "--to", host.url).code == 7
+        done = [
+            user.run("host", "add", "box", host.url, code),
+            user.run("push", folder, "--to", "box"),
+            user.run("host", "ls", "--json"),
+            user.run("host", "rotate", "box"),
+            user.run("status", folder),
+        ]
+        assert [each.code for each in done] == [0] * 5, done
+        assert done[2].json["hosts"][0]["has_client_certificate"] is True
+        record = json.loads((user.home / "own/hosts/box.json").read_text())
+        assert not any(record["token"].rpartition("_")[2] in each.out + each.err for each in done)
+        assert (user.home / "own/hosts/box.json").stat().st_mode & 0o777 == 0o600
+        folders.assert_same(folder, host.data / "workspaces" / folder.name / "tree")
+        assert user.run("host", "add", "again", host.url.replace("0.0.0.0", "localhost"), code).code == 7
+        assert user.run("host", "rm", "box", "--json").json == {"removed": "box", "token_ended": True}
+        assert user.run("push", folder).code == 7
+        listed = subprocess.run(
+            [BINARY, "token", "ls", "--data", host.data], capture_output=True, text=True, timeout=60
+        )
+        assert [line.split()[1] for line in listed.stdout.splitlines()] == ["good", "revoked"]

@@ -76,7 +76,9 @@ class Door:
 def _token(values: list[str]) -> str:
     scheme, _, token = values[0].partition(" ") if values else ("", "", "")
     if scheme.lower() != "bearer" or not token:
-        raise Unauthorized("this server asks for a token: Authorization: Bearer TOKEN")
+        raise Unauthorized(
+            "this server asks for a token; `deltasync-server pair` there makes a code for `deltasync host add`"
+        )
     return token.strip(" ")
 
 
