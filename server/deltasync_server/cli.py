@@ -396,6 +396,7 @@ def pair(
     seconds = _seconds("--for", lasts)
     with _access(call) as access:
         code = access.open_pairing(_tenant(tenant), _scopes(scope), label, seconds)
+        _note(call, "pair", pairing=code.number, tenant=tenant, scopes=scope)
     command = f"deltasync host add NAME https://ADDRESS:PORT {code}"
     lines = [str(code), f"good for {lasts}, once; on the other machine run `{command}`"]
     call.answer({"code": str(code), "seconds": seconds}, lines)
@@ -420,6 +421,7 @@ def create(
     lasts = None if expires is None else int(time.time() + _seconds("--expires", expires))
     with _access(call) as access:
         row, text = access.create(_tenant(tenant), _scopes(scope), label, lasts)
+        _note(call, "token create", token=row.id, tenant=tenant, scopes=scope)
     call.answer({"token": text, **_public(row)}, [text])
     return 0
 
@@ -438,6 +440,7 @@ def revoke(call: Call, token: Annotated[str, typer.Argument(metavar="ID", help="
     """End a token at once; an upload that it began is refused at its end."""
     with _access(call, create=False) as access:
         row = access.revoke(token)
+        _note(call, "token revoke", token=row.id)
     call.answer(_public(row), [f"{row.id} is revoked"])
     return 0
 
@@ -448,6 +451,14 @@ def _access(call: Call, *, create: bool = True) -> Access:
 
     require_data(call.store.data, create=create)
     return Access(call.store.data)
+
+
+def _note(call: Call, what: str, **facts: object) -> None:
+    """Write down what a command of the operator did about who may do what."""
+    from deltasync_server.audit import Audit
+
+    with Audit(call.store.data) as audit:
+        audit.note(what, user=os.getuid(), **facts)
 
 
 def _tenant(text: str) -> Tenant:

@@ -9,7 +9,7 @@ from pathlib import Path
 from deltasync.core.errors import HostBusy, NotFound, UsageError
 from deltasync.core.names import shown
 from deltasync.disk import FULL
-from deltasync_server import access
+from deltasync_server import access, audit
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 
@@ -61,6 +61,6 @@ def require_ours(data: Path) -> None:
     if not data.exists() or (data / DATABASE).exists():
         return
     for path in data.iterdir():
-        if path.name not in OWN and not path.name.startswith((DATABASE, access.DATABASE)):
+        if path.name not in OWN and not path.name.startswith((DATABASE, access.DATABASE, audit.NAME)):
             sentence = "is no store of deltasync-server and holds other things; name an empty folder"
             raise UsageError(f"{shown(str(data))} {sentence}")

@@ -52,7 +52,7 @@ class Door:
                 return LOCAL
             if _NEEDS_NONE.fullmatch(scope["path"]):
                 return STRANGER
-        source = scope["client"][0] if scope.get("client") else ""
+        source = source_of(scope)
         try:
             if certificate and not values:
                 return self._access.certified(hashlib.sha256(certificate).digest())
@@ -71,6 +71,11 @@ class Door:
             self._failures.popitem(last=False)
         if count >= FAILURES_MAX:
             raise TooManyFailures(since + FAILURES_SECONDS - now)
+
+
+def source_of(scope: AsgiScope) -> str:
+    """Return where a request comes from; '' for a unix socket."""
+    return str(scope["client"][0]) if scope.get("client") else ""
 
 
 def _token(values: list[str]) -> str:

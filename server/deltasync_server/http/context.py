@@ -13,6 +13,7 @@ from deltasync.core import wire
 from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace
 from deltasync_server.access import Access, Caller
+from deltasync_server.audit import Audit
 from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.body import BodyRules
 from deltasync_server.http.workers import Workers
@@ -31,6 +32,7 @@ class Context:
 
     store: Store
     access: Access
+    audit: Audit
     workers: Workers
     store_config: StoreConfig
     config: ServeConfig

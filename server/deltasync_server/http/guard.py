@@ -11,7 +11,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deltasync.core.names import shown
-from deltasync_server.http.auth import Door
+from deltasync_server.access import Caller
+from deltasync_server.audit import Audit
+from deltasync_server.http.auth import Door, source_of
 from deltasync_server.http.problems import (
     HttpRefusal,
     known,
@@ -20,6 +22,7 @@ from deltasync_server.http.problems import (
     status_of,
     unexpected,
 )
+from deltasync_server.tenants import tenant_text
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 _log = logging.getLogger(__name__)
@@ -28,8 +31,8 @@ _log = logging.getLogger(__name__)
 class Guard:
     """The outermost application: checks the request, counts it, and turns every exception into a problem."""
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
-        self._app, self._door = app, door
+    def __init__(self, app: ASGIApp, door: Door, audit: Audit) -> None:
+        self._app, self._door, self._audit = app, door, audit
         self.answers: Counter[tuple[str, int]] = Counter()
         """Answers given so far, by method and status (event loop only)."""
 
@@ -44,7 +47,25 @@ class Guard:
             _log.warning("%s %s was cut off by the stop", scope["method"], shown(scope["path"]))
         except Exception as error:  # noqa: BLE001 - the one place that may; _failed reports it with its traceback
             await _failed(scope, exchange, error)
+        self._note(scope, exchange.status)
         self.answers[scope["method"] if scope["method"] in METHODS else "other", exchange.status] += 1
+
+    def _note(self, scope: Scope, status: int) -> None:
+        """Write down what changes something, or is refused for who asks (spec ST-115); pieces go with their upload."""
+        method = scope["method"]
+        is_refused = status in (401, 403, 429)
+        if not is_refused and (method == "GET" or (method == "PUT" and status < 300)):
+            return
+        caller: Caller | None = scope.get("state", {}).get("caller")
+        self._audit.note(
+            "request",
+            source=source_of(scope),
+            token=caller.token if caller else None,
+            tenant=tenant_text(caller.tenant) if caller else None,
+            method=method,
+            path=scope["path"],
+            status=status,
+        )
 
 
 class _Exchange:

@@ -18,6 +18,7 @@ import uvicorn
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
 from deltasync_server.access import Access
+from deltasync_server.audit import Audit
 from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.app import build
 from deltasync_server.http.context import Context
@@ -107,12 +108,14 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
         contextlib.closing(bind(address)) as listener,
         open_store(store_config) as store,
         Access(store_config.data) as access,
+        Audit(store_config.data) as audit,
     ):
         store.start()
         tls = _tls(store_config, config) if is_encrypted else None
         context = Context(
             store,
             access,
+            audit,
             Workers(uploads=config.uploads, waits=config.waits),
             store_config,
             config,
