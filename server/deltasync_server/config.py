@@ -48,6 +48,12 @@ class StoreConfig:
     """A checkpoint begins after this long without a received bundle."""
     journal_bytes: int = 4 * 2**30
     """Beyond this much journal a checkpoint begins at once."""
+    scrub_bytes: int = 8 * 2**20
+    """What the scrub reads of the cache in a second; 0 for no scrub (spec ST-120)."""
+    scrub_seconds: float = 7 * 86_400.0
+    """How long from the beginning of one pass to that of the next."""
+    scrub_after_seconds: float = 600.0
+    """How long a server runs before its scrub goes on."""
     upload_seconds: float = 3600.0
     """An upload in pieces is forgotten this long after its last piece."""
     upload_sync_bytes: int = 64 * 2**20

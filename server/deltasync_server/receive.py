@@ -35,6 +35,7 @@ from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.offer import blob_pieces, chunk_pieces, held_object, object_pieces, opened_blob
+from deltasync_server.scrub import Scrub
 from deltasync_server.state import (
     BlobRow,
     State,
@@ -102,6 +103,7 @@ class Store:
         self._upkeep = Upkeep(
             config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads, self.streams
         )
+        self._scrub = Scrub(config, self.state, self.cache, self.trees)
         self._counted: Counter[str] = Counter()
         self._count_lock = threading.Lock()
         self._started_at = time.monotonic()
@@ -162,12 +164,14 @@ class Store:
         """Bring trees forward and keep the store up in the background."""
         self.trees.start()
         self._upkeep.start()
+        self._scrub.start()
 
     def stop(self) -> None:
         """End the background work and let everything go; receiving must have ended. The store cannot be used again."""
         if not self._is_open:
             return
         self._is_open = False
+        self._scrub.stop()
         self._upkeep.stop()
         self.trees.stop()
         self._syncs.shutdown()
@@ -390,6 +394,7 @@ class Store:
             "bundles_arriving": len(self._arrivals),
             **self.uploads.figures(),
             **self.streams.figures(),
+            **self._scrub.figures(),
         }
 
     def _count(self, **amounts: int) -> None:

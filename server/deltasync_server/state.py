@@ -152,7 +152,12 @@ MIGRATIONS = (
         PRIMARY KEY (tenant, hostname, filepath, digest)
     );
     INSERT INTO files SELECT '', * FROM files_of_one;
-    DROP TABLE files_of_one
+    DROP TABLE files_of_one;
+    CREATE TABLE scrub (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        behind BLOB NOT NULL,
+        began INTEGER NOT NULL
+    )
     """,
 )
 

@@ -196,6 +196,7 @@ def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config:
     db = sqlite3.connect(config.data / "state.db")
     with db:  # undo the last migration
         db.execute("DROP TABLE holdings")
+        db.execute("DROP TABLE scrub")
         db.execute("ALTER TABLE uploads DROP COLUMN tenant")
         db.execute("DROP TABLE files")
         db.execute(
