@@ -180,6 +180,35 @@ def test_without_the_option_loopback_needs_no_token_and_a_wrong_one_is_refused_a
         assert eve.get(f"{API}/workspaces/w").json["sequence"] == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("127.0.0.1:{port}", 200),
+        ("[::1]:{port}", 200),
+        ("evil.example", 403),
+        ("evil.example:{port}", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("0.0.0.0:{port}", 403),
+        ("[::]:{port}", 403),
+        ("user@localhost", 200),
+        ("localhost@evil.example", 403),
+        ("[", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_whose_name_leads_here_reads_nothing(tmp_path: Path, host: str, status: int) -> None:
+    """R61 to R66, DNS rebinding: without a token the server answers to loopback's own names alone."""
+    with serving(tmp_path / "data") as served:
+        line = f"GET {API}/workspaces HTTP/1.1\r\nHost: {host.format(port=served.port)}\r\n\r\n"
+        assert served.raw(line.encode())[0].startswith(f"HTTP/1.1 {status} ".encode())
+        good = token(served.data)["token"]  # who shows one is asked for no name
+        line = line.replace("\r\n\r\n", f"\r\nAuthorization: Bearer {good}\r\n\r\n")
+        assert served.raw(line.encode())[0].startswith(b"HTTP/1.1 200 ")
+
+
 def test_each_tenant_has_its_own_workspaces(alice: Served, bob: Served) -> None:
     """R3: the same name twice is two workspaces, in two folders, and nobody's list has the other's."""
     assert alice.send("shared", Writer("shared").file("a.txt", b"of alice"), "?wait=20").status == 200

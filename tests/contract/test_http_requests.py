@@ -20,9 +20,9 @@ DEADLINES = {
     "DELTASYNC_SERVER_CONNECTIONS": "60",
 }
 IDENTITY = b"Deltasync-Identity: " + b"a" * 64 + b"\r\n"
-BUNDLES = b"POST /api/v1/workspaces/w/bundles HTTP/1.1\r\nHost: h\r\n"
-MISSING = b"POST /api/v1/workspaces/w/missing HTTP/1.1\r\nHost: h\r\n"
-UPLOAD = b"POST /api/v1/delta/upload HTTP/1.1\r\nHost: h\r\n"
+BUNDLES = b"POST /api/v1/workspaces/w/bundles HTTP/1.1\r\nHost: [::1]\r\n"
+MISSING = b"POST /api/v1/workspaces/w/missing HTTP/1.1\r\nHost: [::1]\r\n"
+UPLOAD = b"POST /api/v1/delta/upload HTTP/1.1\r\nHost: [::1]\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=XX\r\n"
 NOTHING = "/api/v1/blobs/" + "0" * 64
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def get(target: str | bytes, *headers: bytes) -> bytes:
     line = target if isinstance(target, bytes) else target.encode()
-    return b"GET " + line + b" HTTP/1.1\r\nHost: h\r\n" + b"".join(each + b"\r\n" for each in headers) + b"\r\n"
+    return b"GET " + line + b" HTTP/1.1\r\nHost: [::1]\r\n" + b"".join(each + b"\r\n" for each in headers) + b"\r\n"
 
 
 def sized(head: bytes, body: bytes) -> bytes:
@@ -136,20 +136,25 @@ ROWS = [
     Row("directory object that is not there", get(f"/api/v1/workspaces/w/tree/{'0' * 64}"), (404,)),
     Row("R77 HTTP/0.9", b"GET /health\r\n\r\n", (400,), True),
     Row("no HTTP at all", b"\x16\x03\x01\x02\x00\x01\x00", (400,), True),
-    Row("R78 TRACE", b"TRACE /health HTTP/1.1\r\nHost: h\r\n\r\n", (400, 405), True),
-    Row("R79 CONNECT", b"CONNECT example.com:443 HTTP/1.1\r\nHost: h\r\n\r\n", (400, 405), True),
-    Row("R80 pipelined after an error", b"GET /health HTTP/9.9\r\nHost: h\r\n\r\n" + get("/health"), (400,), True),
+    Row("R78 TRACE", b"TRACE /health HTTP/1.1\r\nHost: [::1]\r\n\r\n", (400, 405), True),
+    Row("R79 CONNECT", b"CONNECT example.com:443 HTTP/1.1\r\nHost: [::1]\r\n\r\n", (400, 405), True),
+    Row(
+        "R80 pipelined after an error",
+        b"GET /health HTTP/9.9\r\nHost: [::1]\r\n\r\n" + get("/health"),
+        (400,),
+        True,
+    ),
     Row("R80 pipelined after a refused body", sized(BUNDLES, b"x" * 10)[:-5] + get("/health"), (400,), None),
-    Row("other methods", b"PATCH /api/v1/workspaces/w HTTP/1.1\r\nHost: h\r\n\r\n", (405,), True),
-    Row("DELETE where only GET is", b"DELETE /api/v1/workspaces/w HTTP/1.1\r\nHost: h\r\n\r\n", (405,)),
-    Row("PUT without a length", b"PUT /api/v1/uploads/u/chunk/0 HTTP/1.1\r\nHost: h\r\n\r\n", (411,)),
+    Row("other methods", b"PATCH /api/v1/workspaces/w HTTP/1.1\r\nHost: [::1]\r\n\r\n", (405,), True),
+    Row("DELETE where only GET is", b"DELETE /api/v1/workspaces/w HTTP/1.1\r\nHost: [::1]\r\n\r\n", (405,)),
+    Row("PUT without a length", b"PUT /api/v1/uploads/u/chunk/0 HTTP/1.1\r\nHost: [::1]\r\n\r\n", (411,)),
     Row(
         "PUT of a page",
-        b"PUT /api/v1/uploads/u/chunk/0 HTTP/1.1\r\nHost: h\r\nOrigin: http://e\r\nContent-Length: 0\r\n\r\n",
+        b"PUT /api/v1/uploads/u/chunk/0 HTTP/1.1\r\nHost: [::1]\r\nOrigin: http://e\r\nContent-Length: 0\r\n\r\n",
         (403,),
     ),
-    Row("DELETE of a page", b"DELETE /api/v1/uploads/u HTTP/1.1\r\nHost: h\r\nOrigin: null\r\n\r\n", (403,)),
-    Row("POST where only GET is", sized(b"POST /health HTTP/1.1\r\nHost: h\r\n", b""), (405,)),
+    Row("DELETE of a page", b"DELETE /api/v1/uploads/u HTTP/1.1\r\nHost: [::1]\r\nOrigin: null\r\n\r\n", (403,)),
+    Row("POST where only GET is", sized(b"POST /health HTTP/1.1\r\nHost: [::1]\r\n", b""), (405,)),
     Row("GET where only POST is", get("/api/v1/workspaces/w/bundles"), (405,)),
     Row("no host", b"GET /health HTTP/1.1\r\n\r\n", (400,)),
     Row("two hosts", get("/health", b"Host: other"), (400,)),
@@ -241,7 +246,7 @@ BYTES = [WHOLE.sealed[n : n + 1] for n in range(1000)]
     ("start", "pieces"),
     [
         (b"", [b""]),
-        (b"GET /health HTTP/1.1\r\nHost: h\r\n", [b"X"]),
+        (b"GET /health HTTP/1.1\r\nHost: [::1]\r\n", [b"X"]),
         (b"", [b"\r\n"]),
         (BUNDLES + SENT + b"Content-Length: 100000\r\n\r\n", BYTES),
         (BUNDLES + SENT + b"Transfer-Encoding: chunked\r\n\r\n", [b"1\r\n" + each + b"\r\n" for each in BYTES]),
@@ -304,7 +309,7 @@ def test_a_gap_is_answered_before_the_whole_body_has_come(server: Served) -> Non
     writer = Writer("gap")
     writer.file()
     late = writer.large(3_000_000)
-    head = f"POST /api/v1/workspaces/gap/bundles HTTP/1.1\r\nHost: h\r\nDeltasync-Identity: {late.identity}\r\n"
+    head = f"POST /api/v1/workspaces/gap/bundles HTTP/1.1\r\nHost: [::1]\r\nDeltasync-Identity: {late.identity}\r\n"
     with server.connect() as connection:
         length = b"Content-Length: %d\r\n\r\n" % len(late.sealed)
         connection.sendall(head.encode() + length + late.sealed[:2_500_000])
@@ -315,7 +320,7 @@ def test_a_gap_is_answered_before_the_whole_body_has_come(server: Served) -> Non
 def test_a_sender_that_goes_away_leaves_nothing(server: Served) -> None:
     """A connection that breaks in the middle of a bundle leaves no file and no sequence behind."""
     made = Writer("broken").large(2_000_000)
-    head = f"POST /api/v1/workspaces/broken/bundles HTTP/1.1\r\nHost: h\r\nDeltasync-Identity: {made.identity}\r\n"
+    head = f"POST /api/v1/workspaces/broken/bundles HTTP/1.1\r\nHost: [::1]\r\nDeltasync-Identity: {made.identity}\r\n"
     for cut in (0, 1000, 1_500_000):
         connection = server.connect()
         connection.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(made.sealed) + made.sealed[:cut])
@@ -339,7 +344,7 @@ def test_long_polls_and_uploads_do_not_keep_health_waiting(server: Served) -> No
         connections.append(connection)
     for number in range(12):
         connection = server.connect()
-        head = f"POST /api/v1/workspaces/u{number}/bundles HTTP/1.1\r\nHost: h\r\n".encode()
+        head = f"POST /api/v1/workspaces/u{number}/bundles HTTP/1.1\r\nHost: [::1]\r\n".encode()
         connection.sendall(head + IDENTITY + b"Content-Length: 1000\r\n\r\n")
         connections.append(connection)
     try:

@@ -85,7 +85,7 @@ def test_a_bundle_is_applied_once_and_its_receipt_comes_again(server: Served) ->
 def test_the_state_of_a_workspace_travels_in_less_than_a_kibibyte(server: Served) -> None:
     """A push without a change costs one question, and its answer with all headers is small."""
     server.send("small", Writer("small").file())
-    answered, _ = server.raw(b"GET /api/v1/workspaces/small HTTP/1.1\r\nHost: h\r\n\r\n")
+    answered, _ = server.raw(b"GET /api/v1/workspaces/small HTTP/1.1\r\nHost: [::1]\r\n\r\n")
     assert len(answered) < 1024
 
 
@@ -153,7 +153,7 @@ def test_a_chunked_body_is_taken_as_well(server: Served) -> None:
 def test_a_client_that_waits_for_leave_gets_it(server: Served) -> None:
     """`Expect: 100-continue` is answered when the body is wanted, and not when the request is refused."""
     made = Writer("expect").file()
-    head = f"POST /api/v1/workspaces/expect/bundles HTTP/1.1\r\nHost: h\r\nContent-Length: {len(made.sealed)}\r\n"
+    head = f"POST /api/v1/workspaces/expect/bundles HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(made.sealed)}\r\n"
     head += "Expect: 100-continue\r\n"
     with server.connect() as connection:
         connection.sendall(f"{head}Deltasync-Identity: {made.identity}\r\n\r\n".encode())
@@ -304,7 +304,7 @@ def test_a_reader_that_leaves_a_stream_leaves_no_file_open(server: Served) -> No
     assert server.send("leaving", made).status == 200
     body = json.dumps({"digests": [made.metadata.operations[0].digest] * 50}).encode()
     with server.connect() as connection:
-        head = f"POST /api/v1/workspaces/leaving/blobs HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /api/v1/workspaces/leaving/blobs HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         assert connection.recv(1 << 16)
     opened = Path(f"/proc/{server.process.pid}/fd")

@@ -157,7 +157,7 @@ def test_a_bundle_beyond_the_advertised_size_is_refused(server: Served) -> None:
     """100 MiB bind this route, whether the size is announced or found out."""
     status = server.get(STATUS + "?collection_name=big").json
     assert status["server_info"]["max_bundle_size_mb"] == 100
-    head = b"POST " + UPLOAD.encode() + b" HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head = b"POST " + UPLOAD.encode() + b" HTTP/1.1\r\nHost: [::1]\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     answered, _ = server.raw(head + b"Content-Length: %d\r\n\r\n" % (102 << 20))
     assert answered.startswith(b"HTTP/1.1 413") and b'"success":false' in answered
 

@@ -118,7 +118,7 @@ def test_old_tls_and_plain_http_get_nothing(tmp_path: Path) -> None:
         ):
             old.wrap_socket(plain)
         with server.plain() as plain:
-            plain.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert not plain.recv(100).startswith(b"HTTP")
         with transport(server) as here:
@@ -140,7 +140,7 @@ def test_a_signal_ends_it_with_connections_open(tmp_path: Path) -> None:
     """An idle connection and one in its handshake do not keep the server: exit 0 in less than 10 s."""
     with secured(tmp_path, "--tls") as server, server.tls() as idle:
         with server.plain():
-            idle.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")
             assert idle.recv(12) == b"HTTP/1.1 200"
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(10) == 0

@@ -60,7 +60,7 @@ def test_a_server_is_started_for_the_user_and_only_the_user_reaches_it(home: Pat
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(SECONDS)
         line.connect(str(path))
-        line.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+        line.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")
         assert line.recv(1024).startswith(b"HTTP/1.1 200")
 
 

@@ -54,7 +54,7 @@ def test_the_first_line_says_where_and_nothing_follows(tmp_path: Path) -> None:
     with started("--data", tmp_path / "data", "--listen", "127.0.0.1:0") as (process, line):
         port = int(line.removeprefix("listening on http://127.0.0.1:"))
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
         process.terminate()
         assert process.stdout and process.stdout.read() == ""
@@ -74,9 +74,9 @@ def test_a_signal_ends_it_cleanly_with_everything_in_flight(tmp_path: Path, numb
     """With a long-poll, an upload and an idle connection open it ends in under 10 s, exit 0, nothing half there."""
     with serving(tmp_path / "data") as server:
         connections = [server.connect() for _ in range(3)]
-        connections[0].sendall(b"GET /api/v1/workspaces/w?tree_sequence=9&wait=60 HTTP/1.1\r\nHost: h\r\n\r\n")
+        connections[0].sendall(b"GET /api/v1/workspaces/w?tree_sequence=9&wait=60 HTTP/1.1\r\nHost: [::1]\r\n\r\n")
         made = Writer("w").large(2_000_000)
-        head = f"POST /api/v1/workspaces/w/bundles HTTP/1.1\r\nHost: h\r\nDeltasync-Identity: {made.identity}\r\n"
+        head = f"POST /api/v1/workspaces/w/bundles HTTP/1.1\r\nHost: [::1]\r\nDeltasync-Identity: {made.identity}\r\n"
         connections[1].sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(made.sealed) + made.sealed[:1500000])
         until(lambda: list((server.data / "journal").iterdir()))
         began = time.monotonic()
@@ -389,7 +389,7 @@ def test_few_files_are_enough_to_serve_on(tmp_path: Path) -> None:
             idle = [server.connect() for _ in range(100)]
             for connection in idle:
                 connection.close()
-            until(lambda: server.raw(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")[0].startswith(b"HTTP/1.1 200"))
+            until(lambda: server.raw(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")[0].startswith(b"HTTP/1.1 200"))
             assert server.send("w", Writer("w").file()).status == 200
         finally:
             process.terminate()

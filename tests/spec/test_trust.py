@@ -16,7 +16,7 @@ SHOWN = re.compile(rf"({NAMED.pattern}(, |$|(?=; ))){{1,3}}|(?=\*\*open\*\*)")
 
 
 @cache
-def tests_in(path: str) -> set[str]:
+def functions_of(path: str) -> set[str]:
     """Return what pytest collects at the top of a file: functions, classes, and state machines given a name."""
     found: set[str] = set()
     for node in ast.parse((PROJECT / path).read_text(encoding="utf-8")).body:
@@ -31,7 +31,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     """A test that is renamed or removed is renamed on the page, or its row is open."""
     named = set(NAMED.findall(PAGE))
     assert named
-    assert [f"{path}::{name}" for path, name in sorted(named) if name not in tests_in(path)] == []
+    assert [f"{path}::{name}" for path, name in sorted(named) if name not in functions_of(path)] == []
 
 
 def test_every_row_names_tests_or_is_open() -> None:

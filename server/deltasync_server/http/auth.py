@@ -15,6 +15,7 @@ from deltasync.core import wire
 from deltasync.core.errors import Unauthorized
 from deltasync_server.access import LOCAL, Access, Caller, Scope
 from deltasync_server.http.context import caller_of
+from deltasync_server.http.listen import is_loopback_name
 from deltasync_server.http.problems import HttpRefusal, TooManyFailures
 
 FAILURES_MAX = 20
@@ -35,9 +36,9 @@ STRANGER = Caller(scopes=frozenset())
 class Door:
     """Lets callers in; wrong tokens of one source are answered ever the same, right ones always pass (spec H-102)."""
 
-    def __init__(self, access: Access, *, needs_token: bool) -> None:
-        """needs_token: whether a request without one is refused."""
-        self._access, self._needs_token = access, needs_token
+    def __init__(self, access: Access, *, needs_token: bool, is_local: bool) -> None:
+        """needs_token: whether a request without one is refused. is_local: no other machine reaches the server."""
+        self._access, self._needs_token, self._is_local = access, needs_token, is_local
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """How often a source has failed, and when it began (event loop only)."""
 
@@ -49,6 +50,7 @@ class Door:
         certificate = scope.get("client_certificate")
         if not (values or certificate):
             if not self._needs_token:
+                self._require_own_name(scope)
                 return LOCAL
             if _NEEDS_NONE.fullmatch(scope["path"]):
                 return STRANGER
@@ -60,6 +62,12 @@ class Door:
         except Unauthorized:
             self._note_failure(source)
             raise
+
+    def _require_own_name(self, scope: AsgiScope) -> None:
+        """Raise 403 where a page may have had its own name resolved to this host (spec H-106)."""
+        host = Headers(scope=scope).get("host")
+        if self._is_local and host is not None and source_of(scope) and not is_loopback_name(host):
+            raise HttpRefusal(403, "without a token this server is asked as localhost, 127.0.0.1 or [::1]")
 
     def _note_failure(self, source: str) -> None:
         now = time.monotonic()

@@ -38,6 +38,8 @@ class Context:
     config: ServeConfig
     needs_token: bool
     """Whether a request without a token is refused; where not, it is one of the default tenant."""
+    is_local: bool
+    """Whether no other machine reaches the server."""
     tls: Tls | None
     """What it is encrypted with, if it is."""
     exchanges: Exchanges

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.names import shown
@@ -46,6 +47,15 @@ def resolve(text: str) -> Address:
         raise UsageError(f"{shown(host)} is not a host of this machine: {error}") from error
     family, _, _, _, where = min(found, key=lambda each: each[0] != socket.AF_INET)
     return Address(family, (str(where[0]).partition("%")[0], int(where[1])))
+
+
+def is_loopback_name(host: str) -> bool:
+    """Tell whether a Host header names this host by what never leaves it."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def bind(address: Address) -> socket.socket:

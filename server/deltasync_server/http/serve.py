@@ -120,6 +120,7 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
             store_config,
             config,
             needs_token=_needs_token(config, address),
+            is_local=address.is_private,
             tls=tls,
             exchanges=Exchanges(),
         )
