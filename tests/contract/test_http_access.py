@@ -85,6 +85,32 @@ def bob(server: Served) -> Served:
     return server.showing(token(server.data, "--tenant", "bob")["token"])
 
 
+@pytest.fixture(scope="module")
+def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that needs no token, and one that it knows."""
+    with serving(tmp_path_factory.mktemp("unasked") / "data") as served:
+        yield served.showing(token(served.data)["token"])
+
+
+@pytest.fixture(scope="module")
+def admin(server: Served) -> Served:
+    return server.showing(token(server.data, "--scope", "push admin")["token"])
+
+
+@pytest.fixture(scope="module")
+def scoped(server: Served) -> dict[str, Served]:
+    """A caller with each scope alone."""
+    return {scope: server.showing(token(server.data, "--scope", scope)["token"]) for scope in ("read", "run", "push")}
+
+
+@pytest.fixture(scope="module")
+def wrong(server: Served) -> list[str]:
+    """What must never let anybody in: nothing, what never was, a part, too much, what is over and what was ended."""
+    good, expired, revoked = token(server.data)["token"], token(server.data, "--expires", "0s"), token(server.data)
+    assert command(server.data, "revoke", revoked["id"]).returncode == 0
+    return ["", NOBODY, good[:-1], good + "0", expired["token"], revoked["token"]]
+
+
 def refused(answer: Answer, status: int, code: str) -> None:
     assert (answer.status, answer.json["code"]) == (status, code), answer
 
@@ -94,23 +120,21 @@ def asked(server: Served, method: str, path: str) -> Answer:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), ROUTES)
-def test_every_route_asks_for_a_token(server: Served, method: str, path: str, status: int) -> None:
+def test_every_route_asks_for_a_token(
+    server: Served, admin: Served, wrong: list[str], method: str, path: str, status: int
+) -> None:
     """R1, R2, R7 to R9: none, a wrong one, a part of one, an expired one and a revoked one are 401 on every route."""
-    good = token(server.data, "--scope", "push admin")
-    expired = token(server.data, "--expires", "0s")
-    revoked = token(server.data)
-    assert command(server.data, "revoke", revoked["id"]).returncode == 0
-    for wrong in ("", NOBODY, good["token"][:-1], good["token"] + "0", expired["token"], revoked["token"]):
-        answer = asked(server.showing(wrong), method, path)
+    for each in wrong:
+        answer = asked(server.showing(each), method, path)
         if answer.status != 429:  # others have failed before
             refused(answer, 401, "UNAUTHORIZED")
             assert answer.headers["www-authenticate"] == "Bearer"
-    assert asked(server.showing(good["token"]), method, path).status == status
+    good = token(server.data)["token"] if path.endswith("/token") else admin.token  # that route ends what it is shown
+    assert asked(server.showing(good), method, path).status == status
 
 
-def test_the_table_has_every_route(server: Served) -> None:
+def test_the_table_has_every_route(admin: Served) -> None:
     """A route that is added must be added to the table above as well; only a code is tried without a token."""
-    admin = server.showing(token(server.data, "--scope", "admin push")["token"])
     paths = admin.get("/openapi.json").json["paths"]
     known = {(path, method.upper()) for path, methods in paths.items() for method in methods}
     patterns = {
@@ -132,12 +156,10 @@ def test_the_table_has_every_route(server: Served) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [each for each in ROUTES if "/token" not in each[1]])
-def test_a_narrower_token_is_403(server: Served, method: str, path: str, status: int) -> None:
+def test_a_narrower_token_is_403(scoped: dict[str, Served], method: str, path: str, status: int) -> None:
     """`read` only looks, `run` does neither, and the figures of the whole server are for `admin`."""
-    reader, runner, pusher = (
-        server.showing(token(server.data, "--scope", scope)["token"]) for scope in ("read", "run", "push")
-    )
-    refused(asked(runner, method, path), 403, "FORBIDDEN")
+    reader, pusher = scoped["read"], scoped["push"]
+    refused(asked(scoped["run"], method, path), 403, "FORBIDDEN")
     for caller, may in ((reader, method == "GET" or path in LOOKS), (pusher, True)):
         answer = asked(caller, method, path)
         if may and path != "/metrics":
@@ -199,14 +221,12 @@ def test_without_the_option_loopback_needs_no_token_and_a_wrong_one_is_refused_a
         ("", 403),
     ],
 )
-def test_a_page_whose_name_leads_here_reads_nothing(tmp_path: Path, host: str, status: int) -> None:
+def test_a_page_whose_name_leads_here_reads_nothing(unasked: Served, host: str, status: int) -> None:
     """R61 to R66, DNS rebinding: without a token the server answers to loopback's own names alone."""
-    with serving(tmp_path / "data") as served:
-        line = f"GET {API}/workspaces HTTP/1.1\r\nHost: {host.format(port=served.port)}\r\n\r\n"
-        assert served.raw(line.encode())[0].startswith(f"HTTP/1.1 {status} ".encode())
-        good = token(served.data)["token"]  # who shows one is asked for no name
-        line = line.replace("\r\n\r\n", f"\r\nAuthorization: Bearer {good}\r\n\r\n")
-        assert served.raw(line.encode())[0].startswith(b"HTTP/1.1 200 ")
+    line = f"GET {API}/workspaces HTTP/1.1\r\nHost: {host.format(port=unasked.port)}\r\n\r\n"
+    assert unasked.raw(line.encode())[0].startswith(f"HTTP/1.1 {status} ".encode())
+    line = line.replace("\r\n\r\n", f"\r\nAuthorization: Bearer {unasked.token}\r\n\r\n")
+    assert unasked.raw(line.encode())[0].startswith(b"HTTP/1.1 200 ")  # who shows one is asked for no name
 
 
 def test_each_tenant_has_its_own_workspaces(alice: Served, bob: Served) -> None:
