@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -107,6 +107,8 @@ class Caller:
     scopes: frozenset[Scope] = ALL
     token: str | None = None
     """The id of the token that was shown; None where none is needed."""
+    digest: bytes = field(default=b"", repr=False)
+    """Of its secret at that time: another one may take its place."""
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller may do that."""
@@ -184,10 +186,10 @@ class Access:
         return _caller(row)
 
     def require_still(self, caller: Caller) -> None:
-        """Raise Unauthorized where a caller's token was revoked, or its time ran out, since it was shown."""
+        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown."""
         if caller.token is not None:
             row = self._row(caller.token)
-            if row is None:
+            if row is None or row.digest != caller.digest:
                 raise Unauthorized("the token is not one of this server's")
             _caller(row)
 
@@ -206,8 +208,9 @@ class Access:
         digest: of the new secret, which its owner has made and keeps.
         """
         with self._writing() as connection:
-            update = "UPDATE tokens SET digest = ?, certificate = ? WHERE id = ? AND revoked_at IS NULL"
-            if not connection.execute(update, (digest, certificate, caller.token)).rowcount:
+            # The old digest as well: a request that came with a stolen secret, and waited, must not undo the rotation.
+            update = "UPDATE tokens SET digest = ?, certificate = ? WHERE id = ? AND digest = ? AND revoked_at IS NULL"
+            if not connection.execute(update, (digest, certificate, caller.token, caller.digest)).rowcount:
                 raise Unauthorized("there is no token to put another in the place of")
 
     # --- pairings ---
@@ -294,7 +297,7 @@ class Access:
 def _caller(row: TokenRow) -> Caller:
     if (reason := row.why_not(time.time())) is not None:
         raise Unauthorized(f"the token was {reason}" if reason == "revoked" else f"the token has {reason}")
-    return Caller(row.tenant, row.allowed(), row.id)
+    return Caller(row.tenant, row.allowed(), row.id, row.digest)
 
 
 def _text(token_id: str, secret: bytes) -> str:

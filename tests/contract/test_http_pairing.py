@@ -288,6 +288,34 @@ def test_rotation_kills_the_old_secret_and_certificate(server: Secured, tmp_path
     assert [row["state"] for row in tokens(server.data)] == ["good"]
 
 
+def test_a_request_that_waited_does_not_undo_a_rotation(server: Secured, tmp_path: Path) -> None:
+    """Who stole the old secret began a rotation, or a bundle, before; it ends after the owner's and does nothing."""
+    book, before = HostBook(tmp_path / "hosts"), paired(server, code_of(server.data))
+    book.add(before)
+    _, public = pairing._new_key()
+    body = msgspec.json.encode(wire.RotateRequest(digest=digest_of(bytes(32)).hex(), public_key=public))
+    bundle = Writer("w").file()
+    waiting = (
+        (f"POST {wire.API}/token/rotate", "", body),
+        (f"POST {wire.API}/workspaces/w/bundles", f"{wire.IDENTITY_HEADER}: {bundle.identity}\r\n", bundle.sealed),
+    )
+    with contextlib.ExitStack() as open_connections:
+        begun = []
+        for line, header, content in waiting:
+            connection = open_connections.enter_context(server.tls())
+            head = f"{line} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{header}"
+            head += f"Authorization: Bearer {before.token}\r\n"
+            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode())
+            assert b" 100 " in connection.recv(1 << 16)  # it was let in, and its body is waited for
+            begun.append((connection, content))
+        after = pairing.rotate(book, before, SECONDS)
+        for connection, content in begun:
+            connection.sendall(content)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
+    assert is_welcome(after) and is_welcome(after, with_certificate=False)
+    assert not (server.data / "workspaces/w").exists()
+
+
 @pytest.mark.parametrize("reached", [False, True])
 def test_a_rotation_that_broke_off_leaves_one_good_secret(server: Secured, tmp_path: Path, reached: bool) -> None:
     """Whether or not the server heard of the new secret before the client died, the next rotation finds out."""
