@@ -137,7 +137,7 @@ class PairingRow(NamedTuple):
 
 
 class Access:
-    """The only owner of the connection to DATA/access.db; several threads may use it."""
+    """The only owner of the connections to DATA/access.db, for several threads; nobody reads behind a writer."""
 
     def __init__(self, data: Path) -> None:
         """Open the database, or make it, readable for its owner only."""
@@ -145,8 +145,9 @@ class Access:
         with space_guard(data):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = db.connect(path, _MIGRATIONS)
+            self._reader = db.connect(path, _MIGRATIONS, read_only=True)
         self._path = path
-        self._lock = threading.Lock()
+        self._lock, self._read_lock = threading.Lock(), threading.Lock()
 
     def create(
         self, tenant: Tenant, scopes: Collection[Scope], label: str, expires_at: int | None
@@ -161,7 +162,7 @@ class Access:
 
     def tokens(self) -> list[TokenRow]:
         """Return every token there ever was, the oldest first."""
-        with self._using() as connection:
+        with self._reading() as connection:
             rows = connection.execute(f"SELECT {_TOKEN_COLUMNS} FROM tokens ORDER BY created_at, id").fetchall()
         return [TokenRow._make(row) for row in rows]
 
@@ -195,7 +196,7 @@ class Access:
 
     def certified(self, sha256: bytes) -> Caller:
         """Return who shows a client certificate of this server's CA, or raise Unauthorized (spec H-124)."""
-        with self._using() as connection:
+        with self._reading() as connection:
             select = f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE certificate = ?"
             row = connection.execute(select, (sha256,)).fetchone()
         if row is None:
@@ -229,7 +230,7 @@ class Access:
 
     def pairings(self) -> list[PairingRow]:
         """Return every pairing there ever was, the oldest first."""
-        with self._using() as connection:
+        with self._reading() as connection:
             rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY number").fetchall()
         return [PairingRow._make(row) for row in rows]
 
@@ -266,7 +267,8 @@ class Access:
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
+        with self._read_lock, self._lock:
+            self._reader.close()
             self._connection.close()
 
     def __enter__(self) -> Self:
@@ -276,22 +278,27 @@ class Access:
         self.close()
 
     def _row(self, token_id: str) -> TokenRow | None:
-        with self._using() as connection:
+        with self._reading() as connection:
             row = connection.execute(f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE id = ?", (token_id,)).fetchone()
         return TokenRow._make(row) if row else None
 
     @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                yield self._connection
-        except sqlite3.DatabaseError as error:
-            raise db.damaged(self._path, error) from error
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection of the event loop, which waits for no writer, no disk and no other process's lock."""
+        with self._read_lock, self._explained():
+            yield self._reader
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._using() as connection, db.transaction(connection):
-            yield connection
+        with self._lock, self._explained(), db.transaction(self._connection):
+            yield self._connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise db.damaged(self._path, error) from error
 
 
 def _caller(row: TokenRow) -> Caller:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -321,6 +324,24 @@ def test_files_are_deleted_only_by_their_tenant(alice: Served, bob: Served) -> N
     assert bob.request("DELETE", f"{API}/files/{digest}", named).status == 404
     assert bob.get(f"{API}/blobs/{digest}").status == 404
     assert alice.request("DELETE", f"{API}/files/{digest}", named).status == 200
+
+
+def test_nobody_waits_for_who_writes_the_tokens(tmp_path: Path) -> None:
+    """A lock on access.db, or a slow disk below it, holds up whoever changes tokens, and no other request."""
+    with serving(tmp_path / "data", "--require-token") as served:
+        first, second = (served.showing(token(served.data)["token"]) for _ in range(2))
+        with contextlib.closing(sqlite3.connect(served.data / "access.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with served.connect() as connection:  # it waits for the lock
+                line = f"DELETE {API}/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {first.token}\r\n\r\n"
+                connection.sendall(line.encode())
+                assert first.get("/health").status == 200  # it has been read, and waits in its thread
+                began = time.monotonic()
+                assert [second.get("/health").status for _ in range(20)] == [200] * 20
+                assert time.monotonic() - began < 5
+                other.execute("ROLLBACK")
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert first.get("/health").status == 401
 
 
 def test_no_secret_is_written_down(server: Served, alice: Served) -> None:
