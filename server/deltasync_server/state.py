@@ -384,8 +384,8 @@ def held_row(db: sqlite3.Connection, tenant: Tenant, digest: bytes) -> BlobRow |
 
 def held_rows(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> dict[bytes, BlobRow]:
     """Return the rows of those digests that the cache has and this tenant holds."""
-    rows = blob_rows(db, digests)
-    return {digest: rows[digest] for digest in held(db, tenant, rows)}
+    # Whose it is comes first: what only others hold is looked for no further, so that no time tells (spec ST-101).
+    return blob_rows(db, held(db, tenant, digests))
 
 
 def held(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> set[bytes]:
