@@ -152,6 +152,23 @@ def test_collection_forgets_who_held_what_is_gone(store: Store) -> None:
     assert dangling == (0,) and holders(store, digest_of(CONTENT)) == set()
 
 
+def test_damaged_content_that_another_brings_again_is_whose_it_was(store: Store) -> None:
+    """A tenant is asked for it no longer when it is back, so it must be able to read it."""
+    digest = digest_of(CONTENT)
+    alice = send(store, sender_of(ALICE), a=CONTENT)
+    blob = blob_of(store.config.data, alice.tree(a=CONTENT)["a"])
+    blob.chmod(0o644)
+    blob.write_bytes(b"rotten")
+    with pytest.raises(NotFound):
+        store.open_blob(ALICE, digest)
+    assert store.workspace(alice.name).wanted == [digest.hex()]
+    send(store, sender_of(BOB), b=CONTENT)
+    assert store.workspace(alice.name).wanted == []
+    stream, _ = store.open_blob(ALICE, digest)
+    with stream:
+        assert stream.read() == CONTENT
+
+
 def test_trees_of_tenants_lie_apart_and_survive_a_restart(config: StoreConfig) -> None:
     """The same name twice: two folders, also after recovery, and `check` finds both sound."""
     with Store(config) as store:
