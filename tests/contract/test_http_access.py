@@ -192,6 +192,7 @@ def test_each_tenant_has_its_own_workspaces(alice: Served, bob: Served) -> None:
         state = caller.get(f"{API}/workspaces/shared").json
         assert (state["workspace"], state["sequence"]) == ("shared", 1)
         assert [each["workspace"] for each in caller.get(f"{API}/workspaces").json["workspaces"]] == ["shared"]
+        assert caller.get("/health").json["workspaces"] == 1
         places.append(Path(state["tree_path"]))
         assert {path.name: path.read_bytes() for path in places[-1].iterdir()} == content
     assert places[0] != places[1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from deltasync.core import wire
 from deltasync_server.http import openapi
-from deltasync_server.http.context import context_of
+from deltasync_server.http.context import caller_of, context_of
 from deltasync_server.http.problems import answer
 
 router = APIRouter(tags=["service"])
@@ -20,7 +22,7 @@ NOTHING_FROM_ELSEWHERE = "default-src 'none'; style-src 'unsafe-inline'"
 async def health(request: Request) -> Response:
     """Say that the server lives and how much room its disk has."""
     here = context_of(request)
-    return answer(await here.workers.probe(here.store.health))
+    return answer(await here.workers.probe(partial(here.store.health, caller_of(request).tenant)))
 
 
 @router.get("/metrics", summary="Figures for Prometheus", **openapi.gives_text("text/plain"))
