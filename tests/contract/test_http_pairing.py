@@ -333,6 +333,26 @@ def test_a_rotation_that_broke_off_leaves_one_good_secret(server: Secured, tmp_p
     assert is_welcome(after) and after.next_token is None and after.token not in (host.token, fresh)
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_host_whose_rotation_broke_off_is_forgotten_on_both_sides(server: Secured, reached: bool) -> None:
+    """No token stays good that nobody has any more."""
+    host, secret = paired(server, code_of(server.data)), bytes(32)
+    _, public = pairing._new_key()
+    body = msgspec.json.encode(wire.RotateRequest(digest=digest_of(secret).hex(), public_key=public))
+    if reached:
+        with opened(host.url, host.trust, host.token) as transport:
+            transport.ask(wire.Rotated, "POST", "/token/rotate", body=body)
+    fresh = f"{(host.token or '').rpartition('_')[0]}_{secret.hex()}"
+    assert pairing.unpair(msgspec.structs.replace(host, next_token=fresh), SECONDS)
+    assert [row["state"] for row in tokens(server.data)] == ["revoked"]
+
+
+@pytest.mark.parametrize("scope", ["run", "admin", "read,admin"])
+def test_a_code_for_any_scope_can_be_used(server: Secured, scope: str) -> None:
+    """A token that may not look is no reason to lose it after the code was used up."""
+    assert paired(server, code_of(server.data, "--scope", scope)).token
+
+
 def test_a_listener_sees_neither_code_nor_token_nor_name(server: Secured, tmp_path: Path) -> None:
     """Everything between pairing and a push goes by; no secret and no name of a workspace or file is among it."""
     seen = bytearray()
