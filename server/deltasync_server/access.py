@@ -26,6 +26,7 @@ from deltasync_server.tenants import DEFAULT, Tenant
 DATABASE = "access.db"
 SECRET_BYTES = 32
 TRIES = 5
+NUMBER_MIN, NUMBER_MAX = 100_000, 1_000_000
 NO_PAIRING = "the pairing code is wrong, was used or is over; `deltasync-server pair` makes another"
 _TOKEN = re.compile(r"dst_([0-9a-f]{12})_([0-9a-f]{64})")
 _MIGRATIONS = (
@@ -217,21 +218,21 @@ class Access:
     # --- pairings ---
 
     def open_pairing(self, tenant: Tenant, scopes: Collection[Scope], label: str, seconds: float) -> Code:
-        """Make a code that lets one client in, once."""
-        values = (tenant, " ".join(sorted(scopes)), label, int(time.time() + seconds), TRIES)
+        """Make a code that lets one client in, once; its number is random, so that no stranger uses up its tries."""
         with self._writing() as connection:
             connection.execute("UPDATE pairings SET secret = NULL WHERE expires_at <= ?", (int(time.time()),))
-            insert = "INSERT INTO pairings (tenant, scopes, label, expires_at, tries) VALUES (?, ?, ?, ?, ?)"
-            number = connection.execute(insert, values).lastrowid
-            assert number is not None
+            taken = {number for (number,) in connection.execute("SELECT number FROM pairings")}
+            while (number := NUMBER_MIN + secrets.randbelow(NUMBER_MAX - NUMBER_MIN)) in taken:
+                pass
             code = new_code(number, secrets.token_bytes(CODE_BYTES))
-            connection.execute("UPDATE pairings SET secret = ? WHERE number = ?", (code.secret, number))
+            values = (*code, tenant, " ".join(sorted(scopes)), label, int(time.time() + seconds), TRIES, None)
+            connection.execute(f"INSERT INTO pairings VALUES ({', '.join('?' * len(values))})", values)
         return code
 
     def pairings(self) -> list[PairingRow]:
-        """Return every pairing there ever was, the oldest first."""
+        """Return every pairing there ever was, by when it ends."""
         with self._reading() as connection:
-            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY number").fetchall()
+            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY expires_at, number").fetchall()
         return [PairingRow._make(row) for row in rows]
 
     def attempt(self, number: int) -> Code:

@@ -25,7 +25,7 @@ from deltasync.client.hosts import Host, HostBook
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust
 from deltasync.core import wire
-from deltasync.core.errors import HostUntrusted, Unauthorized, UsageError
+from deltasync.core.errors import HostBusy, HostUntrusted, Unauthorized, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.pairing import CODE_BYTES, Code, Exchange, Side, is_same, new_code, parse_code
 
@@ -144,6 +144,20 @@ def test_a_code_can_be_tried_five_times(server: Secured) -> None:
         with pytest.raises((Unauthorized, UsageError)):
             paired(server, another._replace(number=number))
     assert is_welcome(paired(server, another))
+
+
+def test_a_stranger_does_not_use_up_a_code(server: Secured) -> None:
+    """The number is not to be guessed, and whoever looks for it is told to wait; it is good for who was told."""
+    numbers = [code_of(server.data).number for _ in range(3)]
+    assert len(set(numbers)) == 3 and min(numbers) >= 100_000 and numbers != list(range(numbers[0], numbers[0] + 3))
+    body = msgspec.json.encode(wire.PairingRequest(message=Exchange(Side.CLIENT, Code(1, ""), b"").message.hex()))
+    answers = []
+    with opened(server.said["listening"], server.trust) as transport:
+        for number in range(1, 31):
+            with pytest.raises((Unauthorized, HostBusy)) as caught:
+                transport.ask(wire.PairingAnswer, "POST", f"/pairings/{number}", body=body)
+            answers.append(type(caught.value))
+    assert answers == [Unauthorized] * 20 + [HostBusy] * 10
 
 
 def test_a_code_ends_with_its_time(server: Secured) -> None:

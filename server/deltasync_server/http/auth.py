@@ -47,12 +47,13 @@ class Door:
         if len(values) > 1:
             raise HttpRefusal(400, "a request has one Authorization header")
         certificate = scope.get("client_certificate")
+        source = scope["client"][0] if scope.get("client") else ""
         if not (values or certificate):
             if not self._needs_token:
                 return LOCAL
             if _NEEDS_NONE.fullmatch(scope["path"]):
+                self._note_failure(source)  # nobody needs many, and strangers must not look for codes to use up
                 return STRANGER
-        source = scope["client"][0] if scope.get("client") else ""
         try:
             if certificate and not values:
                 return self._access.certified(hashlib.sha256(certificate).digest())
