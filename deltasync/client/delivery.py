@@ -8,8 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -119,6 +121,7 @@ class Delivery:
         """Seal and send what differs; what may pass by itself is said, remembered and tried again."""
         if self._is_answered():
             self._stop_probe()
+            self._reconnect()
         try:
             self._run(self._unattended(), is_online=self._is_online())
         except GuardStopped as error:
@@ -200,6 +203,12 @@ class Delivery:
             insecure=settings.insecure,
             ssh=SshOptions(settings.ssh, settings.ssh_server, connect_seconds=settings.timeout_seconds),
         )
+
+    def _reconnect(self) -> None:
+        """Read again what the book says: the token may have been rotated, or the server added anew."""
+        assert self.url is not None and self._transport is not None
+        before, self._transport, self._prepared = self._transport, self._connect(self.url), None
+        before.close()
 
     def _is_undone(self) -> bool:
         here, observed = outbox.head(self._state), self._state.observed_root()
@@ -302,7 +311,8 @@ class Delivery:
     def _start_probe(self) -> None:
         name = outbox.head(self._state).workspace or self._options.workspace or self._state.root.name
         assert self.url is not None
-        self._probe = _Probe(self._connect(self.url, is_probe=True), name, self._attempt, self._wake)
+        connect = partial(self._connect, self.url, is_probe=True)
+        self._probe = _Probe(connect, name, self._attempt, self._wake)
 
     def _stop_probe(self) -> None:
         if self._probe is not None:
@@ -314,23 +324,24 @@ class Delivery:
 class _Probe:
     """Asks an absent server from a thread of its own, ever less often, until it answers."""
 
-    def __init__(self, transport: Transport, name: str, attempt: int, wake: Callable[[], None]) -> None:
+    def __init__(self, connect: Callable[[], Transport], name: str, attempt: int, wake: Callable[[], None]) -> None:
+        """connect: asked for each attempt, because what the book says of the server may change."""
         self.attempt = attempt
         self.is_answered, self.is_stopped = threading.Event(), threading.Event()
-        self._transport, self._name, self._wake = transport, name, wake
+        self._connect, self._name, self._wake = connect, name, wake
         threading.Thread(target=self._ask, name="probe", daemon=True).start()
 
     def _ask(self) -> None:
         while not self.is_stopped.wait(_pause(self.attempt)):
             self.attempt += 1
             try:
-                self._transport.workspace(self._name)
+                with closing(self._connect()) as transport:
+                    transport.workspace(self._name)
             except DeltasyncError:
                 continue
             self.is_answered.set()
             self._wake()
             break
-        self._transport.close()
 
 
 def _pause(attempt: int) -> float:

@@ -14,7 +14,7 @@ from deltasync.client.hosts import Host, HostBook, time_text
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust, presented
 from deltasync.core import wire
-from deltasync.core.errors import HostUnreachable, HostUntrusted, NotFound, Unauthorized, UsageError
+from deltasync.core.errors import Forbidden, HostUnreachable, HostUntrusted, NotFound, Unauthorized, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.pairing import Code, Exchange, Side, is_same
 from deltasync.core.wire import Paired
@@ -113,21 +113,19 @@ def _kept(book: HostBook, host: Host, token: str, certificate: str | None, priva
 
 
 def unpair(host: Host, timeout: float) -> bool:
-    """End a host's token on the server; tell whether one was ended."""
-    if host.token is None:
-        return False
-    with _transport(host.url, host.trust, host.token, timeout) as transport:
-        try:
+    """End a host's token on the server, whichever it is after a rotation that broke off; tell whether one was ended."""
+    for token in filter(None, (host.token, host.next_token)):
+        trust = Trust(host.ca_pem, host.fingerprint)
+        with contextlib.suppress(Unauthorized, NotFound), _transport(host.url, trust, token, timeout) as transport:
             transport.ask(wire.Unpaired, "DELETE", "/token")
-        except (Unauthorized, NotFound):
-            return False
-    return True
+            return True
+    return False
 
 
 def _require_welcome(host: Host, timeout: float) -> None:
     """Use what was got once: a CA that does not vouch for the server is found out now, not by the next push."""
-    with _transport(host.url, host.trust, host.token, timeout) as transport:
-        transport.health()
+    with _transport(host.url, host.trust, host.token, timeout) as transport, contextlib.suppress(Forbidden):
+        transport.health()  # a token that may not look is welcome all the same
 
 
 def _transport(url: str, trust: Trust, token: str | None, timeout: float) -> contextlib.closing[HttpTransport]:

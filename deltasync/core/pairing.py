@@ -59,7 +59,7 @@ def parse_code(text: str) -> Code:
     found = _CODE.fullmatch(number + gap + secret.translate(_ALIKE))
     if not found:
         raise UsageError(
-            f"{shown(text)} is no pairing code; it looks like 7-K3QM-9XZ2, as `deltasync-server pair` says"
+            f"{shown(text)} is no pairing code; it looks like 482913-K3QM-9XZ2, as `deltasync-server pair` says"
         )
     return Code(int(found[1]), found[2] + found[3])
 

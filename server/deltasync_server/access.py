@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -26,6 +26,7 @@ from deltasync_server.tenants import DEFAULT, Tenant
 DATABASE = "access.db"
 SECRET_BYTES = 32
 TRIES = 5
+NUMBER_MIN, NUMBER_MAX = 100_000, 1_000_000
 NO_PAIRING = "the pairing code is wrong, was used or is over; `deltasync-server pair` makes another"
 _TOKEN = re.compile(r"dst_([0-9a-f]{12})_([0-9a-f]{64})")
 _MIGRATIONS = (
@@ -107,6 +108,8 @@ class Caller:
     scopes: frozenset[Scope] = ALL
     token: str | None = None
     """The id of the token that was shown; None where none is needed."""
+    digest: bytes = field(default=b"", repr=False)
+    """Of its secret at that time: another one may take its place."""
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller may do that."""
@@ -135,7 +138,7 @@ class PairingRow(NamedTuple):
 
 
 class Access:
-    """The only owner of the connection to DATA/access.db; several threads may use it."""
+    """The only owner of the connections to DATA/access.db, for several threads; nobody reads behind a writer."""
 
     def __init__(self, data: Path) -> None:
         """Open the database, or make it, readable for its owner only."""
@@ -143,8 +146,9 @@ class Access:
         with space_guard(data):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = db.connect(path, _MIGRATIONS)
+            self._reader = db.connect(path, _MIGRATIONS, read_only=True)
         self._path = path
-        self._lock = threading.Lock()
+        self._lock, self._read_lock = threading.Lock(), threading.Lock()
 
     def create(
         self, tenant: Tenant, scopes: Collection[Scope], label: str, expires_at: int | None
@@ -159,7 +163,7 @@ class Access:
 
     def tokens(self) -> list[TokenRow]:
         """Return every token there ever was, the oldest first."""
-        with self._using() as connection:
+        with self._reading() as connection:
             rows = connection.execute(f"SELECT {_TOKEN_COLUMNS} FROM tokens ORDER BY created_at, id").fetchall()
         return [TokenRow._make(row) for row in rows]
 
@@ -184,16 +188,16 @@ class Access:
         return _caller(row)
 
     def require_still(self, caller: Caller) -> None:
-        """Raise Unauthorized where a caller's token was revoked, or its time ran out, since it was shown."""
+        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown."""
         if caller.token is not None:
             row = self._row(caller.token)
-            if row is None:
+            if row is None or row.digest != caller.digest:
                 raise Unauthorized("the token is not one of this server's")
             _caller(row)
 
     def certified(self, sha256: bytes) -> Caller:
         """Return who shows a client certificate of this server's CA, or raise Unauthorized (spec H-124)."""
-        with self._using() as connection:
+        with self._reading() as connection:
             select = f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE certificate = ?"
             row = connection.execute(select, (sha256,)).fetchone()
         if row is None:
@@ -206,28 +210,29 @@ class Access:
         digest: of the new secret, which its owner has made and keeps.
         """
         with self._writing() as connection:
-            update = "UPDATE tokens SET digest = ?, certificate = ? WHERE id = ? AND revoked_at IS NULL"
-            if not connection.execute(update, (digest, certificate, caller.token)).rowcount:
+            # The old digest as well: a request that came with a stolen secret, and waited, must not undo the rotation.
+            update = "UPDATE tokens SET digest = ?, certificate = ? WHERE id = ? AND digest = ? AND revoked_at IS NULL"
+            if not connection.execute(update, (digest, certificate, caller.token, caller.digest)).rowcount:
                 raise Unauthorized("there is no token to put another in the place of")
 
     # --- pairings ---
 
     def open_pairing(self, tenant: Tenant, scopes: Collection[Scope], label: str, seconds: float) -> Code:
-        """Make a code that lets one client in, once."""
-        values = (tenant, " ".join(sorted(scopes)), label, int(time.time() + seconds), TRIES)
+        """Make a code that lets one client in, once; its number is random, so that no stranger uses up its tries."""
         with self._writing() as connection:
             connection.execute("UPDATE pairings SET secret = NULL WHERE expires_at <= ?", (int(time.time()),))
-            insert = "INSERT INTO pairings (tenant, scopes, label, expires_at, tries) VALUES (?, ?, ?, ?, ?)"
-            number = connection.execute(insert, values).lastrowid
-            assert number is not None
+            taken = {number for (number,) in connection.execute("SELECT number FROM pairings")}
+            while (number := NUMBER_MIN + secrets.randbelow(NUMBER_MAX - NUMBER_MIN)) in taken:
+                pass
             code = new_code(number, secrets.token_bytes(CODE_BYTES))
-            connection.execute("UPDATE pairings SET secret = ? WHERE number = ?", (code.secret, number))
+            values = (*code, tenant, " ".join(sorted(scopes)), label, int(time.time() + seconds), TRIES, None)
+            connection.execute(f"INSERT INTO pairings VALUES ({', '.join('?' * len(values))})", values)
         return code
 
     def pairings(self) -> list[PairingRow]:
-        """Return every pairing there ever was, the oldest first."""
-        with self._using() as connection:
-            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY number").fetchall()
+        """Return every pairing there ever was, by when it ends."""
+        with self._reading() as connection:
+            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY expires_at, number").fetchall()
         return [PairingRow._make(row) for row in rows]
 
     def attempt(self, number: int) -> Code:
@@ -263,7 +268,8 @@ class Access:
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
+        with self._read_lock, self._lock:
+            self._reader.close()
             self._connection.close()
 
     def __enter__(self) -> Self:
@@ -273,28 +279,33 @@ class Access:
         self.close()
 
     def _row(self, token_id: str) -> TokenRow | None:
-        with self._using() as connection:
+        with self._reading() as connection:
             row = connection.execute(f"SELECT {_TOKEN_COLUMNS} FROM tokens WHERE id = ?", (token_id,)).fetchone()
         return TokenRow._make(row) if row else None
 
     @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with self._lock:
-                yield self._connection
-        except sqlite3.DatabaseError as error:
-            raise db.damaged(self._path, error) from error
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection of the event loop, which waits for no writer, no disk and no other process's lock."""
+        with self._read_lock, self._explained():
+            yield self._reader
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._using() as connection, db.transaction(connection):
-            yield connection
+        with self._lock, self._explained(), db.transaction(self._connection):
+            yield self._connection
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise db.damaged(self._path, error) from error
 
 
 def _caller(row: TokenRow) -> Caller:
     if (reason := row.why_not(time.time())) is not None:
         raise Unauthorized(f"the token was {reason}" if reason == "revoked" else f"the token has {reason}")
-    return Caller(row.tenant, row.allowed(), row.id)
+    return Caller(row.tenant, row.allowed(), row.id, row.digest)
 
 
 def _text(token_id: str, secret: bytes) -> str:

@@ -49,7 +49,6 @@ from deltasync_server.state import (
     blob_rows,
     grant,
     head_of,
-    held,
     held_row,
     held_rows,
     loader,
@@ -444,7 +443,7 @@ class Intake:
         """Return what the bundle names without bringing it, and whose file is not as its row says (spec ST-24)."""
         named = (bytes.fromhex(digest) for digest in content_operations(metadata))
         with self.rooms.state.read() as db:
-            rows = blob_rows(db, (digest for digest in named if digest not in staging.staged))
+            rows = held_rows(db, self._tenant, (digest for digest in named if digest not in staging.staged))
         changed = self.rooms.trees.changed(rows)
         if changed:
             self.rooms.trees.doubt(self.arrival.workspace, changed)
@@ -458,14 +457,14 @@ class Intake:
         changed: digests whose file was not as its row said; it may have been healed since.
         """
         named = {bytes.fromhex(digest): each for digest, each in content_operations(metadata).items()}
-        rows = blob_rows(db, named)
-        known = held(db, self._tenant, rows)
-        lost = {digest for digest in changed if digest in rows and not self.rooms.cache.has_unchanged(rows[digest])}
-        present = (known - lost) | staging.staged.keys()
+        known = held_rows(db, self._tenant, named)
+        lost = {digest for digest in changed if digest in known and not self.rooms.cache.has_unchanged(known[digest])}
+        present = (known.keys() - lost) | staging.staged.keys()
         missing = [digest for digest in named if digest not in present]
         if missing:
             self.rooms.leases.add(known, LEASE_SECONDS)
             raise ContentMissing([digest.hex() for digest in missing])
+        rows = blob_rows(db, named)
         for digest, row in rows.items():
             if row.size != named[digest].size:
                 raise Refused("B-54", f"{digest.hex()} has {row.size} bytes here, not {named[digest].size}")

@@ -358,17 +358,17 @@ class Store:
             raise LimitExceeded("H-24", f"more than {most} digests", limit=most)
         return [_digest(text) for text in digests]
 
-    def health(self) -> wire.Health:
-        """Return whether the store can take bundles, and its headroom."""
+    def health(self, tenant: Tenant | None = None) -> wire.Health:
+        """Return whether the store can take bundles, and its headroom. tenant: count only its workspaces."""
         disk = os.statvfs(self.config.data)
         with self.state.read() as db:
-            (workspaces,) = db.execute("SELECT count(*) FROM workspaces").fetchone()
+            names = [name for (name,) in db.execute("SELECT name FROM workspaces")]
         return wire.Health(
             status="low disk" if self._lacks_space() else "ok",
             version=__version__,
             disk_free_bytes=disk.f_bavail * disk.f_frsize,
             disk_total_bytes=disk.f_blocks * disk.f_frsize,
-            workspaces=workspaces,
+            workspaces=sum(tenant in (None, tenant_of(name)) for name in names),
             uptime_seconds=time.monotonic() - self._started_at,
         )
 

@@ -30,7 +30,6 @@ from deltasync_server.state import (
     WorkspaceRow,
     blob_row,
     blob_rows,
-    forget_digests,
     loader,
     workspace_row,
     workspace_rows,
@@ -350,7 +349,8 @@ class Trees:
             for digest in gone:
                 self._cache.quarantine(digest)
             with self._state.write() as db:
-                forget_digests(db, "blobs", gone)
+                # Whose they are stays: who brings one again heals it for all (spec ST-104).
+                db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
                 db.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, 0)", asked)
 
     def _inode(self, digest: bytes) -> tuple[int, int] | None:

@@ -184,7 +184,8 @@ class Uploads:
         now = time.monotonic()
         session = Session(str(uuid.uuid4()), tenant, request, now, synced=now, sent=now)
         with self._lock:
-            if len(self._unfinished()) >= self._config.limits.upload_sessions:
+            own = [each for each in self._unfinished() if each.tenant == tenant]  # no tenant takes another's places
+            if len(own) >= self._config.limits.upload_sessions:
                 raise HostBusy("the server holds as many unfinished uploads as it can; try again")
             self._sessions[session.id] = session
         session.arrival = self._arrivals.enter(workspace) if workspace is not None else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,7 @@ def test_each_tenant_has_its_own_workspaces(alice: Served, bob: Served) -> None:
         state = caller.get(f"{API}/workspaces/shared").json
         assert (state["workspace"], state["sequence"]) == ("shared", 1)
         assert [each["workspace"] for each in caller.get(f"{API}/workspaces").json["workspaces"]] == ["shared"]
+        assert caller.get("/health").json["workspaces"] == 1
         places.append(Path(state["tree_path"]))
         assert {path.name: path.read_bytes() for path in places[-1].iterdir()} == content
     assert places[0] != places[1]
@@ -372,6 +376,30 @@ def test_files_are_deleted_only_by_their_tenant(alice: Served, bob: Served) -> N
     assert alice.request("DELETE", f"{API}/files/{digest}", named).status == 200
 
 
+def test_nobody_waits_for_who_writes_the_tokens(tmp_path: Path) -> None:
+    """A lock on access.db, or a slow disk below it, holds up whoever changes tokens, and no other request."""
+    with serving(tmp_path / "data", "--require-token") as served:
+        first, second = (served.showing(token(served.data)["token"]) for _ in range(2))
+        with contextlib.closing(sqlite3.connect(served.data / "access.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with served.connect() as connection:  # it waits for the lock
+                line = f"DELETE {API}/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {first.token}\r\n\r\n"
+                connection.sendall(line.encode())
+                assert first.get("/health").status == 200  # it has been read, and waits in its thread
+                began = time.monotonic()
+                assert [second.get("/health").status for _ in range(20)] == [200] * 20
+                assert time.monotonic() - began < 5
+                other.execute("ROLLBACK")
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert first.get("/health").status == 401
+
+
+def test_free_space_is_told_coarsely(server: Served, admin: Served, alice: Served) -> None:
+    """To the byte it would say whether somebody else had a content before; the operator may know."""
+    exact, told = (each.get("/health").json["disk_free_bytes"] for each in (admin, alice))
+    assert told % (1 << 30) == 0 and abs(exact - told) < 3 << 30
+
+
 def test_no_secret_is_written_down(server: Served, alice: Served) -> None:
     """Neither the store nor the log has a token; the database is for its owner only."""
     secret = alice.token.rpartition("_")[2]
@@ -379,7 +407,7 @@ def test_no_secret_is_written_down(server: Served, alice: Served) -> None:
     for path in (*written, server.log):
         content = path.read_bytes()
         assert secret.encode() not in content and bytes.fromhex(secret) not in content
-    assert {path.stat().st_mode & 0o777 for path in server.data.glob("access.db*")} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in server.data.glob("*.db*")} == {0o600}
 
 
 def test_tokens_are_listed_without_their_secrets(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_changes_and_refusals_are_written_down(tmp_path: Path) -> None:
     path = f"{API}/workspaces/media"
     wanted = [
         {"what": "token create", "token": made["id"], "tenant": "ada"},
-        {"what": "pair", "pairing": 1, "tenant": "default"},
+        {"what": "pair", "pairing": int(code.partition("-")[0]), "tenant": "default"},
         {**who, "what": "request", "method": "POST", "path": f"{path}/bundles", "status": 200},
         {"what": "request", "token": None, "method": "GET", "path": path, "status": 401, "source": "127.0.0.1"},
         {"what": "request", "token": None, "method": "POST", "path": f"{path}/bundles", "status": 401},
@@ -58,7 +58,7 @@ def test_changes_and_refusals_are_written_down(tmp_path: Path) -> None:
         assert line["at"] and {key: line[key] for key in each} == each
     written = (served.data / "audit.jsonl").read_bytes()
     assert written.isascii()
-    for secret in (made["token"][-64:], code[2:], "secretname", "secretcontent"):
+    for secret in (made["token"][-64:], code.partition("-")[2], "secretname", "secretcontent"):
         assert secret.encode() not in written
     assert (served.data / "audit.jsonl").stat().st_mode & 0o777 == 0o600
 

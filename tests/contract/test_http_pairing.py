@@ -25,7 +25,7 @@ from deltasync.client.hosts import Host, HostBook
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust
 from deltasync.core import wire
-from deltasync.core.errors import HostUntrusted, Unauthorized, UsageError
+from deltasync.core.errors import HostBusy, HostUntrusted, Unauthorized, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.pairing import CODE_BYTES, Code, Exchange, Side, is_same, new_code, parse_code
 
@@ -144,6 +144,20 @@ def test_a_code_can_be_tried_five_times(server: Secured) -> None:
         with pytest.raises((Unauthorized, UsageError)):
             paired(server, another._replace(number=number))
     assert is_welcome(paired(server, another))
+
+
+def test_a_stranger_does_not_use_up_a_code(server: Secured) -> None:
+    """The number is not to be guessed, and whoever looks for it is told to wait; it is good for who was told."""
+    numbers = [code_of(server.data).number for _ in range(3)]
+    assert len(set(numbers)) == 3 and min(numbers) >= 100_000 and numbers != list(range(numbers[0], numbers[0] + 3))
+    body = msgspec.json.encode(wire.PairingRequest(message=Exchange(Side.CLIENT, Code(1, ""), b"").message.hex()))
+    answers = []
+    with opened(server.said["listening"], server.trust) as transport:
+        for number in range(1, 31):
+            with pytest.raises((Unauthorized, HostBusy)) as caught:
+                transport.ask(wire.PairingAnswer, "POST", f"/pairings/{number}", body=body)
+            answers.append(type(caught.value))
+    assert answers == [Unauthorized] * 20 + [HostBusy] * 10
 
 
 def test_a_code_ends_with_its_time(server: Secured) -> None:
@@ -288,6 +302,34 @@ def test_rotation_kills_the_old_secret_and_certificate(server: Secured, tmp_path
     assert [row["state"] for row in tokens(server.data)] == ["good"]
 
 
+def test_a_request_that_waited_does_not_undo_a_rotation(server: Secured, tmp_path: Path) -> None:
+    """Who stole the old secret began a rotation, or a bundle, before; it ends after the owner's and does nothing."""
+    book, before = HostBook(tmp_path / "hosts"), paired(server, code_of(server.data))
+    book.add(before)
+    _, public = pairing._new_key()
+    body = msgspec.json.encode(wire.RotateRequest(digest=digest_of(bytes(32)).hex(), public_key=public))
+    bundle = Writer("w").file()
+    waiting = (
+        (f"POST {wire.API}/token/rotate", "", body),
+        (f"POST {wire.API}/workspaces/w/bundles", f"{wire.IDENTITY_HEADER}: {bundle.identity}\r\n", bundle.sealed),
+    )
+    with contextlib.ExitStack() as open_connections:
+        begun = []
+        for line, header, content in waiting:
+            connection = open_connections.enter_context(server.tls())
+            head = f"{line} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n{header}"
+            head += f"Authorization: Bearer {before.token}\r\n"
+            connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode())
+            assert b" 100 " in connection.recv(1 << 16)  # it was let in, and its body is waited for
+            begun.append((connection, content))
+        after = pairing.rotate(book, before, SECONDS)
+        for connection, content in begun:
+            connection.sendall(content)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 401")
+    assert is_welcome(after) and is_welcome(after, with_certificate=False)
+    assert not (server.data / "workspaces/w").exists()
+
+
 @pytest.mark.parametrize("reached", [False, True])
 def test_a_rotation_that_broke_off_leaves_one_good_secret(server: Secured, tmp_path: Path, reached: bool) -> None:
     """Whether or not the server heard of the new secret before the client died, the next rotation finds out."""
@@ -303,6 +345,26 @@ def test_a_rotation_that_broke_off_leaves_one_good_secret(server: Secured, tmp_p
             transport.ask(wire.Rotated, "POST", "/token/rotate", body=body)
     after = pairing.rotate(book, book.named("box"), SECONDS)
     assert is_welcome(after) and after.next_token is None and after.token not in (host.token, fresh)
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_host_whose_rotation_broke_off_is_forgotten_on_both_sides(server: Secured, reached: bool) -> None:
+    """No token stays good that nobody has any more."""
+    host, secret = paired(server, code_of(server.data)), bytes(32)
+    _, public = pairing._new_key()
+    body = msgspec.json.encode(wire.RotateRequest(digest=digest_of(secret).hex(), public_key=public))
+    if reached:
+        with opened(host.url, host.trust, host.token) as transport:
+            transport.ask(wire.Rotated, "POST", "/token/rotate", body=body)
+    fresh = f"{(host.token or '').rpartition('_')[0]}_{secret.hex()}"
+    assert pairing.unpair(msgspec.structs.replace(host, next_token=fresh), SECONDS)
+    assert [row["state"] for row in tokens(server.data)] == ["revoked"]
+
+
+@pytest.mark.parametrize("scope", ["run", "admin", "read,admin"])
+def test_a_code_for_any_scope_can_be_used(server: Secured, scope: str) -> None:
+    """A token that may not look is no reason to lose it after the code was used up."""
+    assert paired(server, code_of(server.data, "--scope", scope)).token
 
 
 def test_a_listener_sees_neither_code_nor_token_nor_name(server: Secured, tmp_path: Path) -> None:

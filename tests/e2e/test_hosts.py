@@ -6,13 +6,13 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import folders
 import pytest
 from certificates import made, presenting
-from serving import BINARY
+from serving import BINARY, until
 from user import User
 
 
@@ -101,6 +101,36 @@ def test_a_watcher_trusts_what_the_book_says(user: User, host: Host, folder: Pat
         assert next(each for each in events if each in ("sent", "offline", "trouble")) == "sent"
         watcher.terminate()
         assert watcher.wait(20) == 0
+
+
+@pytest.mark.parametrize("how", ["rotated", "added anew"])
+def test_a_watcher_goes_on_with_another_token(user: User, host: Host, folder: Path, how: str) -> None:
+    """What the server refuses is sealed and waits; once the book has a good token it is sent, without a restart."""
+
+    def token() -> str:
+        words = [BINARY, "token", "create", "--data", host.data]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    first = token()
+    add(user, replace(host, token=first), "--fingerprint", host.sha256)
+    with user.start("watch", folder, "--to", "gpu", "--json") as watcher:
+        assert watcher.stdout
+        events = (json.loads(line)["event"] for line in watcher.stdout)
+        assert next(each for each in events if each in ("sent", "offline", "trouble")) == "sent"
+        if how == "rotated":
+            assert user.run("host", "rotate", "gpu").code == 0
+        else:
+            revoke = [BINARY, "token", "revoke", first.split("_")[1], "--data", host.data]
+            subprocess.run(revoke, check=True, timeout=60, capture_output=True)
+        (folder / "more").write_text("more")
+        assert next(each for each in events if each in ("sent", "offline", "trouble")) == "offline"
+        if how != "rotated":
+            assert user.run("host", "rm", "gpu").code == 0
+            add(user, replace(host, token=token()), "--fingerprint", host.sha256)
+        assert next(each for each in events if each in ("sent", "trouble")) == "sent"
+        watcher.terminate()
+        assert watcher.wait(20) == 0
+    until((host.data / "workspaces" / folder.name / "tree/more").exists)
 
 
 def test_a_watcher_waits_while_another_answers(user: User, folder: Path, tmp_path: Path) -> None:

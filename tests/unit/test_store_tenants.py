@@ -90,6 +90,25 @@ def test_content_is_held_by_those_who_brought_it(store: Store) -> None:
         assert (stream.read(), size) == (CONTENT, len(CONTENT))
 
 
+def test_foreign_content_is_looked_for_as_what_nobody_has(store: Store) -> None:
+    """The same questions are asked of the database, so that the time of an answer tells nothing (T1)."""
+    send(store, sender_of(ALICE), a=CONTENT)
+    foreign, absent = digest_of(CONTENT), digest_of(b"nobody has this")
+
+    def asked(digest: bytes) -> list[str]:
+        questions: list[str] = []
+        with store.state.read() as db:  # the connection that comes back last is lent first
+            db.set_trace_callback(lambda text: questions.append(text.replace(digest.hex(), "DIGEST")))
+        store.missing(qualified(BOB, NAME), [digest.hex()])
+        with pytest.raises(NotFound):
+            store.open_blob(BOB, digest)
+        with store.state.read() as db:
+            db.set_trace_callback(None)
+        return questions
+
+    assert asked(foreign) == asked(absent) != []
+
+
 def test_foreign_content_is_no_base_of_a_recipe(store: Store) -> None:
     """A recipe that takes bytes from what the sender does not hold makes nothing, as if the base were not there."""
     base = digest_of(CONTENT)
@@ -131,6 +150,23 @@ def test_collection_forgets_who_held_what_is_gone(store: Store) -> None:
         known = "SELECT digest FROM blobs UNION SELECT digest FROM objects"
         dangling = db.execute(f"SELECT count(*) FROM holdings WHERE digest NOT IN ({known})").fetchone()
     assert dangling == (0,) and holders(store, digest_of(CONTENT)) == set()
+
+
+def test_damaged_content_that_another_brings_again_is_whose_it_was(store: Store) -> None:
+    """A tenant is asked for it no longer when it is back, so it must be able to read it."""
+    digest = digest_of(CONTENT)
+    alice = send(store, sender_of(ALICE), a=CONTENT)
+    blob = blob_of(store.config.data, alice.tree(a=CONTENT)["a"])
+    blob.chmod(0o644)
+    blob.write_bytes(b"rotten")
+    with pytest.raises(NotFound):
+        store.open_blob(ALICE, digest)
+    assert store.workspace(alice.name).wanted == [digest.hex()]
+    send(store, sender_of(BOB), b=CONTENT)
+    assert store.workspace(alice.name).wanted == []
+    stream, _ = store.open_blob(ALICE, digest)
+    with stream:
+        assert stream.read() == CONTENT
 
 
 def test_trees_of_tenants_lie_apart_and_survive_a_restart(config: StoreConfig) -> None:

@@ -34,7 +34,7 @@ from deltasync.core.errors import (
 from deltasync.core.hashing import digest_of
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
-from deltasync_server.tenants import DEFAULT
+from deltasync_server.tenants import DEFAULT, Tenant
 
 PIECE = 700
 SECONDS = 20.0
@@ -398,6 +398,9 @@ def test_uploads_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
         sending = Sending(store, metadata, content)
         with pytest.raises(HostBusy):
             Sending(store, metadata, content)
+        other = Tenant("other")
+        file = wire.UploadRequest(kind="file", filepath="/a", hostname="b", sha256="0" * 64, file_size=PIECE)
+        store.uploads.abort(other, store.uploads.initiate(other, file).upload_id)  # its places are its own
         sending.put(0)
         sending.put(1)
         with pytest.raises(NoSpace):

@@ -48,13 +48,14 @@ class Door:
         if len(values) > 1:
             raise HttpRefusal(400, "a request has one Authorization header")
         certificate = scope.get("client_certificate")
+        source = source_of(scope)
         if not (values or certificate):
             if not self._needs_token:
                 self._require_own_name(scope)
                 return LOCAL
             if _NEEDS_NONE.fullmatch(scope["path"]):
+                self._note_failure(source)  # nobody needs many, and strangers must not look for codes to use up
                 return STRANGER
-        source = source_of(scope)
         try:
             if certificate and not values:
                 return self._access.certified(hashlib.sha256(certificate).digest())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -96,6 +97,8 @@ def known(error: Exception) -> DeltasyncError | None:
         return NoSpace("no space left on the server; nothing was changed")
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return HostBusy("the server has as many files open as it may; try again")
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith("SQLITE_BUSY"):
+        return HostBusy("another program on the server has locked its database; try again")
     return None
 
 
