@@ -229,12 +229,6 @@ class Access:
             connection.execute(f"INSERT INTO pairings VALUES ({', '.join('?' * len(values))})", values)
         return code
 
-    def pairings(self) -> list[PairingRow]:
-        """Return every pairing there ever was, by when it ends."""
-        with self._reading() as connection:
-            rows = connection.execute(f"SELECT {_PAIRING_COLUMNS} FROM pairings ORDER BY expires_at, number").fetchall()
-        return [PairingRow._make(row) for row in rows]
-
     def attempt(self, number: int) -> Code:
         """Return the code that somebody tries, once for each call; raises Unauthorized for one that is not open.
 

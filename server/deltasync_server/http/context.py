@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 from fastapi import Request
 
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace
+from deltasync.decoding import decoded
 from deltasync_server.access import Access, Caller
 from deltasync_server.audit import Audit
 from deltasync_server.config import ServeConfig, StoreConfig
-from deltasync_server.http.body import BodyRules
+from deltasync_server.http.body import BodyRules, check_length, whole
 from deltasync_server.http.workers import Workers
 from deltasync_server.tenants import qualified
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from deltasync_server.intake import Permit
     from deltasync_server.receive import Store
     from deltasync_server.tls import Tls
+
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,16 @@ def caller_of(request: Request) -> Caller:
 def permit_of(request: Request) -> Permit:
     """Return what raises once the caller may no longer do what the request is about."""
     return partial(context_of(request).access.require_still, caller_of(request))
+
+
+async def body_of(request: Request, kind: type[_Value], limit_bytes: int) -> _Value:
+    """Return the JSON that a request brings, read to its end and within limits."""
+    check_length(request, limit_bytes)
+    body = await whole(request.receive, context_of(request).body_rules(limit_bytes))
+    try:
+        return decoded(body, kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"the request's JSON is not what this route takes: {error}") from error
 
 
 def workspace_of(request: Request, text: str) -> WorkspaceName:

@@ -11,11 +11,9 @@ from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
-from deltasync.decoding import decoded
 from deltasync_server.files import check_deletion
 from deltasync_server.http import openapi
-from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, caller_of, context_of
+from deltasync_server.http.context import body_of, caller_of, context_of
 from deltasync_server.http.problems import answer
 from deltasync_server.http.workspaces import digest_of_path
 
@@ -34,7 +32,7 @@ _Value = TypeVar("_Value")
 async def deletions(request: Request) -> Response:
     """Mark files deleted for the sender that they belong to: all of them, or none when one is unknown."""
     here = context_of(request)
-    asked = await _decoded(here, request, wire.FileDeletions)
+    asked = await body_of(request, wire.FileDeletions, BODY_BYTES)
     for each in asked.files:
         check_deletion(each)
     files = await here.workers.quick(partial(here.store.files.delete, caller_of(request).tenant, asked.files))
@@ -50,19 +48,10 @@ async def deletions(request: Request) -> Response:
 async def deletion(request: Request, digest: str) -> Response:
     """Mark the file with this sha256 or blake3 deleted, for the sender and under the path that the body names."""
     here, name = context_of(request), digest_of_path(digest).hex()
-    asked = await _decoded(here, request, wire.FileDeletion)
+    asked = await body_of(request, wire.FileDeletion, BODY_BYTES)
     if {asked.sha256, asked.blake3} - {"", name}:
         raise UsageError("the body names another digest than the path")
     asked = msgspec.structs.replace(asked, sha256=name, blake3=name)
     check_deletion(asked)
     (deleted,) = await here.workers.quick(partial(here.store.files.delete, caller_of(request).tenant, [asked]))
     return answer(deleted)
-
-
-async def _decoded(here: Context, request: Request, kind: type[_Value]) -> _Value:
-    check_length(request, BODY_BYTES)
-    body = await whole(request.receive, here.body_rules(BODY_BYTES))
-    try:
-        return decoded(body, kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the request's JSON is not what this route takes: {error}") from error

@@ -11,19 +11,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, NamedTuple, TypeVar
 
-import msgspec
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import Unauthorized, UsageError
 from deltasync.core.pairing import Code, Confirmations, Exchange, Side, is_same
-from deltasync.decoding import decoded
 from deltasync_server import tls
 from deltasync_server.access import NO_PAIRING
 from deltasync_server.http import openapi
-from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, caller_of, context_of
+from deltasync_server.http.context import Context, body_of, caller_of, context_of
 from deltasync_server.http.problems import answer
 
 router = APIRouter(prefix=wire.API, tags=["pairing"])
@@ -74,13 +71,13 @@ class Exchanges:
 async def rotate(request: Request) -> Response:
     """Put a new secret and certificate in the place of the caller's; the client has made both and keeps them before."""
     here, caller = context_of(request), caller_of(request)
-    asked = await _asked(here, request, wire.RotateRequest)
+    body = await body_of(request, wire.RotateRequest, BODY_BYTES)
     if caller.token is None:
         raise UsageError("no token is shown")
 
     def work() -> wire.Rotated:
-        issued = _issued(here, asked.public_key, f"token {caller.token}")
-        here.access.rotate(caller, bytes.fromhex(asked.digest), issued.sha256 if issued else None)
+        issued = _issued(here, body.public_key, f"token {caller.token}")
+        here.access.rotate(caller, bytes.fromhex(body.digest), issued.sha256 if issued else None)
         return wire.Rotated(certificate=issued.pem if issued else None)
 
     return answer(await here.workers.quick(work))
@@ -95,13 +92,13 @@ async def rotate(request: Request) -> Response:
 async def begin(request: Request, number: Number) -> Response:
     """Take the client's half of a SPAKE2 exchange and answer the server's; this uses up one of five tries."""
     here = context_of(request)
-    asked = await _asked(here, request, wire.PairingRequest)
+    body = await body_of(request, wire.PairingRequest, BODY_BYTES)
     certificate = _tls(here).certificate_sha256
 
     def exchange() -> tuple[str, Confirmations]:
         code: Code = here.access.attempt(number)
         mine = Exchange(Side.SERVER, code, bytes.fromhex(certificate))
-        return mine.message.hex(), mine.finish(bytes.fromhex(asked.message))
+        return mine.message.hex(), mine.finish(bytes.fromhex(body.message))
 
     message, wanted = await here.workers.quick(exchange)
     return answer(wire.PairingAnswer(exchange=here.exchanges.add(number, wanted), message=message))
@@ -116,11 +113,11 @@ async def begin(request: Request, number: Number) -> Response:
 async def confirm(request: Request, number: Number) -> Response:
     """Let a client in that proves to know the code: it gets a token, a certificate for its key, and our own proof."""
     here = context_of(request)
-    asked = await _asked(here, request, wire.PairingConfirm)
-    wanted = here.exchanges.take(asked.exchange, number)
-    if not is_same(wanted.of_client, bytes.fromhex(asked.confirmation)):
+    body = await body_of(request, wire.PairingConfirm, BODY_BYTES)
+    wanted = here.exchanges.take(body.exchange, number)
+    if not is_same(wanted.of_client, bytes.fromhex(body.confirmation)):
         raise Unauthorized(NO_PAIRING)
-    return answer(await here.workers.quick(partial(_let_in, here, number, asked.public_key, wanted.of_server)))
+    return answer(await here.workers.quick(partial(_let_in, here, number, body.public_key, wanted.of_server)))
 
 
 def _let_in(here: Context, number: int, public_key: str, confirmation: bytes) -> wire.Paired:
@@ -165,12 +162,3 @@ def _tls(here: Context) -> tls.Tls:
     if here.tls is None:
         raise UsageError("pairing is for servers that other machines reach by https; this one needs none")
     return here.tls
-
-
-async def _asked(here: Context, request: Request, kind: type[_Value]) -> _Value:
-    check_length(request, BODY_BYTES)
-    body = await whole(request.receive, here.body_rules(BODY_BYTES))
-    try:
-        return decoded(body, kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the request's JSON is not what this route takes: {error}") from error
