@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from corpus_good import noise
-from serving import BINARY, Answer, Bundle, Served, Writer, serving
+from serving import BINARY, Answer, Bundle, Served, Writer, serving, until
 
 from deltasync.core import frames
 from deltasync.core.hashing import digest_of
@@ -360,6 +360,25 @@ def test_a_token_that_is_revoked_during_an_upload_commits_nothing(server: Served
     assert again.get(f"{API}/workspaces/up").json["sequence"] == 0
     told = json.dumps({"total_chunks": 1, "file_size": len(bundle.sealed)}).encode()
     assert again.request("POST", f"{API}/uploads/{upload}/complete", told).json["sequence"] == 1
+
+
+def test_one_tenants_uploads_leave_room_for_the_others(tmp_path: Path) -> None:
+    """T1: as many silent uploads as the server takes at once, all of one tenant, keep nobody else waiting."""
+    with (
+        serving(tmp_path / "data", "--require-token", environment={"DELTASYNC_SERVER_UPLOADS": "4"}) as served,
+        contextlib.ExitStack() as held,
+    ):
+        eve, ada = (served.showing(token(served.data, "--tenant", name)["token"]) for name in ("eve", "ada"))
+        root = served.showing(token(served.data, "--scope", "admin")["token"])
+        made = Writer("w").large(1_000_000)
+        for number in range(6):
+            connection = held.enter_context(served.connect())
+            head = f"POST {API}/workspaces/w{number}/bundles HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 900000\r\n"
+            head += f"Authorization: Bearer {eve.token}\r\nDeltasync-Identity: {made.identity}\r\n\r\n"
+            connection.sendall(head.encode() + made.sealed[:1000])
+        until(lambda: b"deltasync_bundles_arriving 6" in root.get("/metrics").body)
+        answer = ada.send("w", made)
+        assert (answer.status, answer.json["sequence"]) == (200, 1)
 
 
 def test_files_are_deleted_only_by_their_tenant(alice: Served, bob: Served) -> None:

@@ -19,7 +19,7 @@ from deltasync.core.names import WorkspaceName
 from deltasync.core.sequence import Head, Verdict
 from deltasync_server.http import openapi
 from deltasync_server.http.body import BodyPump, check_length
-from deltasync_server.http.context import context_of, permit_of, workspace_of
+from deltasync_server.http.context import caller_of, context_of, permit_of, workspace_of
 from deltasync_server.http.guard import report
 from deltasync_server.http.multipart import boundary_of, read_form
 from deltasync_server.http.problems import answer, known, status_of, unexpected
@@ -54,7 +54,8 @@ async def upload(request: Request) -> Response:
         boundary = boundary_of(request.headers.get("content-type", ""))
         check_length(request, FORM_BYTES_MAX)
         work = partial(_receive_form, request, boundary)
-        return answer(await here.workers.with_body(request.receive, here.body_rules(FORM_BYTES_MAX), work))
+        rules, tenant = here.body_rules(FORM_BYTES_MAX), caller_of(request).tenant
+        return answer(await here.workers.with_body(request.receive, rules, work, tenant=tenant))
     except Exception as error:  # noqa: BLE001 - a route may; report() writes the traceback of what is a bug
         report(request.scope, error)
         ours = known(error) or unexpected()

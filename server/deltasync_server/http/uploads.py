@@ -73,8 +73,9 @@ async def chunk(request: Request, upload_id: str, number: Number) -> Response:
     here = context_of(request)
     rules = here.body_rules(here.limits.upload_piece_bytes)
     check_length(request, rules.limit_bytes)
-    put = partial(here.store.uploads.put, caller_of(request).tenant, etag=_etag(request), offset=_offset(request))
-    return answer(await here.workers.with_body(request.receive, rules, lambda pump: put(upload_id, number, pump)))
+    tenant = caller_of(request).tenant
+    put = partial(here.store.uploads.put, tenant, upload_id, number, etag=_etag(request), offset=_offset(request))
+    return answer(await here.workers.with_body(request.receive, rules, put, tenant=tenant))
 
 
 @router.post(
@@ -93,7 +94,7 @@ async def complete(request: Request, upload_id: str, take_over: bool = False, wa
     rules = here.body_rules(INITIATE_BYTES + asked.uploaded_chunks * PART_JSON_BYTES)
     check_length(request, rules.limit_bytes)
     work = partial(_complete, request, upload_id, take_over)
-    found = await here.workers.with_body(request.receive, rules, work)
+    found = await here.workers.with_body(request.receive, rules, work, tenant=caller_of(request).tenant)
     return answer(await settled_receipt(here, request, found, wait) if isinstance(found, wire.Receipt) else found)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from starlette.types import Receive
@@ -15,6 +18,7 @@ from starlette.types import Receive
 from deltasync.core.errors import Cancelled, HostBusy
 from deltasync_server.http.body import BodyPump, BodyRules
 from deltasync_server.http.problems import HostStopping
+from deltasync_server.tenants import Tenant
 
 Answer = TypeVar("Answer")
 
@@ -22,6 +26,8 @@ QUICK_THREADS = 8
 PROBE_THREADS = 2
 WAIT_SLICE_SECONDS = 0.5
 QUEUE_SECONDS = 30.0
+SLOTS_FOR_OTHERS = 2
+"""Of the uploads at once, so many are never all one tenant's."""
 
 
 class Workers:
@@ -34,6 +40,9 @@ class Workers:
         self._upload = ThreadPoolExecutor(uploads, "upload")
         self._wait = ThreadPoolExecutor(waits, "wait")
         self._upload_slots = asyncio.Semaphore(uploads)
+        self._tenant_slots: defaultdict[Tenant, asyncio.Semaphore] = defaultdict(
+            partial(asyncio.Semaphore, max(1, uploads - SLOTS_FOR_OTHERS))
+        )
         self._free_waits = waits
         self._pumps: set[BodyPump] = set()
         self._stopping = threading.Event()
@@ -46,12 +55,14 @@ class Workers:
         """Run a health question, which must be answered when everything else is busy."""
         return await asyncio.get_running_loop().run_in_executor(self._probe, function)
 
-    async def with_body(self, receive: Receive, rules: BodyRules, work: Callable[[BodyPump], Answer]) -> Answer:
-        """Run work on an upload thread while the body arrives; work reads it from the pump.
+    async def with_body(
+        self, receive: Receive, rules: BodyRules, work: Callable[[BodyPump], Answer], *, tenant: Tenant
+    ) -> Answer:
+        """Run work on an upload thread while a tenant's body arrives; work reads it from the pump.
 
         The work always ends: when the client goes away, is late, or the server stops, its next read raises.
         """
-        async with self._upload_slot():
+        async with self._upload_slot(tenant):
             pump = BodyPump()
             self._pumps.add(pump)
             filling = asyncio.create_task(pump.fill(receive, rules))
@@ -63,16 +74,16 @@ class Workers:
                 pump.fail(Cancelled("the request ended before its body"))
 
     @asynccontextmanager
-    async def _upload_slot(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(QUEUE_SECONDS):
-                await self._upload_slots.acquire()
-        except TimeoutError:
-            raise HostBusy("the server is receiving as many bundles as it can; try again") from None
-        try:
+    async def _upload_slot(self, tenant: Tenant) -> AsyncIterator[None]:
+        """Hold a thread for an upload; some stay free for whoever else comes (spec H-107)."""
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(QUEUE_SECONDS):
+                    for slots in (self._tenant_slots[tenant], self._upload_slots):
+                        await held.enter_async_context(slots)
+            except TimeoutError:
+                raise HostBusy("the server is receiving as many bundles as it can; try again") from None
             yield
-        finally:
-            self._upload_slots.release()
 
     async def poll(self, receive: Receive, ask: Callable[[float], Answer | None], seconds: float) -> Answer | None:
         """Ask until there is an answer or the time is up; ask(s) blocks up to s seconds and gives None for not yet.

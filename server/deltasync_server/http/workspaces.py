@@ -143,6 +143,7 @@ async def bundles(request: Request, workspace: str, take_over: bool = False, wai
             lambda pump: here.store.receive(
                 name, pump, expected_identity=identity, take_over=take_over, arrival=arrival, permit=permit
             ),
+            tenant=caller_of(request).tenant,
         )
     return answer(await settled_receipt(here, request, receipt, wait))
 
