@@ -23,8 +23,8 @@ KILLS ?= 200
 # How large a sparse file `huge` pushes; both sides hash all of it, at some GiB a second.
 SPARSE_GIB ?= 1024
 
-# Worker processes of the tests, and anything else for pytest.
-TEST_WORKERS ?= 2
+# Worker processes of the tests, one more than two cores because many wait; and anything else for pytest.
+TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 
 .PHONY: help setup demo test crash huge check serve watch watch-remote replay bench clean
@@ -62,7 +62,7 @@ demo: setup
 # Subprocesses measure themselves too (coverage's `patch = subprocess`); one that is killed with -9 loses its share.
 test: setup
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 	@$(BIN)/coverage combine --quiet
 	@echo 'coverage of core, lines and branches (at least 95 %):'
 	@$(BIN)/coverage report --include='deltasync/core/*' --fail-under=95

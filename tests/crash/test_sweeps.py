@@ -19,14 +19,14 @@ HERE = Path(__file__).parent
 STRIDE = int(os.environ.get("CRASH_STRIDE", "0"))
 SAMPLES = {
     "client-push": 61,
-    "client-push-large": 67,
-    "client-push-parts": 71,
+    "client-push-large": 89,
+    "client-push-parts": 109,
     "client-seal": 53,
     "client-fetch": 61,
     "server-replay": 167,
     "server-replay-direct": 173,
-    "server-replay-recipes": 47,
-    "server-replay-parts": 59,
+    "server-replay-recipes": 97,
+    "server-replay-parts": 113,
     "server-upload": 173,
     "server-collect": 29,
     "server-adopt": 41,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from serving import BINARY, Served, serving
 
+pytestmark = pytest.mark.xdist_group("examples")  # one server answers them in their order
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "spec/3-http.md").read_text(encoding="utf-8")
 GOOD = PROJECT / "bundles/good"
