@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from serving import BINARY, Served, serving
 
-pytestmark = pytest.mark.xdist_group("examples")  # one server answers them in their order
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "spec/3-http.md").read_text(encoding="utf-8")
 GOOD = PROJECT / "bundles/good"
@@ -71,29 +70,37 @@ def asked(lines: list[str]) -> tuple[str, str, bytes | None, dict[str, str]]:
     return method, path, form(fields, body or b"") if fields else body, headers
 
 
-@pytest.mark.parametrize("example", REQUESTS, ids=lambda text: text.split("\n")[0])
-def test_a_request_is_answered_as_the_page_says(server: Served, example: str) -> None:
-    """Status, media type and JSON are those of the page."""
+def test_requests_are_answered_as_the_page_says(server: Served) -> None:
+    """Status, media type and JSON are those of the page, in its order."""
+    for example in REQUESTS:
+        check_request(server, example)
+
+
+def check_request(server: Served, example: str) -> None:
     lines = example.splitlines()
     method, path, body, headers = asked([line[2:] for line in lines if line.startswith("> ")])
     ((status, media_type),) = [line[2:].split() for line in lines if line.startswith("< ")]
     written = json.loads("\n".join(line for line in lines if not line.startswith(("> ", "< "))))
     answer = server.request(method, path, body, headers)
     assert (answer.status, answer.headers["content-type"]) == (int(status), media_type), answer
-    assert agree(answer.json, written), answer.json
+    assert agree(answer.json, written), (example, answer.json)
 
 
-@pytest.mark.parametrize(("words", "output", "code"), COMMANDS, ids=[words for words, _, _ in COMMANDS])
-def test_a_command_says_what_the_page_says(data: Path, words: str, output: str, code: str) -> None:
-    """Its output, on whichever stream, and its exit code are those of the page."""
+def test_commands_say_what_the_page_says(data: Path) -> None:
+    """Their output, on whichever stream, and their exit codes are those of the page, in its order."""
+    for words, output, code in COMMANDS:
+        check_command(data, words, output, code)
+
+
+def check_command(data: Path, words: str, output: str, code: str) -> None:
     places = {"DATA": str(data), "GOOD": str(GOOD), "deltasync-server": str(BINARY)}
     done = subprocess.run([places.get(word, word) for word in shlex.split(words)], capture_output=True, text=True)
     said = done.stdout + done.stderr
     if output.startswith("{"):
-        assert agree(json.loads(said), json.loads(output)), said
+        assert agree(json.loads(said), json.loads(output)), (words, said)
     else:
-        assert said == output
-    assert done.returncode == int(code)
+        assert said == output, words
+    assert done.returncode == int(code), words
 
 
 def test_the_page_has_examples_of_both_kinds() -> None:
