@@ -62,7 +62,7 @@ demo: setup
 # Subprocesses measure themselves too (coverage's `patch = subprocess`); one that is killed with -9 loses its share.
 test: setup
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 	@$(BIN)/coverage combine --quiet
 	@echo 'coverage of core, lines and branches (at least 95 %):'
 	@$(BIN)/coverage report --include='deltasync/core/*' --fail-under=95
