@@ -195,5 +195,4 @@ def _facts(host: Host) -> dict[str, Any]:
         "has_token": host.token is not None,
         "has_client_certificate": host.client_cert_pem is not None,
         "added_at": host.added_at,
-        "state": host.state,
     }

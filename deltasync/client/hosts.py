@@ -9,7 +9,6 @@ import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -35,7 +34,6 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     url: str
     added_at: str
-    state: Literal["ready"] = "ready"
     token: str | None = None
     next_token: str | None = None
     """What takes its place once the server has said so."""
