@@ -20,6 +20,12 @@ BENCH_ARGS ?=
 # How often `crash` kills a server or a client at random.
 KILLS ?= 200
 
+# How many minutes `torture` may take, its seed (another one each time if there is none), and where its record goes.
+TORTURE ?= 20
+TORTURE_OUT ?= build/torture.json
+SEED ?=
+TORTURE_ARGS ?=
+
 # How large a sparse file `huge` pushes; both sides hash all of it, at some GiB a second.
 SPARSE_GIB ?= 1024
 
@@ -27,13 +33,14 @@ SPARSE_GIB ?= 1024
 TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test crash huge check serve watch watch-remote replay bench clean
+.PHONY: help setup demo test crash torture huge check serve watch watch-remote replay bench clean
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
 	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
+	@echo 'make torture        every harness at random for TORTURE=$(TORTURE) minutes, with planted defects; writes $(TORTURE_OUT)'
 	@echo 'make huge           push a sparse file of SPARSE_GIB=$(SPARSE_GIB) GiB; takes many minutes and little space'
 	@echo 'make check          ruff, mypy --strict, import layers'
 	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'
@@ -71,6 +78,9 @@ test: setup
 
 crash: setup
 	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py
+
+torture: setup
+	@PYTHONPATH=tests $(BIN)/python -m torture --minutes $(TORTURE) --out $(TORTURE_OUT) $(if $(SEED),--seed $(SEED)) $(TORTURE_ARGS)
 
 huge: setup
 	SPARSE_GIB=$(SPARSE_GIB) $(BIN)/python -m pytest -o faulthandler_timeout=0 --durations=1 tests/e2e/test_sparse.py

@@ -159,6 +159,7 @@ PATHS = {
         ["link", "."],
         ["a/link", ".."],
         ["link", "missing"],
+        ["link", "x" * 4095],
     ],
     "targets_outside": [
         ["link", "/etc/passwd"],
@@ -168,6 +169,7 @@ PATHS = {
         ["link", "a/../../x"],
         ["link", ""],
         ["link", "a\nb"],
+        ["link", "x" * 4096],
     ],
 }
 

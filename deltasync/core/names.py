@@ -14,6 +14,8 @@ WorkspaceName = NewType("WorkspaceName", str)
 RESERVED = ".deltasync"
 NAME_BYTES_MAX = 255
 PATH_BYTES_MAX = 4096
+TARGET_BYTES_MAX = 4095
+"""A link's target cannot be longer on Linux: a bundle with one would lead to a tree that cannot be made."""
 DEPTH_MAX = 200
 WORKSPACE_BYTES_MAX = 100
 
@@ -74,7 +76,7 @@ def parse_target(path: str, target: str) -> str:
     The target is carried as text. A relative target is judged by its words alone: no component may climb above
     the workspace's root, and an absolute one always leaves it.
     """
-    if not target or _CONTROL.search(target) or len(_utf8(target)) > PATH_BYTES_MAX:
+    if not target or _CONTROL.search(target) or len(_utf8(target)) > TARGET_BYTES_MAX:
         raise NameRefused("the link's target is empty, too long or has a control character")
     if target.startswith("/"):
         raise NameRefused("the link leaves the workspace (absolute target)")

@@ -1,0 +1,66 @@
+"""A small slice of `make torture` with every test run: each harness for a moment, and one planted defect."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from torture import hostile
+from torture.harness import NAMES, PROJECT, Defect, Work, load
+from torture.runner import catch, planted
+
+_chance = random.SystemRandom()
+_SECONDS = 60.0
+"""Nothing here takes that long; a harness stops by itself if it does."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_harness_finds_nothing_in_a_moment(name: str, tmp_path: Path) -> None:
+    """Some points of each, others in each run: no fault."""
+    seed, harness = _chance.randrange(2**32), load(name)
+    print(f"seed {seed}")
+    result = harness.run(Work(seed, harness.SLICE, time.monotonic() + _SECONDS, tmp_path))
+    assert result.faults == []
+    assert result.points or result.skipped
+
+
+def test_a_planted_defect_is_caught() -> None:
+    """One of them, another one in each run: the harness that is for it notices."""
+    name, defect = _chance.choice([(name, defect) for name in NAMES for defect in load(name).DEFECTS])
+    seed = _chance.randrange(2**32)
+    print(f"seed {seed}: {name}, {defect.name}")
+    _, missed = catch(name, defect, seed=seed, points=load(name).GOAL, seconds=_SECONDS)
+    assert missed == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_harness_has_defects_and_each_can_be_planted(name: str) -> None:
+    """Every text stands in the product exactly once, and breaks a row of the page of threats."""
+    harness, page = load(name), (PROJECT / "spec/7-trust.md").read_text(encoding="utf-8")
+    assert name == harness.NAME and len(harness.DEFECTS) >= 2 and 0 < harness.SLICE <= harness.GOAL
+    for defect in harness.DEFECTS:
+        assert (PROJECT / defect.path).read_text(encoding="utf-8").count(defect.old) == 1, defect.name
+        assert f"| {defect.row} |" in page
+
+
+def test_what_is_planted_is_what_runs_also_behind_a_command() -> None:
+    """A copy comes before the installed package, for a worker and for the commands that it starts."""
+    defect = Defect("another release", "TR-102", "deltasync/__init__.py", "__version__ = ", '__version__ = "9" + ')
+    with planted(defect) as product:
+        paths = os.pathsep.join((str(product), str(product / "server")))
+        words = [Path(sys.executable).parent / "deltasync-server", "--version"]
+        said = subprocess.run(
+            words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
+        )
+    assert " 9" in said.stdout
+
+
+def test_the_frozen_corpus_is_a_part_of_what_the_hostile_harness_sends() -> None:
+    """Far more than 400 hostile bundles, and no two are the same words for one thing."""
+    assert len(hostile.hostile_bundles()) >= 2000
