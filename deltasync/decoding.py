@@ -20,5 +20,8 @@ def decoded(content: bytes | str, kind: type[_T]) -> _T:
         # that meet a type for the first time together would crash the process.
         with _lock:
             decoder = _made[kind] = msgspec.json.Decoder(kind)
-    value: _T = decoder.decode(content)
+    try:
+        value: _T = decoder.decode(content)
+    except (UnicodeDecodeError, RecursionError) as error:  # msgspec lets these through as they are
+        raise msgspec.DecodeError(f"JSON is malformed: {error}") from error
     return value

@@ -79,8 +79,11 @@ def encode_directory(entries: Sequence[Entry]) -> bytes:
 
 
 def decode_directory(body: bytes) -> list[Entry]:
-    """Return the entries of a body that this side wrote itself."""
-    return _decoder.decode(body)
+    """Return the entries of a body that this side wrote itself; raises msgspec.MsgspecError for any other."""
+    try:
+        return _decoder.decode(body)
+    except UnicodeDecodeError as error:  # msgspec lets it through as it is
+        raise msgspec.DecodeError(f"a text is not UTF-8: {error}") from error
 
 
 def parse_directory(body: bytes, expected: bytes) -> list[Entry]:

@@ -296,7 +296,7 @@ class UploadedChunk(msgspec.Struct, frozen=True, kw_only=True):
 class UploadPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One piece as its sender knows it."""
 
-    chunk_num: int
+    chunk_num: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     etag: str
 
 

@@ -196,6 +196,9 @@ def test_a_piece_is_checked_before_it_counts(server: Served) -> None:
     bad = [{"chunk_num": 0, "etag": "0" * 64}]
     told = send_all(server, path, made)
     refused(post(server, f"{path}/complete", {**told, "parts": bad}), 400, "USAGE")
+    for number in (-1, 2**31 + 1, 2**63, 2**64 - 1):
+        nowhere = [{"chunk_num": number, "etag": "a" * 64}]
+        refused(post(server, f"{path}/complete", {**told, "parts": nowhere}), 400, "USAGE")
     refused(post(server, f"{path}/complete", {**told, "unknown": 1}), 400, "USAGE")
     refused(post(server, f"{path}/complete", {}), 400, "USAGE")
     assert post(server, f"{path}/complete", told).status == 200

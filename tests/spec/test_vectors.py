@@ -138,7 +138,12 @@ def test_a_foreign_directory_object_must_be_canonical_and_have_its_digest() -> N
     """T-2, T-3: other bytes, a longer integer form, or another digest are refused."""
     body = encode_directory([GOOD])
     longer = body.replace(b"\x01\x01\xc2", b"\xcc\x01\x01\xc2")
-    for wrong, rule in ((longer, "T-2"), (body + b"\xc0", "T-2"), (b"\xc1", "T-2")):
+    for wrong, rule in (
+        (longer, "T-2"),
+        (body + b"\xc0", "T-2"),
+        (b"\xc1", "T-2"),
+        (b"\x91\x92\xa1\xff\xa4file", "T-2"),
+    ):
         with pytest.raises(Refused) as caught:
             parse_directory(wrong, directory_digest(wrong))
         assert caught.value.rule == rule

@@ -84,7 +84,7 @@ def _work(asked: dict[str, object], product: Path, seconds: float) -> str:
     """Let a worker do something; returns what it said when it ended badly."""
     # What is named here comes before the installed packages, also for the commands that a harness starts.
     names = (product, product / "server", PROJECT / "tests")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, names))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, names)), "PYTHONHASHSEED": "0"}
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-m", "torture.worker"],
         cwd=str(asked["scratch"]),

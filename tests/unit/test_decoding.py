@@ -5,6 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import msgspec
+import pytest
+
+from deltasync.core.wire import Health
+from deltasync.decoding import decoded
+
 SCRIPT = """
 import sys, threading, types
 import msgspec
@@ -34,3 +40,12 @@ def test_threads_that_meet_a_type_together_do_not_crash() -> None:
     """A server whose first requests come together answers them; without a lock around it this ends by a signal."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"status": "\xff"}', b'{"\xff": 1}', b"\xff", b"[" * 100_000, b'{"x":' * 100_000, b""]
+)
+def test_whatever_is_no_json_is_one_kind_of_error(content: bytes) -> None:
+    """Bytes that are no UTF-8 and nesting without end are what every caller expects of a malformed text."""
+    with pytest.raises(msgspec.MsgspecError):
+        decoded(content, Health)
