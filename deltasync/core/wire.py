@@ -64,7 +64,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tenant has on a server, and what it may have; None where nothing bounds it."""
+    """What a tenant has on a server, and what it may have; a limit is None where there is none."""
 
     bytes: int
     """Of all content that it holds, of heads and of kept and pinned sequences, and of what is on its way."""
@@ -96,7 +96,7 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     features: list[str] = []
     """What the manifest of a bundle for this server may require (spec B-22)."""
     usage: Usage | None = None
-    """Of the tenant, over all its workspaces."""
+    """Of the tenant, over all its workspaces; None where nothing bounds a tenant."""
 
 
 class WorkspaceList(msgspec.Struct, frozen=True, kw_only=True):

@@ -269,7 +269,7 @@ class Store:
             wanted=[digest.hex() for (digest,) in wanted],
             limits=self.config.limits,
             features=sorted(FEATURES),
-            usage=self.ledger.usage(tenant_of(name)),
+            usage=self.ledger.usage(tenant_of(name)) if self.room.bounds_tenants else None,
         )
 
     def wait_for_tree(self, name: WorkspaceName, sequence: int, seconds: float) -> wire.WorkspaceState:

@@ -40,9 +40,14 @@ class Room:
         """Has so many bytes removed of what nothing needs; True where that goes on when it returns."""
 
     @property
+    def bounds_tenants(self) -> bool:
+        """Whether a tenant has a part, beyond which it may not go."""
+        return self._config.tenant_quota is not None or self._config.tenant_files is not None
+
+    @property
     def is_bounded(self) -> bool:
         """Whether anything but the disk bounds what comes."""
-        return (self._config.quota, self._config.tenant_quota, self._config.tenant_files) != (None, None, None)
+        return self.bounds_tenants or self._config.quota is not None
 
     def is_low(self) -> bool:
         """Tell whether less than the reserve of the disk is free."""
