@@ -64,9 +64,21 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     with transaction(connection):
         version = connection.execute("PRAGMA user_version").fetchone()[0]  # another process may have been first
         for number, script in enumerate(migrations[version:], start=version + 1):
-            for statement in filter(str.strip, script.split(";")):
+            for statement in _statements(script):
                 database.execute(statement)
             database.execute(f"PRAGMA user_version={number}")
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of a script; those of a trigger are inside of it."""
+    statement = ""
+    for piece in script.split(";"):
+        statement += piece
+        if statement.strip() and sqlite3.complete_statement(f"{statement};"):
+            yield statement
+            statement = ""
+        elif statement:
+            statement += ";"
 
 
 def damaged(path: Path, error: sqlite3.Error) -> Exception:

@@ -23,7 +23,20 @@ from deltasync.core.names import shown
 
 PROGRAM = "deltasync"
 COMPLETE = "_DELTASYNC_COMPLETE"
-COMMANDS = ("watch", "push", "fetch", "status", "verify", "why", "ignore", "bundle", "host", "doctor", "completion")
+COMMANDS = (
+    "watch",
+    "push",
+    "fetch",
+    "status",
+    "verify",
+    "why",
+    "ignore",
+    "bundle",
+    "pin",
+    "host",
+    "doctor",
+    "completion",
+)
 """Each is a module of this package with a Typer app of the same name; only the one that is chosen is imported."""
 
 # typer exports only this leaf of the parser's errors; its bases are "bad usage" and "any error of the parser".

@@ -16,6 +16,7 @@ from deltasync.client import outbox
 from deltasync.client import status as halves
 from deltasync.client.state import State
 from deltasync.config import Settings
+from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, NotFound, UsageError
 from deltasync.core.names import shown
 
@@ -134,9 +135,21 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
         lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}")
         if there.tree_path:
             lines.append(f"        {there.tree_path}")
+        if there.usage is not None and (held := _held(there.usage)):
+            lines.append(f"        {held}")
         if there.wanted:
             lines.append(f"        asks again for {count_text(there.wanted, 'content')} that it lost; push sends it")
     return lines
+
+
+def _held(usage: wire.Usage) -> str:
+    """Return how much of what may be held there is used; '' where nothing bounds it."""
+    bounds = []
+    if usage.bytes_limit is not None:
+        bounds.append(f"{bytes_text(usage.bytes)} of {bytes_text(usage.bytes_limit)}")
+    if usage.files_limit is not None:
+        bounds.append(f"{usage.files} of {count_text(usage.files_limit, 'file')}")
+    return f"you hold {' and '.join(bounds)} on this server" if bounds else ""
 
 
 def _told(watcher: Mapping[str, Any]) -> list[str]:

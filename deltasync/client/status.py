@@ -76,6 +76,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     wanted: int
     """Blobs that were found damaged and that the next push sends again."""
+    usage: wire.Usage | None = None
+    """What is held there in all, and may be; None where the server does not say."""
     insecure: bool = False
     """Whether everybody on the way can read and change what is sent."""
 
@@ -201,6 +203,7 @@ def server(receiver: Asked, workspace: str) -> Server:
         lag=answer.lag,
         epoch=answer.epoch,
         wanted=len(answer.wanted),
+        usage=answer.usage,
     )
 
 

@@ -359,6 +359,12 @@ class HttpTransport:
         content = self._patiently(lambda: self._once("GET", f"{_workspace(name)}/sequences/{number}"))
         return self._parsed(content, wire.KeptSequence)
 
+    def pin(self, name: str, number: int, *, is_pinned: bool) -> list[wire.KeptSequence]:
+        """Pin a kept sequence, or take its pin away; returns what is kept then. Raises SequenceGone."""
+        path = f"{_workspace(name)}/sequences/{number}/pin"
+        content = self._patiently(lambda: self._once("PUT" if is_pinned else "DELETE", path))
+        return self._parsed(content, wire.KeptSequences).sequences
+
     def blobs(self, name: str, digests: Sequence[bytes]) -> AbstractContextManager[Incoming]:
         """Fetch many blobs once, as one stream of frames; the caller checks each, and begins again where it broke."""
         return self._frames(f"{_workspace(name)}/blobs", digests)

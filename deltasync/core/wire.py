@@ -63,6 +63,17 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Digests whose content the server asks for again; None unless the answer waited until the tree held the bundle."""
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tenant has on a server, and what it may have; a limit is None where there is none."""
+
+    bytes: int
+    """Of all content that it holds, of heads and of kept and pinned sequences, and of what is on its way."""
+    bytes_limit: int | None = None
+    files: int = 0
+    """Of the heads of its workspaces."""
+    files_limit: int | None = None
+
+
 class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     """GET /api/v1/workspaces/{ws}; a workspace that was never written has sequence 0 and no owner."""
 
@@ -84,6 +95,8 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     features: list[str] = []
     """What the manifest of a bundle for this server may require (spec B-22)."""
+    usage: Usage | None = None
+    """Of the tenant, over all its workspaces; None where nothing bounds a tenant."""
 
 
 class WorkspaceList(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +126,8 @@ class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     root: str
     applied_at: str
+    pinned: bool = False
+    """Held until somebody takes the pin away, however many come after it."""
 
 
 class KeptSequences(msgspec.Struct, frozen=True, kw_only=True):

@@ -303,11 +303,11 @@ class Adoption:
                 return
             if not self._options.may_copy:
                 raise _Skipped(reason)
-        self._store.require_space()
+        self._store.room.require()
         if self._reflink(staging, operation, file):
             staging.take(operation)
             return
-        self._store.require_space(data_bytes(file.descriptor))
+        self._store.room.require(data_bytes(file.descriptor))
         try:
             staging.write(operation, self._hashed_again(file, operation) if content is None else [content])
         except _Skipped:

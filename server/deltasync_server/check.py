@@ -15,6 +15,7 @@ from deltasync.core.tree import walk
 from deltasync.db import is_sound
 from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
+from deltasync_server.ledger import count_again, is_counted
 from deltasync_server.receive import Store
 from deltasync_server.state import BlobRow, WorkspaceRow, compared_roots, kept_roots, loader, workspace_rows
 
@@ -25,7 +26,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as the rows say."""
 
     kind: str
-    """blob, object, receipt, journal, content, file, stream, stray or tree."""
+    """blob, object, receipt, journal, content, file, stream, stray, ledger or tree."""
     subject: str
     """A digest, the id of a stream, a workspace, a workspace and a path, or a host, a path there and a digest."""
     problem: str
@@ -82,6 +83,7 @@ class _Check:
         self._check_files()
         self._check_streams()
         self._check_strays()
+        self._check_ledger()
         for row in rows:
             self._check_tree(row)
         return self._report
@@ -198,6 +200,16 @@ class _Check:
             self._found("stray", place, "no row names it", is_repaired=True)
             if self._is_repairing:
                 self._store.cache.remove_stray(place)
+
+    def _check_ledger(self) -> None:
+        """The rows that say how much is held are what a count gives (spec ST-130)."""
+        with self._store.state.read() as db:
+            is_right = is_counted(db)
+        if not is_right:
+            self._found("ledger", "cached and shares", "they are not what the blobs' rows give", is_repaired=True)
+            if self._is_repairing:
+                with self._store.state.write() as db:
+                    count_again(db)
 
     def _check_tree(self, row: WorkspaceRow) -> None:
         if row.moving_to is not None or row.tree_sequence != row.sequence:

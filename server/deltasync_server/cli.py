@@ -59,13 +59,15 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "link": (_TEXT, "--link", "MODE", "How tree files share content: auto, reflink, hardlink or copy. (auto)"),
     "keep_sequences": (_COUNT, "--keep-sequences", "N", "How many sequences' trees are kept. (10)"),
     "keep_bundles": (_SWITCH, "--keep-bundles", "", "Keep the received bundle files."),
+    "quota": (_TEXT, "--quota", "SIZE", "What the store may take in all, such as 500G."),
+    "tenant_quota": (_TEXT, "--tenant-quota", "SIZE", "What each tenant may hold."),
     "config": (_TEXT, "--config", "FILE", "Settings in TOML. (server.toml in the user's configuration folder)"),
     "json": (_SWITCH, "--json", "", "Print one JSON object and nothing else."),
     "quiet": (_SWITCH, "-q,--quiet", "", "Say nothing but errors."),
     "verbose": (_SWITCH, "-v,--verbose", "", "Log what happens, and the traceback of what fails."),
 }
 """Every option: its type, its words, its value's name, its help."""
-STORE = ("data", "link", "keep_sequences", "keep_bundles")
+STORE = ("data", "link", "keep_sequences", "keep_bundles", "quota", "tenant_quota")
 ROUTES = (
     "listen",
     "tls",

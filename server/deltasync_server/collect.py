@@ -23,6 +23,8 @@ from deltasync_server.state import (
 )
 
 ShouldStop = Callable[[], bool]
+NOTED_AT_ONCE = 5_000
+"""Rows of idle content that are written in one transaction."""
 
 
 @dataclass(slots=True)
@@ -115,6 +117,44 @@ class Collection:
                 if not self.result.is_dry_run:
                     with self._state.write() as db:
                         forget_digests(db, "objects", gone)
+
+    def note_idle(self, now: float) -> None:
+        """Record which content nothing needs, and since when (spec ST-133)."""
+        with self._state.write() as db:
+            keep_no_more_than(db, self._keep_sequences)
+        self._release_adopted(now)
+        self._mark()
+        with self._state.read() as db:
+            known = {digest for (digest,) in db.execute("SELECT digest FROM idle")}
+            found = {digest for (digest,) in db.execute("SELECT digest FROM blobs")}
+        found -= self._marks.blobs | self._adopted | self._leases.digests()
+        for batch in batched(known - found, NOTED_AT_ONCE):
+            with self._state.write() as db:
+                db.executemany("DELETE FROM idle WHERE digest = ?", [(digest,) for digest in batch])
+        for batch in batched(found - known, NOTED_AT_ONCE):
+            with self._state.write() as db:  # what a commit needs again by now is seen before it is removed
+                db.executemany("INSERT OR IGNORE INTO idle VALUES (?, ?)", [(digest, int(now)) for digest in batch])
+
+    def evict(self, size_bytes: int, before: float, should_stop: ShouldStop = lambda: False) -> int:
+        """Remove so many bytes of what `note_idle` recorded, the longest idle first; returns how many went.
+
+        before: seconds since 1970; what nothing has needed only since then stays.
+        """
+        select = "SELECT digest, size FROM idle JOIN blobs USING (digest) WHERE since <= ? ORDER BY since, digest"
+        with self._state.read() as db:
+            idle = db.execute(select, (int(before),)).fetchall()
+        batch, batch_bytes = list[bytes](), 0
+        for digest, size in idle:
+            if should_stop() or self.result.blob_bytes >= size_bytes:
+                break
+            batch.append(digest)
+            batch_bytes += size
+            if len(batch) == BATCH or self.result.blob_bytes + batch_bytes >= size_bytes:
+                self._remove_blobs(batch)
+                batch, batch_bytes = [], 0
+        else:
+            self._remove_blobs(batch)
+        return self.result.blob_bytes
 
     def _release_adopted(self, now: float) -> None:
         """Let go of adopted content whose time is over (spec ST-73); its blobs are like any others from then on."""

@@ -11,12 +11,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from deltasync.config import parse_size
 from deltasync.core import wire
 from deltasync.core.errors import UsageError
 
 ENVIRONMENT_PREFIX = "DELTASYNC_SERVER_"
 LISTS = ("tls_name",)
 """Settings that a variable holds with spaces between."""
+SIZES = ("quota", "tenant_quota")
+"""Settings that people may write as 500k, 10M or 2GiB."""
 Settings = TypeVar("Settings", "StoreConfig", "ServeConfig")
 
 
@@ -42,6 +45,16 @@ class StoreConfig:
     limits: wire.Limits = field(default_factory=wire.Limits)
     low_disk_bytes: int = 512 * 2**20
     """Free space that a received bundle may not use; never more than a twentieth of the disk."""
+    low_disk_inodes: int = 10_000
+    """As many inodes as that; never more than a twentieth of the disk's (spec ST-134)."""
+    quota: int | None = None
+    """What everything below DATA may take (spec ST-131)."""
+    tenant_quota: int | None = None
+    """The content that each tenant may hold (spec H-108)."""
+    tenant_files: int | None = None
+    """How many files the workspaces of each tenant may have."""
+    evict_after_seconds: float = 900.0
+    """Content that nothing needs stays at least so long, also when its room is needed (spec ST-133)."""
     gap_seconds: float = 0.25
     """How long a bundle whose predecessor is missing waits for it to begin to arrive, on another connection."""
     quiet_seconds: float = 5.0
@@ -95,6 +108,8 @@ class ServeConfig:
     waits: int = 64
     """Long-polls held at once; more are answered early."""
     connections: int = 1000
+    tenant_requests: int = 256
+    """Requests of one tenant that are answered at once (spec H-109)."""
 
 
 def read_file(path: Path | None) -> dict[str, Any]:
@@ -121,14 +136,25 @@ def choose(
     for name in (each.name for each in fields(kind)):
         given = (flags.get(name), environment.get(ENVIRONMENT_PREFIX + name.upper()), file.get(name))
         if found := [value for value in given if value is not None]:
-            is_words = name in LISTS and isinstance(found[0], str)
-            chosen[name] = found[0].split() if is_words else found[0]
+            chosen[name] = _read(name, found[0])
     if kind is StoreConfig and "data" not in chosen:
         raise UsageError(f"say where the store lies: --data DIR, or {ENVIRONMENT_PREFIX}DATA")
     try:
         return msgspec.convert(chosen, kind, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise UsageError(f"a setting is wrong: {error}") from error
+
+
+def _read(name: str, value: Any) -> Any:
+    """Return what a text says, of settings that people write in their own way."""
+    if name in LISTS and isinstance(value, str):
+        return value.split()
+    if name in SIZES:
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise UsageError(f"{name} is a size in bytes, or such as 500k, 10M or 2GiB") from error
+    return value
 
 
 def _path(kind: type, value: object) -> object:

@@ -9,9 +9,9 @@ import sqlite3
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -33,7 +33,7 @@ from deltasync.core.errors import (
     SequenceGap,
     StaleEpoch,
 )
-from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
 from deltasync.core.names import WorkspaceName
 from deltasync.core.recipe import Recipe
 from deltasync.core.sequence import Head, Header, Verdict, decide
@@ -43,12 +43,14 @@ from deltasync_server.blobs import Cache, Leases, Staging
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Adopted, Spool
 from deltasync_server.offer import opened_blob
+from deltasync_server.room import Room
 from deltasync_server.state import (
     BlobRow,
     State,
     blob_rows,
     grant,
     head_of,
+    held,
     held_row,
     held_rows,
     loader,
@@ -196,8 +198,7 @@ class Rooms:
     arrivals: Arrivals
     trees: Trees
     streams: Streams
-    require_space: Callable[[int], None]
-    """Raises NoSpace where so many bytes more would leave less than the reserve."""
+    room: Room
     syncs: ThreadPoolExecutor
     """Threads that make journal files durable beside the computation of the tree."""
 
@@ -263,10 +264,12 @@ class Intake:
         first = self._judge(metadata, may_wait=True)
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
-        with ExitStack() as held, self.rooms.cache.staging() as staging:
+        with ExitStack() as borrowed, self.rooms.cache.staging() as staging:
             if _brings_large_content(metadata):
                 self._do_without_journal(staging)
-            self._take_part(reader, metadata.header, staging, held)
+            if self.rooms.room.is_bounded:
+                borrowed.enter_context(self._reserved(metadata))
+            self._take_part(reader, metadata.header, staging, borrowed)
             self._stage(reader, metadata, staging)
             if not staging.staged:
                 self._do_without_journal(staging)
@@ -277,6 +280,16 @@ class Intake:
                 with self.rooms.arrivals.committing(self.arrival.workspace):
                     first = self._judge(metadata, may_wait=False)
                     return Committed(first, 0, 0) if first else self._commit(metadata, staging, durable)
+
+    def _reserved(self, metadata: Metadata) -> AbstractContextManager[None]:
+        """Count what the bundle brings, and is about to, as coming (spec ST-131, H-108)."""
+        named = content_operations(metadata)
+        with self.rooms.state.read() as db:
+            here = held(db, self._tenant, map(bytes.fromhex, named))
+        size_bytes = sum(each.size for digest, each in named.items() if bytes.fromhex(digest) not in here)
+        if part.FEATURE in metadata.manifest.requires:  # what came of it before counts as a stream
+            size_bytes = max(0, size_bytes - self.rooms.streams.size_of(self.arrival.workspace))
+        return self.rooms.room.reserved(self._tenant, size_bytes, files=_new_files(metadata.operations))
 
     def _do_without_journal(self, staging: Staging) -> None:
         """Have the content itself made durable, unless the operator wants the bundle's file (spec ST-16)."""
@@ -323,7 +336,7 @@ class Intake:
         with self.rooms.state.read() as db:
             return header.sequence <= head_of(db, self.arrival.workspace).sequence + 1
 
-    def _take_part(self, reader: BundleReader, header: Header, staging: Staging, held: ExitStack) -> None:
+    def _take_part(self, reader: BundleReader, header: Header, staging: Staging, borrowed: ExitStack) -> None:
         """Write the part that the bundle brings, if it brings one, into its stream (spec ST-90 to ST-92)."""
         arriving = reader.part()
         if arriving is None:
@@ -346,7 +359,8 @@ class Intake:
                 raise SequenceGap(head.sequence + 1, header.sequence)
 
         require_due()
-        self._writer = held.enter_context(streams.begin(name, arriving.part, header.sequence, require_due))
+        borrowed.enter_context(self.rooms.room.reserved(self._tenant, arriving.part.size))
+        self._writer = borrowed.enter_context(streams.begin(name, arriving.part, header.sequence, require_due))
         self._writer.take(arriving.views, arriving.read_digest)
         self.rooms.arrivals.note_part()
         staging.content_bytes += arriving.part.size
@@ -402,7 +416,7 @@ class Intake:
             return
         descriptor = staging.create(operation)
         try:
-            digest = assemble(descriptor, recipe, views, self._opened, self.rooms.require_space)
+            digest = assemble(descriptor, recipe, views, self._opened, self.rooms.room.require_disk)
             os.utime(descriptor, ns=(operation.mtime_ns, operation.mtime_ns))
         finally:
             os.close(descriptor)
@@ -428,6 +442,7 @@ class Intake:
             applied = delta.apply(head_of(db, name).root, metadata.operations, loader(db))
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
+        self.rooms.room.require_share(self._tenant, files=applied.files)
         durable.result()  # spec ST-11: durable before any row names it
         self.permit()  # a token that was revoked meanwhile commits nothing (spec H-104)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
@@ -588,6 +603,13 @@ _UPSERT_HEAD = """
         last_bundle_id = excluded.last_bundle_id, last_applied_at = excluded.last_applied_at,
         last_upload_status = excluded.last_upload_status
 """
+
+
+def _new_files(operations: Sequence[Operation]) -> int:
+    """Return how many files more there will be; 0 where only the commit can tell, because something goes as well."""
+    if any(each.operation is Verb.DELETED for each in operations):
+        return 0
+    return sum(each.operation is Verb.CREATED and each.kind is Kind.FILE for each in operations)
 
 
 def _brings_large_content(metadata: Metadata) -> bool:

@@ -74,6 +74,7 @@ class Spool:
         """Pass bytes on without writing them from now on: what the bundle brings is made durable by itself."""
         self._is_keeping = False
         self.size_bytes = 0
+        os.ftruncate(self._descriptor, 0)
 
     def __enter__(self) -> Self:
         return self

@@ -41,12 +41,22 @@ class _Restamp:
 class Placer:
     """Places entries in the folders of one tree; new content is made in `aside` and renamed into the tree."""
 
-    def __init__(self, tree: Folder, aside: Folder, state: State, cache: Cache, mode: LinkMode, sound: SoundRows):
+    def __init__(
+        self,
+        tree: Folder,
+        aside: Folder,
+        state: State,
+        cache: Cache,
+        mode: LinkMode,
+        sound: SoundRows,
+        note_copy: Callable[[int], None],
+    ) -> None:
         self.tree = tree
         self._aside = aside
         self._state = state
         self._cache = cache
         self._sound = sound
+        self._note_copy = note_copy
         self.may_link = mode in (LinkMode.AUTO, LinkMode.HARDLINK)
         self._may_reflink = mode is not LinkMode.COPY
         self._restamps: dict[bytes, _Restamp] = {}
@@ -165,6 +175,7 @@ class Placer:
             raise
         finally:
             os.close(source)
+        self._note_copy(entry.size)
         self._rename_in(temporary, folder, entry.name)
 
     def forget(self) -> None:

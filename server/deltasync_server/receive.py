@@ -26,15 +26,18 @@ from deltasync.core.errors import DeltasyncError, LimitExceeded, NoSpace, NotFou
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES
-from deltasync.core.names import WorkspaceName, bytes_text
+from deltasync.core.names import WorkspaceName
 from deltasync.disk import Folder, Lock, remove_tree, space_guard
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
+from deltasync_server.evict import Evictor
 from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
+from deltasync_server.ledger import Ledger
 from deltasync_server.offer import blob_pieces, chunk_pieces, held_object, object_pieces, opened_blob
+from deltasync_server.room import Room
 from deltasync_server.scrub import Scrub
 from deltasync_server.state import (
     BlobRow,
@@ -43,6 +46,7 @@ from deltasync_server.state import (
     held_row,
     held_rows,
     kept_receipts,
+    pinned,
     settle_stamps,
     workspace_row,
     workspace_rows,
@@ -53,8 +57,8 @@ from deltasync_server.tree import Trees
 from deltasync_server.upkeep import Upkeep
 from deltasync_server.uploads import Answer, Session, Uploads
 
-RESERVE_SHARE = 20
-"""The reserve of free space is at most this part of the disk: a small disk can still be used."""
+PINS_MAX = 1000
+"""Pinned sequences of one workspace."""
 _log = logging.getLogger(__name__)
 _COUNTED = ("bundles_applied_total", "bundles_duplicate_total", "bundles_refused_total", "content_bytes_total")
 
@@ -86,7 +90,8 @@ class Store:
         self.leases = Leases()
         self._arrivals = Arrivals()
         self._syncs = ThreadPoolExecutor(max_workers=4, thread_name_prefix="deltasync-sync")
-        self.streams = Streams(data, self.state, self.require_space)
+        self.room = Room(config, self.ledger)
+        self.streams = Streams(data, self.state, self.room.require_disk)
         self._rooms = Rooms(
             config,
             self.state,
@@ -95,13 +100,24 @@ class Store:
             self._arrivals,
             self.trees,
             self.streams,
-            self.require_space,
+            self.room,
             self._syncs,
         )
-        self.uploads = Uploads(config, self.state, self._arrivals, self.require_space)
+        self.uploads = Uploads(config, self.state, self._arrivals, self.room)
+        self.ledger.live = (self.journal, self.uploads, self.streams)
+        self._evictor = Evictor(config, self.state, self.cache, self.leases, self.journal, self.ledger, self.room)
+        self.room.gives_way, self.room.evict = (self.uploads, self.streams), self._evictor.ask
         self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(
-            config, self.state, self.cache, self.journal, self.trees, self.leases, self.uploads, self.streams
+            config,
+            self.state,
+            self.cache,
+            self.journal,
+            self.trees,
+            self.leases,
+            self.uploads,
+            self.streams,
+            self._evictor,
         )
         self._scrub = Scrub(config, self.state, self.cache, self.trees)
         self._counted: Counter[str] = Counter()
@@ -113,10 +129,11 @@ class Store:
         config, data = self.config, self.config.data
         with space_guard(data):
             self.state = State(data / "state.db")
+            self.ledger = Ledger(config, self.state)
             try:
                 self.cache = Cache(data)
                 self.journal = Journal(data, self.state, self.cache, config.limits, keep_bundles=config.keep_bundles)
-                self.trees = Trees(data, self.state, self.cache, link)
+                self.trees = Trees(data, self.state, self.cache, link, self.ledger.note_copy)
             except BaseException:
                 self.state.close()
                 raise
@@ -149,6 +166,8 @@ class Store:
             self.trees.distrust(suspects)
             for row in rows:
                 self.trees.wake(row.name)
+            if self.config.quota is not None:
+                self.ledger.count()
 
     def _settle_stamps(self) -> None:
         """Finish restamps that were interrupted: the intent says which fingerprint is also right (spec ST-35)."""
@@ -204,7 +223,7 @@ class Store:
         """
         keep = self.config.keep_sequences
         collection = Collection(self.state, self.cache, self.leases, keep, is_dry_run=dry_run)
-        idle_seconds = 0.0 if self._lacks_space() else self.config.upload_seconds
+        idle_seconds = 0.0 if self.room.is_low() else self.config.upload_seconds
         uploads = self.uploads.release_older(idle_seconds, is_dry_run=dry_run)  # first: the rest needs space itself
         found = collection.run(self.journal, now=time.time() if now is None else now)
         found.uploads, found.upload_bytes = len(uploads), sum(uploads)
@@ -250,6 +269,7 @@ class Store:
             wanted=[digest.hex() for (digest,) in wanted],
             limits=self.config.limits,
             features=sorted(FEATURES),
+            usage=self.ledger.usage(tenant_of(name)) if self.room.bounds_tenants else None,
         )
 
     def wait_for_tree(self, name: WorkspaceName, sequence: int, seconds: float) -> wire.WorkspaceState:
@@ -281,6 +301,7 @@ class Store:
             present = held_rows(db, tenant, digests)
             if present:
                 self.leases.add(present, seconds)
+                self._evictor.note_used(present, db)
         return present
 
     def directory(self, name: WorkspaceName, digest: bytes) -> bytes:
@@ -292,9 +313,12 @@ class Store:
         return body
 
     def sequences(self, name: WorkspaceName) -> wire.KeptSequences:
-        """Return the last sequences, whose whole trees are kept, oldest first."""
+        """Return the last sequences, whose whole trees are kept, and the pinned ones, oldest first."""
         with self.state.read() as db:
-            rows = kept_receipts(db, name, self.config.keep_sequences)
+            return self._kept(db, name)
+
+    def _kept(self, db: sqlite3.Connection, name: WorkspaceName) -> wire.KeptSequences:
+        pins = pinned(db, name)
         return wire.KeptSequences(
             sequences=[
                 wire.KeptSequence(
@@ -303,19 +327,31 @@ class Store:
                     identity=row.identity.hex(),
                     root=row.root.hex(),
                     applied_at=row.receipt().applied_at,
+                    pinned=row.sequence in pins,
                 )
-                for row in rows
+                for row in kept_receipts(db, name, self.config.keep_sequences)
             ]
         )
 
+    def pin(self, name: WorkspaceName, number: int) -> wire.KeptSequences:
+        """Hold a kept sequence until it is unpinned; raises SequenceGone for one that is not kept."""
+        with self.state.write() as db:
+            kept = self._kept(db, name)
+            _sequence_in(kept, number)
+            if len(pinned(db, name)) >= PINS_MAX:
+                raise LimitExceeded("H-110", f"more than {PINS_MAX} pinned sequences", limit=PINS_MAX)
+            db.execute("INSERT OR IGNORE INTO pins VALUES (?, ?)", (name, number))
+            return self._kept(db, name)
+
+    def unpin(self, name: WorkspaceName, number: int) -> wire.KeptSequences:
+        """Hold a sequence only as long as others of its age; one that is not pinned stays as it is."""
+        with self.state.write() as db:
+            db.execute("DELETE FROM pins WHERE workspace = ? AND sequence = ?", (name, number))
+            return self._kept(db, name)
+
     def sequence(self, name: WorkspaceName, number: int) -> wire.KeptSequence:
         """Return one of the kept sequences, or raise SequenceGone with the range of them."""
-        kept = self.sequences(name).sequences
-        found = next((each for each in kept if each.sequence == number), None)
-        if found is None:
-            first, last = (kept[0].sequence, kept[-1].sequence) if kept else (None, None)
-            raise SequenceGone(number, first, last)
-        return found
+        return _sequence_in(self.sequences(name), number)
 
     def last_upload_status(self, name: WorkspaceName) -> str | None:
         """Return how the last bundle for a workspace fared: "applied", or the code of its error."""
@@ -364,7 +400,7 @@ class Store:
         with self.state.read() as db:
             names = [name for (name,) in db.execute("SELECT name FROM workspaces")]
         return wire.Health(
-            status="low disk" if self._lacks_space() else "ok",
+            status="low disk" if self.room.is_low() else "ok",
             version=__version__,
             disk_free_bytes=disk.f_bavail * disk.f_frsize,
             disk_total_bytes=disk.f_blocks * disk.f_frsize,
@@ -422,7 +458,7 @@ class Store:
         """
         self._upkeep.note_arrival()
         try:
-            self.require_space()
+            self.room.require()
             with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
                 done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook, permit=permit).run(
                     expected_identity
@@ -456,7 +492,8 @@ class Store:
 
         def whole(bundle: Assembled, session: Session) -> Answer:
             if session.request.kind == "file":
-                self.require_space()
+                self.room.require_share(tenant, bundle.size_bytes)
+                self.room.require()
                 with space_guard(self.config.data):
                     stored = self.files.store(tenant, bundle, session.request, session.id, permit)
                 self.trees.wake_healed()
@@ -474,38 +511,17 @@ class Store:
 
     def _spool(self, source: Source) -> Spool | Adopted:
         with space_guard(self.config.data):
-            return self.journal.spool(source, self.require_space)
+            return self.journal.spool(source, self.room.require_disk)
 
-    def require_space(self, size_bytes: int = 0) -> None:
-        """Raise NoSpace when less than the reserve would be free after so many bytes were written.
 
-        Uploads and streams that nobody is sending give way, where that is enough (spec ST-89, ST-96).
-        """
-        free_bytes, reserve_bytes = self._space()
-        if free_bytes - size_bytes < reserve_bytes:
-            for room in (self.uploads, self.streams):
-                room.release(size_bytes + reserve_bytes - free_bytes)
-                free_bytes, reserve_bytes = self._space()
-        if free_bytes - size_bytes >= reserve_bytes:
-            return
-        needed = f"{bytes_text(size_bytes)} to write, " if size_bytes else ""
-        raise NoSpace(
-            f"less than the reserve of {bytes_text(reserve_bytes)} would be free at {self.config.data}: {needed}"
-            f"{bytes_text(free_bytes)} free; free some space and try again",
-            needed_bytes=size_bytes or None,
-            free_bytes=free_bytes,
-            reserve_bytes=reserve_bytes,
-        )
-
-    def _lacks_space(self) -> bool:
-        free_bytes, reserve_bytes = self._space()
-        return free_bytes < reserve_bytes
-
-    def _space(self) -> tuple[int, int]:
-        """Return how many bytes are free, and how many of them are the reserve."""
-        disk = os.statvfs(self.config.data)
-        reserve_bytes = min(self.config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
-        return disk.f_bavail * disk.f_frsize, reserve_bytes
+def _sequence_in(kept: wire.KeptSequences, number: int) -> wire.KeptSequence:
+    """Return one of the kept sequences, or raise SequenceGone with the range of those that no pin holds."""
+    found = next((each for each in kept.sequences if each.sequence == number), None)
+    if found is None:
+        by_age = [each.sequence for each in kept.sequences if not each.pinned]
+        last = kept.sequences[-1].sequence if kept.sequences else None
+        raise SequenceGone(number, by_age[0] if by_age else last, last)
+    return found
 
 
 def make_room(data: Path) -> None:

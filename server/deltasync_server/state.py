@@ -160,6 +160,48 @@ MIGRATIONS = (
         began INTEGER NOT NULL
     )
     """,
+    """
+    CREATE TABLE cached (
+        blobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
+    );
+    INSERT INTO cached SELECT count(*), coalesce(sum(size), 0) FROM blobs;
+    CREATE TABLE shares (
+        tenant TEXT PRIMARY KEY,
+        blobs INTEGER NOT NULL,
+        bytes INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO shares SELECT tenant, count(*), sum(size) FROM holdings JOIN blobs USING (digest) GROUP BY tenant;
+    CREATE TABLE idle (
+        digest BLOB PRIMARY KEY,
+        since INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX idle_since ON idle (since);
+    CREATE TRIGGER blob_came AFTER INSERT ON blobs BEGIN
+        UPDATE cached SET blobs = blobs + 1, bytes = bytes + new.size;
+        UPDATE shares SET blobs = blobs + 1, bytes = bytes + new.size
+            WHERE tenant IN (SELECT tenant FROM holdings WHERE digest = new.digest);
+    END;
+    CREATE TRIGGER blob_goes BEFORE DELETE ON blobs BEGIN
+        UPDATE cached SET blobs = blobs - 1, bytes = bytes - old.size;
+        UPDATE shares SET blobs = blobs - 1, bytes = bytes - old.size
+            WHERE tenant IN (SELECT tenant FROM holdings WHERE digest = old.digest);
+        DELETE FROM idle WHERE digest = old.digest;
+    END;
+    CREATE TRIGGER holding_came AFTER INSERT ON holdings BEGIN
+        INSERT INTO shares SELECT new.tenant, 1, size FROM blobs WHERE digest = new.digest
+            ON CONFLICT (tenant) DO UPDATE SET blobs = blobs + 1, bytes = bytes + excluded.bytes;
+    END;
+    CREATE TRIGGER holding_goes BEFORE DELETE ON holdings BEGIN
+        UPDATE shares SET blobs = blobs - 1, bytes = bytes - (SELECT size FROM blobs WHERE digest = old.digest)
+            WHERE tenant = old.tenant AND EXISTS (SELECT 1 FROM blobs WHERE digest = old.digest);
+    END;
+    CREATE TABLE pins (
+        workspace TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        PRIMARY KEY (workspace, sequence)
+    ) WITHOUT ROWID
+    """,
 )
 
 
@@ -306,21 +348,28 @@ def receipt_row(db: sqlite3.Connection, name: str, epoch: str, sequence: int) ->
 
 
 def kept_receipts(db: sqlite3.Connection, name: str, keep_sequences: int) -> list[ReceiptRow]:
-    """Return the newest receipts of a workspace whose trees are held, oldest of them first."""
+    """Return the newest receipts of a workspace whose trees are held, and the pinned ones, oldest of them first."""
     rows = db.execute(
-        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ? AND is_kept ORDER BY sequence DESC LIMIT ?",
+        f"SELECT {_RECEIPT} FROM receipts WHERE workspace = ?1 AND is_kept "
+        f"AND (sequence >= ({_FIRST_KEPT}) OR sequence IN ({_PINNED})) ORDER BY sequence",
         (name, keep_sequences),
-    ).fetchall()
-    return [ReceiptRow._make(row) for row in reversed(rows)]
+    )
+    return [ReceiptRow._make(row) for row in rows]
 
 
 def keep_no_more_than(db: sqlite3.Connection, keep_sequences: int) -> None:
     """Record that older sequences are no longer held, before the first of their objects is removed."""
     for row in workspace_rows(db):
-        kept = kept_receipts(db, row.name, keep_sequences)
-        if kept:
-            update = "UPDATE receipts SET is_kept = 0 WHERE workspace = ? AND is_kept AND sequence < ?"
-            db.execute(update, (row.name, kept[0].sequence))
+        db.execute(
+            "UPDATE receipts SET is_kept = 0 WHERE workspace = ?1 AND is_kept "
+            f"AND sequence < ({_FIRST_KEPT}) AND sequence NOT IN ({_PINNED})",
+            (row.name, keep_sequences),
+        )
+
+
+def pinned(db: sqlite3.Connection, name: str) -> set[int]:
+    """Return the pinned sequences of a workspace."""
+    return {sequence for (sequence,) in db.execute("SELECT sequence FROM pins WHERE workspace = ?", (name,))}
 
 
 def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
@@ -425,7 +474,11 @@ def write_blobs(db: sqlite3.Connection, rows: Iterable[BlobRow], kept: Mapping[b
     kept: rows that were there before: the file of such a one was damaged, and trees may be linked to it.
     """
     rows = sorted(rows)
-    db.executemany("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, ?)", rows)
+    insert = (
+        "INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET "
+        "mtime_ns = excluded.mtime_ns, executable = excluded.executable"
+    )
+    db.executemany(insert, rows)  # no REPLACE: that would hide the row that goes from the triggers
     mark_replaced(db, [row.digest for row in rows if row.digest in kept])
     # Asked of the rows and not of what came: a sender is asked for nothing that is here, whoever brought it (ST-27).
     db.execute("UPDATE wanted SET healed = 1 WHERE NOT healed AND digest IN (SELECT digest FROM blobs)")
@@ -474,6 +527,11 @@ def split_digests(packed: bytes | None) -> list[bytes]:
     return [packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES)]
 
 
+_FIRST_KEPT = (
+    "SELECT coalesce(min(sequence), 0) FROM "
+    "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT ?2)"
+)
+_PINNED = "SELECT sequence FROM pins WHERE workspace = ?1"
 _WORKSPACE = ", ".join(WorkspaceRow._fields)
 _RECEIPT = ", ".join(ReceiptRow._fields)
 _BLOB = ", ".join(BlobRow._fields)

@@ -114,6 +114,16 @@ class Streams:
             rows = stream_rows(db)
         return {"streams": float(len(rows)), "stream_bytes": float(sum(row.size for row in rows))}
 
+    def size_bytes(self) -> int:
+        """Return how many bytes are there of all of them."""
+        with self._state.read() as db:
+            return sum(row.size for row in stream_rows(db))
+
+    def size_of(self, workspace: str) -> int:
+        """Return how many bytes are there of the streams of a workspace."""
+        with self._state.read() as db:
+            return sum(row.size for row in stream_rows(db) if row.workspace == workspace)
+
     def is_next(self, part: Part, sequence: int) -> bool:
         """Tell whether the bundle before this one has written what comes before its part, be it durable or not."""
         hashed = self._live(part.stream).hashed

@@ -44,12 +44,16 @@ _log = logging.getLogger(__name__)
 class Trees:
     """Every plain folder of the store; one thread brings them forward, as soon as a head has moved."""
 
-    def __init__(self, data: Path, state: State, cache: Cache, link: LinkMode) -> None:
+    def __init__(
+        self, data: Path, state: State, cache: Cache, link: LinkMode, note_copy: Callable[[int], None]
+    ) -> None:
+        """note_copy: told the bytes of every file that a tree gets which is no link of a blob."""
         (data / "workspaces").mkdir(0o755, exist_ok=True)
         self._data = data
         self._state = state
         self._cache = cache
         self._link = link
+        self._note_copy = note_copy
         self._lock = threading.RLock()
         """Held while a tree changes, and while a damaged blob is taken out of the trees."""
         self._suspect: set[str] = set()
@@ -229,7 +233,7 @@ class Trees:
     @contextmanager
     def _placer(self, name: str) -> Iterator[Placer]:
         with self._opened(name) as (tree, aside):
-            yield Placer(tree, aside, self._state, self._cache, self._link, self.sound_rows)
+            yield Placer(tree, aside, self._state, self._cache, self._link, self.sound_rows, self._note_copy)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[Folder, Folder]]:

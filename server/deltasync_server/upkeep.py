@@ -9,6 +9,7 @@ import time
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
+from deltasync_server.evict import Evictor
 from deltasync_server.journal import Journal
 from deltasync_server.state import State
 from deltasync_server.streams import Streams
@@ -38,6 +39,7 @@ class Upkeep:
         leases: Leases,
         uploads: Uploads,
         streams: Streams,
+        evictor: Evictor,
     ) -> None:
         self._config = config
         self._state = state
@@ -47,6 +49,7 @@ class Upkeep:
         self._leases = leases
         self._uploads = uploads
         self._streams = streams
+        self._evictor = evictor
         self._cleaned_at = time.monotonic()
         self._changed = threading.Condition()
         self._is_stopping = False
@@ -62,15 +65,21 @@ class Upkeep:
         self._journal_bytes = self._journal.size_bytes()
         self._thread = threading.Thread(target=self._run, name="deltasync-upkeep", daemon=True)
         self._thread.start()
+        self._evictor.wake = self._hurry
 
     def stop(self) -> None:
         """Stop after the batch at hand."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()
+        self._evictor.wake = None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def _hurry(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def note_arrival(self) -> None:
         """Say that a bundle begins to arrive."""
@@ -92,6 +101,7 @@ class Upkeep:
         started, is_overdue = self._active_at, self._is_overdue()
         self._has_work = False
         self._cleaned_at = time.monotonic()
+        self._evictor.run(lambda: self._is_stopping)  # somebody waits for it
 
         def must_yield() -> bool:
             self._has_work |= self._active_at != started
@@ -104,6 +114,7 @@ class Upkeep:
         self._trees.tidy(must_yield)
         self._uploads.expire()
         self._streams.expire(time.time())
+        self._evictor.keep_spare(must_yield)
         if self._object_bytes >= PRUNE_BYTES and not must_yield():
             self._object_bytes = 0
             collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
@@ -123,7 +134,8 @@ class Upkeep:
         """Wait for work and for a quiet moment; False when the store stops."""
         with self._changed:
             while not self._is_stopping:
-                if (left := self._quiet_in() if self._has_work else self._cleaning_in()) > 0:
+                left = self._quiet_in() if self._has_work else self._cleaning_in()
+                if left > 0 and not self._evictor.is_asked:
                     self._changed.wait(left)
                 else:
                     return True

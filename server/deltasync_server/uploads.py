@@ -37,6 +37,7 @@ from deltasync.disk import Folder, space_guard
 from deltasync_server.config import StoreConfig
 from deltasync_server.intake import Arrival, Arrivals
 from deltasync_server.journal import Assembled
+from deltasync_server.room import Room
 from deltasync_server.state import State
 from deltasync_server.tenants import Tenant
 
@@ -117,15 +118,13 @@ Receive = Callable[[Assembled, Session], Answer]
 class Uploads:
     """DATA/uploads: a sparse file for each upload; every piece of it is verified before it is written."""
 
-    def __init__(
-        self, config: StoreConfig, state: State, arrivals: Arrivals, require_space: Callable[[int], None]
-    ) -> None:
+    def __init__(self, config: StoreConfig, state: State, arrivals: Arrivals, room: Room) -> None:
         data = config.data
         (data / "uploads").mkdir(0o700, exist_ok=True)
         self._config = config
         self._state = state
         self._arrivals = arrivals
-        self._require_space = require_space
+        self._room = room
         self._folder = Folder.open(data / "uploads")
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
@@ -165,6 +164,11 @@ class Uploads:
             held = [_bytes_of(each) for each in self._unfinished()]
         return {"uploads": float(len(held)), "upload_bytes": float(sum(held))}
 
+    def size_bytes(self) -> int:
+        """Return what the unfinished ones take on the disk."""
+        with self._lock:
+            return sum(_bytes_of(each) for each in self._unfinished())
+
     def _unfinished(self) -> list[Session]:
         return [each for each in self._sessions.values() if each.answer is None]
 
@@ -180,7 +184,9 @@ class Uploads:
             request = msgspec.structs.replace(request, resume=False)
             if (found := self._resumed(tenant, request, workspace)) is not None:
                 return self.state(tenant, found.id)
-        self._require_space(request.file_size or 0)
+        if request.kind == "file":
+            self._room.require_share(tenant, request.file_size or 0)
+        self._room.require(request.file_size or 0)
         now = time.monotonic()
         session = Session(str(uuid.uuid4()), tenant, request, now, synced=now, sent=now)
         with self._lock:
@@ -453,7 +459,7 @@ class Uploads:
         if self.figures()["upload_bytes"] + size_bytes > self._config.upload_bytes:
             raise NoSpace("the unfinished uploads hold as many bytes as they may; try again later")
         try:
-            self._require_space(size_bytes)
+            self._room.require(size_bytes)
         except NoSpace as error:
             raise _DiskFull(error) from error
 

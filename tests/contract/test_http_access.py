@@ -34,6 +34,8 @@ ROUTES = (
     ("GET", f"{API}/workspaces/w/recipes/{ABSENT}", 404),
     ("GET", f"{API}/workspaces/w/sequences", 200),
     ("GET", f"{API}/workspaces/w/sequences/1", 410),
+    ("PUT", f"{API}/workspaces/w/sequences/1/pin", 410),
+    ("DELETE", f"{API}/workspaces/w/sequences/1/pin", 200),
     ("POST", f"{API}/workspaces/w/missing", 400),
     ("POST", f"{API}/workspaces/w/bundles", 400),
     ("POST", f"{API}/workspaces/w/blobs", 400),

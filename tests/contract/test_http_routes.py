@@ -62,6 +62,7 @@ def test_a_workspace_that_was_never_written_stands_at_the_beginning(server: Serv
         "wanted": [],
         "limits": {name: getattr(Limits(), name) for name in Limits.__struct_fields__},
         "features": ["parts", "recipes"],
+        "usage": None,
     }
 
 

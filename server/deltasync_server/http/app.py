@@ -25,7 +25,8 @@ def build(context: Context, *, seed_routes: bool) -> ASGIApp:
     seed_routes: also serve delta/upload and delta/status, which any program that reaches us can call (spec H-40).
     """
     app = routes(seed_routes=seed_routes)
-    guard = Guard(app, Door(context.access, needs_token=context.needs_token, is_local=context.is_local), context.audit)
+    door = Door(context.access, needs_token=context.needs_token, is_local=context.is_local)
+    guard = Guard(app, door, context.audit, tenant_requests=context.config.tenant_requests)
     app.state.context = context
     app.state.guard = guard
     return guard

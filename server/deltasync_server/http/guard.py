@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers
@@ -16,13 +18,14 @@ from deltasync_server.audit import Audit
 from deltasync_server.http.auth import Door, source_of
 from deltasync_server.http.problems import (
     HttpRefusal,
+    TooManyRequests,
     known,
     no_such_route,
     refusal,
     status_of,
     unexpected,
 )
-from deltasync_server.tenants import tenant_text
+from deltasync_server.tenants import Tenant, tenant_text
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 _log = logging.getLogger(__name__)
@@ -31,8 +34,10 @@ _log = logging.getLogger(__name__)
 class Guard:
     """The outermost application: checks the request, counts it, and turns every exception into a problem."""
 
-    def __init__(self, app: ASGIApp, door: Door, audit: Audit) -> None:
+    def __init__(self, app: ASGIApp, door: Door, audit: Audit, *, tenant_requests: int) -> None:
+        """tenant_requests: how many of one tenant are answered at once."""
         self._app, self._door, self._audit = app, door, audit
+        self._most, self._under_way = tenant_requests, Counter[Tenant]()
         self.answers: Counter[tuple[str, int]] = Counter()
         """Answers given so far, by method and status (event loop only)."""
 
@@ -41,14 +46,28 @@ class Guard:
         exchange = _Exchange(scope, receive, send)
         try:
             check(scope)
-            scope.setdefault("state", {})["caller"] = self._door.caller(scope)
-            await self._app(scope, exchange.receive, exchange.send)
+            caller = scope.setdefault("state", {})["caller"] = self._door.caller(scope)
+            with self._turn(caller.tenant):
+                await self._app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             _log.warning("%s %s was cut off by the stop", scope["method"], shown(scope["path"]))
         except Exception as error:  # noqa: BLE001 - the one place that may; _failed reports it with its traceback
             await _failed(scope, exchange, error)
         self._note(scope, exchange.status)
         self.answers[scope["method"] if scope["method"] in METHODS else "other", exchange.status] += 1
+
+    @contextmanager
+    def _turn(self, tenant: Tenant) -> Iterator[None]:
+        """Count a request as under way; raises TooManyRequests where its tenant has enough of them (spec H-109)."""
+        if self._under_way[tenant] >= self._most:
+            raise TooManyRequests(self._most)
+        self._under_way[tenant] += 1
+        try:
+            yield
+        finally:
+            self._under_way[tenant] -= 1
+            if not self._under_way[tenant]:
+                del self._under_way[tenant]
 
     def _note(self, scope: Scope, status: int) -> None:
         """Write down what changes something, or is refused for who asks (spec ST-115); pieces go with their upload."""

@@ -44,8 +44,20 @@ class TooManyFailures(HostBusy):
         self.headers = {"Retry-After": str(math.ceil(seconds))}
 
 
+class TooManyRequests(HostBusy):
+    """A tenant whose requests that are being answered are as many as they may be."""
+
+    http_status = 429
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} of your requests are being answered, no more at once; try again", limit=most)
+
+
 class HostStopping(HostBusy):
     """The server is being stopped; nothing of the request was kept."""
+
+
+_WITH_STATUS = (HttpRefusal, RequestLate, TooManyFailures, TooManyRequests)
 
 
 def answer(value: msgspec.Struct, status: int = 200) -> Response:
@@ -55,7 +67,7 @@ def answer(value: msgspec.Struct, status: int = 200) -> Response:
 
 def status_of(error: DeltasyncError) -> int:
     """Return the HTTP status of an error."""
-    return error.http_status if isinstance(error, HttpRefusal | RequestLate | TooManyFailures) else error.status
+    return error.http_status if isinstance(error, _WITH_STATUS) else error.status
 
 
 def problem(error: DeltasyncError) -> wire.Problem:

@@ -99,6 +99,23 @@ async def kept_sequence(request: Request, workspace: str, sequence: SequenceNumb
     return answer(await here.workers.quick(partial(here.store.sequence, name, sequence)))
 
 
+_PIN = "/workspaces/{workspace}/sequences/{sequence}/pin"
+
+
+@router.put(_PIN, summary="Pin a kept sequence", **openapi.gives(wire.KeptSequences, 400, 410, 411, 413))
+async def pin(request: Request, workspace: str, sequence: SequenceNumber) -> Response:
+    """Hold a kept sequence, with its content, until it is unpinned; returns what is kept then (H-110)."""
+    here, name = context_of(request), workspace_of(request, workspace)
+    return answer(await here.workers.quick(partial(here.store.pin, name, sequence)))
+
+
+@router.delete(_PIN, summary="Unpin a sequence", **openapi.gives(wire.KeptSequences, 400))
+async def unpin(request: Request, workspace: str, sequence: SequenceNumber) -> Response:
+    """Hold a sequence only as long as others of its age; one that is not pinned stays as it is (H-110)."""
+    here, name = context_of(request), workspace_of(request, workspace)
+    return answer(await here.workers.quick(partial(here.store.unpin, name, sequence)))
+
+
 @router.post(
     "/workspaces/{workspace}/missing",
     summary="Which content must be sent",

@@ -1,0 +1,116 @@
+"""Eviction: content that nothing needs stays as a cache until its room is needed; the longest idle goes first."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from deltasync.core.names import bytes_text
+from deltasync_server.blobs import Cache, Leases
+from deltasync_server.collect import Collection, ShouldStop
+from deltasync_server.config import StoreConfig
+from deltasync_server.journal import Journal
+from deltasync_server.ledger import Ledger
+from deltasync_server.room import Room
+from deltasync_server.state import BATCH, State, batched
+
+KNOWN_SECONDS = 30.0
+"""So long it is believed that no more could be removed."""
+NOTE_SECONDS = 3600.0
+"""How often it is looked up, in a quiet moment, what nothing needs any more."""
+_log = logging.getLogger(__name__)
+
+
+class Evictor:
+    """Removes idle content where room is asked for, and some beforehand; the thread of the upkeep does it."""
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        state: State,
+        cache: Cache,
+        leases: Leases,
+        journal: Journal,
+        ledger: Ledger,
+        room: Room,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._cache = cache
+        self._leases = leases
+        self._journal = journal
+        self._ledger = ledger
+        self._room = room
+        self.wake: Callable[[], None] | None = None
+        """Has the thread run that removes things; None while there is none."""
+        self._lock = threading.Lock()
+        self._asked = 0
+        self._left = (0.0, 0)
+        """Until when it is known, by the monotonic clock, how many bytes can still be removed."""
+        self._noted_at = time.monotonic()
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._asked)
+
+    def ask(self, size_bytes: int) -> bool:
+        """Have so many bytes removed, and say whether the asker should wait for it; without a thread it is done now."""
+        with self._lock:
+            until, left = self._left
+            if time.monotonic() < until and left < size_bytes:
+                return False
+            self._asked = max(self._asked, size_bytes)
+        if (wake := self.wake) is None:
+            self.run(lambda: False)
+            return False
+        wake()
+        return True
+
+    def run(self, should_stop: ShouldStop) -> None:
+        """Remove what was asked for, and enough that the next one need not ask."""
+        if not self._asked:
+            return
+        self._ledger.count()
+        self._journal.checkpoint(should_stop)  # spec ST-133: a blob that it names is not let go before
+        self._evict(max(self._asked, self._room.spare_shortage()), should_stop)
+
+    def keep_spare(self, should_stop: ShouldStop) -> None:
+        """Remove idle content before anyone asks, where little room is left, and look up what is idle now and then."""
+        if (short := self._room.spare_shortage()) and not should_stop():
+            self._evict(short, should_stop)
+        elif time.monotonic() - self._noted_at >= NOTE_SECONDS and not should_stop():
+            self._collection().note_idle(time.time())
+            self._noted_at = time.monotonic()
+
+    def _evict(self, size_bytes: int, should_stop: ShouldStop) -> None:
+        now = time.time()
+        before = now - self._config.evict_after_seconds
+        collection = self._collection()
+        collection.note_idle(now)
+        self._noted_at = time.monotonic()
+        freed = collection.evict(size_bytes, before, should_stop)
+        if freed:
+            _log.warning("removed %d blobs (%s) that nothing needs", collection.result.blobs, bytes_text(freed))
+        with self._state.read() as db:
+            select = "SELECT coalesce(sum(size), 0) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
+            (left,) = db.execute(select, (int(before),)).fetchone()
+        with self._lock:
+            self._asked = 0
+            self._left = (time.monotonic() + KNOWN_SECONDS, left)
+
+    def _collection(self) -> Collection:
+        return Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
+
+    def note_used(self, digests: Iterable[bytes], db: sqlite3.Connection) -> None:
+        """Count content as idle only from now on: somebody asked for it. db: to look with."""
+        if db.execute("SELECT 1 FROM idle LIMIT 1").fetchone() is None:
+            return
+        now = int(time.time())
+        with self._state.write() as writer:
+            update = "UPDATE idle SET since = ? WHERE digest = ?"
+            for batch in batched(digests, BATCH):
+                writer.executemany(update, [(now, digest) for digest in batch])

@@ -1,0 +1,87 @@
+"""Room as a user meets it: a server with a quota, what `status` says of it, and states that are pinned."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from pathlib import Path
+
+import folders
+from serving import serving
+from user import User
+
+MEBI = 1 << 20
+
+
+def test_a_full_server_says_so_and_goes_on_when_something_went(tmp_path: Path) -> None:
+    """Exit 6 with figures, `status` says what is held; after a deletion and a collection of a moment the push goes."""
+    settings = tmp_path / "server.toml"
+    settings.write_text('tenant_quota = "8M"\nquota = "20M"\ntenant_files = 50\nevict_after_seconds = 0\n')
+    user = User(tmp_path / "home")
+    root = user.home / "w"
+    folders.write(root, "a", os.urandom(6 * MEBI))
+    with serving(tmp_path / "data", "--config", str(settings), "--keep-sequences", "1") as served:
+        assert user.run("push", root, "--to", served.url).code == 0
+        folders.write(root, "b", os.urandom(6 * MEBI))
+        full = user.run("push", root)
+        assert full.code == 6 and "you may hold 8.0 MiB on this server: 6.0 MiB are held and 6.0 MiB would" in full.err
+        said = user.run("status", root)
+        assert "you hold 6.0 MiB of 8.0 MiB and 1 of 50 files on this server" in said.out
+        usage = user.run("status", root, "--json").json["server"]["usage"]
+        assert usage == {"bytes": 6 * MEBI, "bytes_limit": 8 * MEBI, "files": 1, "files_limit": 50}
+        (root / "b").unlink()
+        folders.write(root, "b", os.urandom(MEBI))
+        assert user.run("push", root).code == 0
+        folders.assert_same(root, served.data / "workspaces/w/tree")
+
+
+def test_a_pinned_state_can_be_fetched_for_as_long_as_it_is_pinned(tmp_path: Path) -> None:
+    """Beyond the sequences that are kept; released it is gone with them."""
+    user = User(tmp_path / "home")
+    root, dest = user.home / "w", user.home / "dest"
+    folders.write(root, "a", "first")
+    with serving(tmp_path / "data", "--keep-sequences", "1") as served:
+        place = ("--to", served.url, "--workspace", "w")
+        assert user.run("push", root, "--to", served.url).code == 0
+        pinned = user.run("pin", root)
+        assert (pinned.code, pinned.out) == (0, "sequence 1 is pinned\n")
+        for content in ("second", "third"):
+            folders.write(root, "a", content)
+            assert user.run("push", root).code == 0
+        listed = user.run("pin", "--list", "--json", *place).json
+        assert [(each["sequence"], each["pinned"]) for each in listed["sequences"]] == [(1, True), (3, False)]
+        assert "  pinned" in user.run("pin", "--list", root).out.splitlines()[0]
+        assert user.run("fetch", "--from", served.url, "--workspace", "w", dest, "--at", "1").code == 0
+        assert (dest / "a").read_text() == "first"
+
+        gone = user.run("pin", root, "--at", "2")
+        assert gone.code == 1 and gone.err == "deltasync: the tree of sequence 2 is not kept, only 3 is\n"
+        assert user.run("pin", root, "--release").code == 2
+        assert user.run("pin", "--list", "--to", served.url, "--workspace", "never").code == 1
+        assert user.run("pin", root, "--to", (tmp_path / "usb").as_uri()).code == 2
+        released = user.run("pin", root, "--at", "1", "--release")
+        assert (released.code, released.out) == (0, "sequence 1 is no longer pinned\n")
+        assert user.run("fetch", "--from", served.url, "--workspace", "w", dest, "--at", "1").code == 1
+
+
+def test_one_tenants_requests_at_once_are_bounded(tmp_path: Path) -> None:
+    """One more than may be is told to come again, and is answered when another one is."""
+    settings = tmp_path / "server.toml"
+    settings.write_text("tenant_requests = 1\n")
+    with serving(tmp_path / "data", "--config", str(settings)) as served:
+        host = served.url.removeprefix("http://")
+        first = http.client.HTTPConnection(host, timeout=20)
+        first.putrequest("POST", "/api/v1/workspaces/w/missing")
+        first.putheader("Content-Length", "14")
+        first.putheader("Content-Type", "application/json")
+        first.endheaders(b'{"digests"')
+        while (second := served.get("/api/v1/workspaces")).status == 200:
+            pass  # until the first one's head was read
+        assert (second.status, second.json["code"], second.json["facts"]) == (429, "HOST_BUSY", {"limit": 1})
+        assert second.headers["retry-after"] == "2"
+        first.send(b":[]}")
+        assert first.getresponse().read()
+        while (third := served.get("/api/v1/workspaces")).status == 429:
+            pass
+        assert third.status == 200
+        first.close()
