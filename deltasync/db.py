@@ -88,6 +88,8 @@ def damaged(path: Path, error: sqlite3.Error) -> Exception:
         return full(path)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return error
+    if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return Corrupt(f"{path} cannot be used ({error}): the disk, a permission or a limit of the system refused it")
     return Corrupt(f"{path} is damaged ({error})")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from deltasync.core.errors import AlreadyRunning, NoSpace, UsageError
+from deltasync.core.errors import AlreadyRunning, DeltasyncError, NoSpace, UsageError
 from deltasync.core.names import bytes_text
 
 try:
@@ -24,6 +24,20 @@ except ModuleNotFoundError:  # Windows: importable, and `require_confinement` sa
     fcntl = None  # type: ignore[assignment]
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSALS = frozenset(
+    {
+        errno.EIO,
+        errno.EROFS,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ESTALE,
+        errno.ENODEV,
+        errno.ENXIO,
+    }
+)
+"""What a system says for reasons of its own: no traceback of ours explains it."""
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
 """To hold a folder: never through a link."""
@@ -56,6 +70,16 @@ def space_guard(where: Path | str) -> Iterator[None]:
         if error.errno in FULL:
             raise full(where) from error
         raise
+
+
+def refusal(error: OSError) -> DeltasyncError | None:
+    """Return what a disk or a limit of the system refused as one sentence, or None for what needs looking into."""
+    if error.errno in FULL:
+        return full(error.filename or "the disk")
+    if error.errno not in _REFUSALS:
+        return None
+    at = f" at {error.filename}" if error.filename else ""
+    return DeltasyncError(f"the system refused{at}: {os.strerror(error.errno or 0)}; when that is mended, run it again")
 
 
 def full(where: Path | str) -> NoSpace:

@@ -170,14 +170,14 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> DeltasyncError:
 
 
 def _known(error: Exception) -> DeltasyncError | None:
-    """Return what a full disk, or trouble of the database that nobody caught earlier, means to the user."""
+    """Return what a refusal of the system, or trouble of the database that nobody caught earlier, means to the user."""
     import sqlite3
 
     from deltasync.db import damaged
-    from deltasync.disk import FULL, full
+    from deltasync.disk import refusal
 
-    if isinstance(error, OSError) and error.errno in FULL:
-        return full(error.filename or "the disk")
+    if isinstance(error, OSError):
+        return refusal(error)
     if isinstance(error, sqlite3.Error):
         found = damaged(Path("state.db"), error)
         busy = AlreadyRunning("another process is writing the same state; wait until it ends, then try again")

@@ -600,10 +600,11 @@ def _usage(error: Exception) -> DeltasyncError:
 
 def _unexpected(error: Exception) -> DeltasyncError:
     """Say in one sentence what nobody foresaw; the traceback goes to the log."""
-    from deltasync.disk import FULL, full
+    from deltasync.disk import refusal
 
-    if isinstance(error, OSError) and error.errno in FULL:
-        return full(error.filename or "the disk")
+    if isinstance(error, OSError) and (known := refusal(error)):
+        logging.getLogger(PROGRAM).info("refused", exc_info=error)
+        return known
     logging.getLogger(PROGRAM).error("unexpected", exc_info=error)
     at = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return DeltasyncError(f"unexpected {type(error).__name__}{at}: {error}; the traceback stands above")

@@ -1,8 +1,10 @@
-"""Kill a real process at its n-th change of the file system, for n = 1, 2, 3 … until none is left.
+"""Kill a real process at its n-th change of the file system, or have that fail, for n = 1, 2, 3 … until none is left.
 
 Run with the shim preloaded: `LD_PRELOAD=shim.so python sweep.py SCENARIO FOLDER --stride 7 --first 1 --moment before`.
 Each point forks this process, whose modules are loaded already; the child arms the shim and runs the real command line.
-After the kill an unarmed child repeats the command, and the scenario's promises are checked.
+After that an unarmed child repeats the command, and the scenario's promises are checked. `--again SEED` kills the
+repeated command too, somewhere. A moment such as ENOSPC or EIO-sticky has the call fail, once or from there on: the
+command must end by itself, with one of its exit codes and without a traceback.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import errno
+import importlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -32,23 +37,62 @@ from corpus_good import File, noise, part_chain, recipe_chain
 
 from deltasync.client import seal
 from deltasync.core.hashing import digest_of
+from deltasync.core.names import WorkspaceName
 from deltasync_server import intake
 from deltasync_server.tenants import DEFAULT
 
 if TYPE_CHECKING:
-    from deltasync.core.names import WorkspaceName
     from deltasync.core.wire import UploadRequest
     from deltasync_server.receive import Store
 
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
+CREATES, WRITES, NAMES, REMOVALS, ATTRIBUTES, SYNCS, OPENS, READS = (1 << number for number in range(8))
+_TAKES_SPACE = CREATES | WRITES | NAMES | SYNCS
+FAILURES = {
+    "ENOSPC": (errno.ENOSPC, _TAKES_SPACE),
+    "EDQUOT": (errno.EDQUOT, _TAKES_SPACE),
+    "EIO": (errno.EIO, _TAKES_SPACE | REMOVALS | ATTRIBUTES),
+    "EIO-read": (errno.EIO, READS),
+    "EMFILE": (errno.EMFILE, OPENS),
+    "EROFS": (errno.EROFS, _TAKES_SPACE | REMOVALS | ATTRIBUTES),
+    "short": (0, WRITES),
+}
+"""What a call can fail with, and which calls; `short` is a write that takes half."""
+ALL_MOMENTS = (*MOMENTS, *FAILURES, *(f"{name}-sticky" for name in FAILURES))
+KNOWN_CODES = (*range(9), 130)
 SHIM = ctypes.CDLL(None)
 LIMIT_SECONDS = 120
 PIECE = 8_000
 
 
 def arm(point: int, moment: str) -> None:
-    """Let this process die at its point-th change of the file system from now on."""
-    SHIM.shim_arm(ctypes.c_long(point), MOMENTS[moment])
+    """Let this process die at its point-th change of the file system from now on, or let that fail."""
+    global _armed
+    _armed = point, moment
+    if moment in MOMENTS:
+        SHIM.shim_arm(ctypes.c_long(point), MOMENTS[moment])
+        return
+    number, kinds = FAILURES[moment.removesuffix("-sticky")]
+    SHIM.shim_fail(ctypes.c_long(point), number, moment.endswith("-sticky"), kinds)
+
+
+_counted = 0
+_armed: tuple[int, str] = (-1, "before")
+"""What `arm` was called with last; a process that was never harmed is armed with a point that never comes."""
+
+
+def pause() -> tuple[int, str]:
+    """Let nothing fail for a while; returns what `arm` takes to go on."""
+    SHIM.shim_arm(ctypes.c_long(-1), 0)
+    return _armed
+
+
+def disarm() -> int:
+    """Let nothing fail any more; returns how many calls were counted before it was first said."""
+    global _counted
+    _counted = _counted or int(SHIM.shim_count())
+    SHIM.shim_arm(ctypes.c_long(-1), 0)
+    return _counted
 
 
 def forked(work: Callable[[], int], log: Path) -> int:
@@ -223,8 +267,10 @@ class ClientFetch(Scenario):
         return {seen[-1] for seen in folders.listing(root).values() if seen[0] != "directory"}
 
     def act(self) -> int:
+        armed = pause()
         broken = self.contents(self.dest) - self.whole
         assert not broken, f"{len(broken)} files are half written"
+        arm(*armed)
         url = (self.shared / "url").read_text()
         words = ("fetch", "--from", url, "--workspace", "expected", self.dest, "--delete", "-j", "2", "--json")
         return client(*words)
@@ -287,7 +333,6 @@ class ServerUpload(Scenario):
         from serving import Writer
 
         from deltasync.core import wire
-        from deltasync.core.names import WorkspaceName
         from deltasync_server.config import StoreConfig
         from deltasync_server.receive import Store
 
@@ -332,6 +377,65 @@ class ServerUpload(Scenario):
         self.run(lambda: server("collect", "--data", self.data, "--json"))
         assert (self.data / "cache" / digest[:2] / digest).exists()
         assert not list((self.data / "staging").iterdir())
+
+
+class ServerLive(Scenario):
+    """A store takes bundles, brings its tree forward, makes it durable and collects.
+
+    What fails meanwhile is refused as a route would answer it; when calls no longer fail the same store goes on.
+    """
+
+    def prepare(self) -> None:
+        self.data = self.folder / "data"
+
+    def act(self) -> int:
+        from sender import Sender, assert_tree
+
+        from deltasync_server.config import StoreConfig
+        from deltasync_server.receive import Store
+
+        config = StoreConfig(self.data, keep_sequences=1, low_disk_bytes=0, low_disk_inodes=0)
+        sender = Sender(name=WorkspaceName("life"))
+        trees = [
+            sender.tree(a=noise("a", 30_000), sub__b=noise("b", 20_000), c=b"c"),
+            sender.tree(moved=noise("a", 30_000), sub__b=noise("B", 20_000), d=b"d"),
+            sender.tree(moved=noise("a", 30_000), large=noise("large", 1_100_000)),
+        ]
+        armed = pause()
+        with Store(config) as store:
+            store.recover()
+            arm(*armed)
+            for is_harmed in (True, False):
+                for tree in trees[sender.sequence :]:
+                    for step in (lambda now=tree: sender.send(store, now), store.catch_up, store.upkeep, store.collect):
+                        is_good = attempted(step) if is_harmed else bool(step() or True)
+                        if not is_good:
+                            break
+                    if not is_good:
+                        break
+                disarm()
+            assert_tree(store, sender)
+            assert sender.sequence == len(trees)
+        return 0
+
+    def verify(self) -> None:
+        self.run(lambda: server("check", "--data", self.data, "--json"))
+        assert not list((self.data / "staging").iterdir())
+
+
+def attempted(step: Callable[[], object]) -> bool:
+    """Take a step that may fail as a route or a worker's loop lets it; anything else is raised."""
+    from deltasync_server.http.problems import known
+
+    try:
+        step()
+    except OSError:
+        return False
+    except Exception as error:
+        if known(error) is None:
+            raise
+        return False
+    return True
 
 
 class ServerCollect(ServerReplay):
@@ -406,6 +510,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "server-replay-recipes": ServerReplayRecipes,
     "server-replay-parts": ServerReplayParts,
     "server-upload": ServerUpload,
+    "server-live": ServerLive,
     "server-collect": ServerCollect,
     "server-adopt": ServerAdopt,
     "server-adopt-trust": ServerAdoptTrust,
@@ -458,7 +563,7 @@ def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager
         return contextlib.nullcontext()
     if name == "client-fetch":
         return fetched_server(shared)
-    if name.startswith("server-"):
+    if name.startswith("server-") and name != "server-live":
         expected = shared / "expected"
         expected.mkdir()
         folders.life(expected)
@@ -473,31 +578,79 @@ def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager
     return contextlib.nullcontext()
 
 
-def sweep(name: str, folder: Path, *, first: int, stride: int, moment: str, seconds: float) -> dict[str, object]:
+PRELOADED = (
+    "deltasync.cli.fetch",
+    "deltasync.cli.push",
+    "deltasync.cli.status",
+    "deltasync.client.transport",
+    "deltasync_server.check",
+    "deltasync_server.cli",
+    "deltasync_server.http.problems",
+    "deltasync_server.opening",
+    "deltasync_server.replay",
+    "sender",
+)
+"""Modules that the commands import when they need them: here once, and not at every point."""
+
+
+def sweep(
+    name: str,
+    folder: Path,
+    *,
+    first: int,
+    stride: int,
+    moment: str,
+    seconds: float,
+    again: int | None = None,
+    most: int = 1_000_000,
+) -> dict[str, object]:
     """Visit every stride-th point of a scenario, beginning with the first, until the command outlives its point."""
+    for module in PRELOADED:
+        importlib.import_module(module)
     shared = folder / "shared"
     shared.mkdir(parents=True)
     points, deadline = 0, time.monotonic() + seconds
+    chance = None if again is None else random.Random(again)
     with prepare_shared(name, shared):
         for point in range(first, 1_000_000, stride):
             scenario = SCENARIOS[name](folder / f"p{point}-{moment}", shared)
             scenario.folder.mkdir()
             scenario.prepare()
-            code = forked(lambda at=point, now=scenario: (arm(at, moment), now.act())[1], scenario.log)
-            ended = code != -signal.SIGKILL
-            assert not ended or code in scenario.allowed, (
-                f"point {point}: exit {code}\n{scenario.log.read_text()[-2000:]}"
-            )
             try:
+                ended = harmed(scenario, point, moment)
+                if chance is not None and not ended:
+                    harmed(scenario, chance.randrange(1, 200), chance.choice([*MOMENTS]))
                 scenario.run(scenario.act)
                 scenario.verify()
             except AssertionError as error:
-                raise AssertionError(f"{name}, killed {moment} call {point}: {error}") from error
+                raise AssertionError(f"{name}, {moment} at call {point}: {error}") from error
             shutil.rmtree(scenario.folder)
             points += not ended
-            if ended or time.monotonic() > deadline:
+            if ended or points >= most or time.monotonic() > deadline:
                 return {"scenario": name, "moment": moment, "points": points, "last": point, "complete": ended}
     raise AssertionError("no end")
+
+
+def harmed(scenario: Scenario, point: int, moment: str) -> bool:
+    """Run the command with a call that kills it, or fails; tells whether it came to its end before that call."""
+    counts = scenario.folder / "count"
+
+    def act() -> int:
+        arm(point, moment)
+        code = scenario.act()
+        counts.write_text(str(disarm()))
+        return code
+
+    code, said = forked(act, scenario.log), scenario.log.read_text() if scenario.log.exists() else ""
+    if code == -signal.SIGKILL:
+        return False
+    count = int(counts.read_text()) if counts.exists() else point
+    if count < point or moment in MOMENTS:
+        assert code in scenario.allowed, f"exit {code}\n{said[-2000:]}"
+        return True
+    assert code in KNOWN_CODES and "Traceback" not in said and "unexpected" not in said, f"exit {code}\n{said[-3000:]}"
+    scenario.log.unlink(missing_ok=True)
+    return False
 
 
 def main() -> None:
@@ -507,8 +660,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--moment", choices=MOMENTS, default="before")
+    parser.add_argument("--moment", choices=ALL_MOMENTS, default="before")
     parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--most", type=int, default=1_000_000)
+    parser.add_argument("--again", type=int, default=None, metavar="SEED")
     given = parser.parse_args()
     print(
         json.dumps(
@@ -519,6 +674,8 @@ def main() -> None:
                 stride=given.stride,
                 moment=given.moment,
                 seconds=given.seconds,
+                again=given.again,
+                most=given.most,
             )
         )
     )
