@@ -605,12 +605,14 @@ class Pusher:
                 self._write_files()
             except ContentChanged as change:
                 self._rounds += 1
+                self._carriage.streams.forget()
                 self._set_aside(change)
             else:
                 return True
         return False
 
     def _write_files(self) -> None:
+        self._difference.forget()  # what an attempt before this one took for carried is in no bundle
         limit, url = self._options.outbox_limit, outbox.head(self._state).url
         room = limit - outbox.pending_bytes(self._state)
         planned = partial(self._carriage.planned, FEATURES, wire.Limits(), asks=False)

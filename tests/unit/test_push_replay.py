@@ -67,6 +67,19 @@ def test_the_outbox_of_an_offline_folder_replays(served: Served, desk: Desk) -> 
     assert (again.applied, again.skipped, again.root) == (0, 4, found.root)
 
 
+def test_a_bundle_that_was_sealed_again_carries_everything(served: Served, desk: Desk) -> None:
+    """A file changes while a bundle is sealed without a server: the next attempt's bundle is as full as the first's."""
+    folders.life(desk.root)
+
+    def change(_: object) -> None:
+        folders.write(desk.root, "readme.txt", "changed meanwhile")  # after others of the same bundle
+
+    report = desk.push(before=change)
+    assert report.problems == []
+    (found,) = sent(served, desk.root / ".deltasync/outbox")
+    assert_arrived(served, desk, found)
+
+
 def test_a_folder_as_the_server_replays(served: Served, desk: Desk, tmp_path: Path) -> None:
     """`--to file://` writes a chain; carried over in two parts it leads to the same tree."""
     usb = tmp_path / "usb"
