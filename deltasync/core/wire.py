@@ -18,6 +18,7 @@ SERVER_HEADER = "Deltasync-Server"
 
 
 _DIGEST = msgspec.Meta(pattern="^([0-9a-f]{64})?$")
+_Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
     workspace: str
     epoch: str
-    sequence: int
+    sequence: _Sequence
     identity: str
     bundle_id: str
     root: str
@@ -56,7 +57,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     content_bytes: int
     """Bytes of content that arrived in this bundle and were stored."""
     applied_at: str
-    tree_sequence: int | None
+    tree_sequence: _Sequence | None
     """Which sequence the plain tree holds now; None while it moves."""
     duplicate: bool = False
     wanted: list[str] | None = None
@@ -80,10 +81,10 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str
     client_id: str
     epoch: str
-    sequence: int
+    sequence: _Sequence
     root: str
     tree_path: str
-    tree_sequence: int | None
+    tree_sequence: _Sequence | None
     files: int
     content_bytes: int
     last_applied_at: str | None
@@ -122,7 +123,7 @@ class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence whose directory objects the server still holds."""
 
     epoch: str
-    sequence: int
+    sequence: _Sequence
     identity: str
     root: str
     applied_at: str

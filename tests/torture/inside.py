@@ -27,7 +27,7 @@ ASKED_SECONDS = 20.0
 
 @dataclass
 class Inside:
-    """A server; every route is behind its guard, and nobody needs a token."""
+    """A server; every route is behind its guard."""
 
     store: Store
     access: Access
@@ -35,13 +35,19 @@ class Inside:
     loop: asyncio.AbstractEventLoop
 
     def ask(
-        self, method: str, target: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        source: str = "127.0.0.1",
     ) -> Answer:
-        """Make one request."""
-        coming = asyncio.run_coroutine_threadsafe(self._ask(method, target, body, dict(headers or {})), self.loop)
-        return coming.result(ASKED_SECONDS)
+        """Make one request. source: where it comes from."""
+        asked = self._ask(method, target, body, dict(headers or {}), source)
+        return asyncio.run_coroutine_threadsafe(asked, self.loop).result(ASKED_SECONDS)
 
-    async def _ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+    async def _ask(self, method: str, target: str, body: bytes | None, headers: dict[str, str], source: str) -> Answer:
         path, _, query = target.encode().partition(b"?")
         named = {"host": "localhost", **{name.lower(): value for name, value in headers.items()}}
         if body is not None or method in ("POST", "PUT"):
@@ -56,7 +62,7 @@ class Inside:
             "raw_path": path,
             "query_string": query,
             "headers": [(name.encode(), value.encode("latin-1", "replace")) for name, value in named.items()],
-            "client": ("127.0.0.1", 1),
+            "client": (source, 1),
             "server": ("127.0.0.1", 2),
             "state": {},
         }
@@ -79,7 +85,7 @@ class Inside:
 
 
 @contextmanager
-def inside(data: Path, **settings: Any) -> Iterator[Inside]:
+def inside(data: Path, *, needs_token: bool = False, **settings: Any) -> Iterator[Inside]:
     """Lend a server with its own data and no background work."""
     store_config, config = StoreConfig(data, gap_seconds=0.0, **settings), ServeConfig()
     loop = asyncio.new_event_loop()
@@ -98,7 +104,7 @@ def inside(data: Path, **settings: Any) -> Iterator[Inside]:
                 workers,
                 store_config,
                 config,
-                needs_token=False,
+                needs_token=needs_token,
                 is_local=True,
                 tls=None,
                 exchanges=Exchanges(),

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sender import NAME, Sender, assert_tree, blob_of
+from sender import NAME, Sender, assert_tree, blob_of, tree_of
 from serving import until
 
+from deltasync.core.errors import NotFound
 from deltasync.core.hashing import digest_of
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 
 @pytest.fixture
@@ -39,30 +41,49 @@ def scrubbed(store: Store, condition: Callable[[], object]) -> None:
     until(condition)
 
 
-def test_every_damaged_blob_is_found_and_healed(config: StoreConfig) -> None:
-    """A thousand blobs with one flipped bit each: all are asked for, none is served, all come back."""
+def is_wrong(path: Path, content: bytes) -> bool:
+    """Tell whether a file of a plain tree is there with other bytes."""
+    return path.exists() and path.read_bytes() != content
+
+
+def rot_and_heal(config: StoreConfig, number: int) -> None:
+    """Flip one bit in so many blobs: all are asked for, none is served, all come back; fails where that is not so."""
     sender = Sender()
-    contents = {f"f{number}": random.Random(number).randbytes(50) for number in range(1100)}
+    contents = {f"f{n}": random.Random(n).randbytes(1 + n % 100) + b"%d" % n for n in range(number + number // 10)}
     flat = sender.tree(**contents)
     with Store(replace(config, scrub_bytes=0)) as store:
         store.recover()
         sender.send(store, flat)
         store.upkeep()
         store.catch_up()
-    names = sorted(contents)[:1000]
+    names = sorted(contents)[:number]
     for name in names:
         damaged(blob_of(config.data, flat[name]))
     with Store(config) as store:
         store.recover()
-        scrubbed(store, lambda: len(store.workspace(NAME).wanted or ()) == 1000)
+        scrubbed(store, lambda: len(store.workspace(NAME).wanted or ()) == number)
         wanted = set(store.workspace(NAME).wanted or ())
         assert wanted == {digest_of(contents[name]).hex() for name in names}
         assert store.missing(NAME, sorted(wanted)).missing == sorted(wanted)
-        assert store.figures()["scrub_damaged_total"] == 1000
+        assert store.figures()["scrub_damaged_total"] == number
+        for digest in wanted:
+            with pytest.raises(NotFound):
+                store.open_blob(DEFAULT, bytes.fromhex(digest))
+        assert not [name for name in names if is_wrong(tree_of(store) / name, contents[name])]
         sender.heal(store, map(bytes.fromhex, wanted))
         until(lambda: not store.workspace(NAME).wanted)
         store.trees.wait_for(lambda: store.workspace(NAME).tree_sequence == 2, 20)
         assert_tree(store, sender)
+        for entry in flat.values():
+            stream, size = store.open_blob(DEFAULT, entry.digest)
+            with stream:
+                content = stream.read()
+            assert (digest_of(content), len(content)) == (entry.digest, size)
+
+
+def test_every_damaged_blob_is_found_and_healed(config: StoreConfig) -> None:
+    """A thousand blobs with one flipped bit each: all are asked for, none is served, all come back."""
+    rot_and_heal(config, 1000)
 
 
 def test_a_pass_goes_on_where_it_was_and_rests_behind_its_end(config: StoreConfig) -> None:

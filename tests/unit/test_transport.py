@@ -164,6 +164,8 @@ def test_an_answer_is_decoded_into_its_type() -> None:
         (http(b"{}"), "malformed"),
         (http(b"[" * 100_000), "malformed"),
         (http(b'"\xff"'), "malformed"),
+        (http(msgspec.json.encode(msgspec.structs.replace(STATE, tree_sequence=2**63))), "malformed"),
+        (http(msgspec.json.encode(msgspec.structs.replace(STATE, sequence=-1))), "malformed"),
         (http(b"oops", "500 Oops"), "without saying why"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak HTTP"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "does not speak HTTP"),
