@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import secrets
 import stat
@@ -36,6 +37,7 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_log = logging.getLogger(__name__)
 
 
 def is_executable(status: os.stat_result) -> bool:
@@ -175,7 +177,10 @@ class Staging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.folder.close()
-        remove_tree(self._parent, self._name)
+        try:
+            remove_tree(self._parent, self._name)
+        except OSError as failed:  # what was committed out of it is, and the next start clears the rest away
+            _log.warning("staged content could not be removed: %s", failed)
 
 
 class Cache:

@@ -150,6 +150,7 @@ class Scenario:
 
     def __init__(self, folder: Path, shared: Path) -> None:
         self.folder, self.shared = folder, shared
+        self.url = (shared / "url").read_text() if (shared / "url").exists() else ""
         self.log = folder / "log.txt"
 
     def prepare(self) -> None:
@@ -158,6 +159,9 @@ class Scenario:
     def act(self) -> int:
         """Run the command that is killed."""
         raise NotImplementedError
+
+    def verify_harmed(self) -> None:
+        """Check the promises that hold already when the command was harmed."""
 
     def verify(self) -> None:
         """Check the promises after the command was repeated unharmed."""
@@ -176,24 +180,33 @@ class ClientPush(Scenario):
         self.media.mkdir()
         folders.life(self.media)
         self.run(self.push)
+        before = {*folders.listing(self.media)}
         folders.later(self.media)
+        self.kept = before & {*folders.listing(self.media)}
 
     def push(self) -> int:
-        url = (self.shared / "url").read_text()
-        return client("push", self.media, "--to", url, "--workspace", self.folder.name, "--json")
+        return client("push", self.media, "--to", self.url, "--workspace", self.folder.name, "--json")
 
     act = push
 
+    @property
+    def tree(self) -> Path:
+        """The plain folder on the server."""
+        return self.shared / "data/workspaces" / self.folder.name / "tree"
+
+    def verify_harmed(self) -> None:
+        gone = self.kept - {*folders.listing(self.tree)}
+        assert not gone, f"deleted although still there: {sorted(gone)[:5]}"
+
     def verify(self) -> None:
-        folders.assert_same(self.media, self.shared / "data/workspaces" / self.folder.name / "tree")
-        url = (self.shared / "url").read_text()
+        folders.assert_same(self.media, self.tree)
         status = self.folder / "status.json"
         self.log.unlink()
         self.run(lambda: client("status", self.media, "--json"))
         state = json.loads(self.log.read_text())
         status.write_text(json.dumps(state))
         assert state["in_sync"], state
-        assert state["local"]["root"] == state["server"]["root"] and state["server"]["url"].rstrip("/") == url
+        assert state["local"]["root"] == state["server"]["root"] and state["server"]["url"].rstrip("/") == self.url
         assert state["local"]["sequence"] == state["server"]["sequence"]
         assert not list(self.media.rglob("*.tmp"))
 
@@ -206,6 +219,7 @@ class ClientPushLarge(ClientPush):
         large = folders.write(self.media, "large.bin", bytes(range(256)) * 20 + noise("large", 4_500_000))
         self.run(self.push)
         folders.write(self.media, "large.bin", b"new header" + large.read_bytes() + b"more")
+        self.kept = {"large.bin"}
 
 
 class ClientPushParts(ClientPush):
@@ -216,6 +230,7 @@ class ClientPushParts(ClientPush):
         folders.write(self.media, "small.txt", b"small")
         self.run(self.push)
         folders.write(self.media, "large.bin", noise(self.folder.name, 250_000))
+        self.kept = {"small.txt"}
 
     def push(self) -> int:
         seal.content_max = lambda limits: 50_000
@@ -271,8 +286,7 @@ class ClientFetch(Scenario):
         broken = self.contents(self.dest) - self.whole
         assert not broken, f"{len(broken)} files are half written"
         arm(*armed)
-        url = (self.shared / "url").read_text()
-        words = ("fetch", "--from", url, "--workspace", "expected", self.dest, "--delete", "-j", "2", "--json")
+        words = ("fetch", "--from", self.url, "--workspace", "expected", self.dest, "--delete", "-j", "2", "--json")
         return client(*words)
 
     def verify(self) -> None:
@@ -293,7 +307,7 @@ class ServerReplay(Scenario):
         tree = self.data / "workspaces/life/tree"
         folders.assert_same(self.shared / "expected", tree)
         self.run(lambda: server("check", "--data", self.data, "--json"))
-        leftovers = [*(self.data / "staging").glob("*"), *(self.data / "journal").glob("*.spool.tmp")]
+        leftovers = [*(self.data / "staging").iterdir(), *(self.data / "journal").iterdir()]
         assert not leftovers, leftovers
 
 
@@ -618,6 +632,7 @@ def sweep(
             scenario.prepare()
             try:
                 ended = harmed(scenario, point, moment)
+                scenario.verify_harmed()
                 if chance is not None and not ended:
                     harmed(scenario, chance.randrange(1, 200), chance.choice([*MOMENTS]))
                 scenario.run(scenario.act)
