@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torture import hostile
+from torture import families
 from torture.harness import NAMES, PROJECT, Defect, Work, load
 from torture.runner import catch, planted
 
@@ -54,7 +54,7 @@ def test_what_is_planted_is_what_runs_also_behind_a_command() -> None:
     defect = Defect("another release", "TR-102", "deltasync/__init__.py", "__version__ = ", '__version__ = "9" + ')
     with planted(defect) as product:
         paths = os.pathsep.join((str(product), str(product / "server")))
-        words = [Path(sys.executable).parent / "deltasync-server", "--version"]
+        words = [str(Path(sys.executable).parent / "deltasync-server"), "--version"]
         said = subprocess.run(
             words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
         )
@@ -63,4 +63,4 @@ def test_what_is_planted_is_what_runs_also_behind_a_command() -> None:
 
 def test_the_frozen_corpus_is_a_part_of_what_the_hostile_harness_sends() -> None:
     """Far more than 400 hostile bundles, and no two are the same words for one thing."""
-    assert len(hostile.hostile_bundles()) >= 2000
+    assert len(families.hostile_bundles()) >= 2000
