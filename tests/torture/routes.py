@@ -212,15 +212,22 @@ def run(work: Work) -> Result:
         steps = [*_strangers(place), *_narrower(place)]
         random.shuffle(steps)
         for step in steps if work.points >= GOAL else steps[: work.points // 2]:
+            if work.stop_at_first and result.faults:
+                return result
             _visit(place, step)
         if (after := _kept(server)) != before:
             changed = sorted(name for name in after.keys() | before.keys() if after.get(name) != before.get(name))
             result.faults.append(f"requests that were refused have changed {changed}")
-        for step in _foreigners(place):
-            _visit(place, step)
+        ask_as_foreigner(place)
     with inside(work.scratch / "open") as server:
         _generate(server, work, result)
     return result
+
+
+def ask_as_foreigner(place: Place) -> None:
+    """Ask every route that has a name for what another tenant has, and for what nobody has."""
+    for step in _foreigners(place):
+        _visit(place, step)
 
 
 def _kept(server: Inside) -> dict[str, object]:
