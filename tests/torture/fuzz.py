@@ -31,7 +31,7 @@ from torture.mutation import TEXTS, changed, mutant, spoiled_bytes
 
 NAME = "fuzz"
 GOAL = 1_000_000
-SLICE = 2500
+SLICE = 1500
 WEIGHT = 10
 HANG_SECONDS = 1.0
 """Of CPU time, for one mutant; pushes have more."""

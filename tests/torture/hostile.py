@@ -31,7 +31,7 @@ from torture.oddities import Odd, odd_bundles
 
 NAME = "hostile"
 GOAL = 2100
-SLICE = 60
+SLICE = 40
 WEIGHT = 2
 LIFE = WorkspaceName("life")
 GROWTH_MAX_KIB = 256 * 1024

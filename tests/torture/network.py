@@ -23,7 +23,7 @@ from torture.harness import Defect, Result, Work
 
 NAME = "network"
 GOAL = 2000
-SLICE = 40
+SLICE = 30
 WEIGHT = 4
 PUSHES = 6
 """Through the bad network, before one through a good one must bring both sides together."""
