@@ -24,14 +24,14 @@ from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, Entry, decode_directory, encode_directory, parse_directory
 from deltasync.core.wire import Limits
-from torture.fuzz_api import Liars, answer, request
+from torture.fuzz_api import Fetches, Liars, answer, request
 from torture.harness import Defect, Result, Work
 from torture.inside import inside
 from torture.mutation import TEXTS, changed, mutant, spoiled_bytes
 
 NAME = "fuzz"
 GOAL = 1_000_000
-SLICE = 2500
+SLICE = 1500
 WEIGHT = 10
 HANG_SECONDS = 1.0
 """Of CPU time, for one mutant; pushes have more."""
@@ -41,7 +41,7 @@ _TIGHT = Limits(bundle_operations=6, metadata_bytes=1300, bundle_bytes=9000)
 _MEMBERS = ("operation", "kind", "path", "source_path", "base", "digest", "size", "executable", "mtime_ns", "target")
 _DEFAULTS = ("size", "executable", "mtime_ns")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_KINDS = {"bundle": 880, "object": 30, "answer": 45, "request": 42, "push": 3}
+_KINDS = {"bundle": 880, "object": 30, "answer": 45, "request": 41, "push": 3, "fetch": 1}
 DEFECTS = (
     Defect(
         "metadata need not be canonical",
@@ -86,6 +86,14 @@ DEFECTS = (
         "answer",
     ),
     Defect(
+        "fetched bytes are not hashed",
+        "TR-38",
+        "deltasync/client/download.py",
+        "                if digest_of(content) == need.digest:\n",
+        "                if True:\n",
+        "fetch",
+    ),
+    Defect(
         "a request of another shape crashes the server",
         "TR-138",
         "server/deltasync_server/http/uploads.py",
@@ -109,13 +117,14 @@ def run(work: Work) -> Result:
         upload = server.ask(
             "POST", "/api/v1/uploads/initiate", b'{"kind":"bundle","workspace":"w","identity":"%s"}' % (b"c" * 64)
         )
-        liars = Liars(server, work.scratch)
+        liars, fetches = Liars(server, work.scratch), Fetches(server, work.scratch)
         tries: dict[str, Callable[[Random], str]] = {
             "bundle": lambda random: _bundle(random, result),
             "object": lambda random: _object(random, result),
             "answer": answer,
             "request": lambda random: request(random, server, upload.json["upload_id"]),
             "push": lambda random: liars.push(random, result),
+            "fetch": lambda random: fetches.fetch(random, result),
         }
         while work.goes_on(result):
             number += 1
@@ -124,7 +133,7 @@ def run(work: Work) -> Result:
             result.points += 1
             result.count(kind)
             try:
-                with _limited(PUSH_SECONDS if kind == "push" else HANG_SECONDS):
+                with _limited(PUSH_SECONDS if kind in ("push", "fetch") else HANG_SECONDS):
                     fault = tries[kind](random)
             except Hang:
                 fault = "it hangs"

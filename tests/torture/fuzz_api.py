@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -17,6 +19,7 @@ from desk import Desk
 from serving import Answer
 from urllib3.response import HTTPResponse
 
+from deltasync.client.fetch import FetchOptions, fetch
 from deltasync.client.transport import HttpTransport
 from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError
@@ -308,11 +311,64 @@ class Liars:
         except DeltasyncError as error:
             result.count(f"pushes that ended with {error.code}")
         except Exception as error:  # noqa: BLE001 - whatever is not ours is the fault
-            import traceback
-
             fault = "".join(traceback.format_exception(error))[-1500:]
         if folders.listing(desk.root) != before:
             fault += "the folder was changed"
         if fault:
             self._desk = None
         return fault
+
+
+class Fetches:
+    """A workspace that is fetched through mutated answers; nothing but its bytes may come, and nowhere but in DEST."""
+
+    def __init__(self, server: Inside, scratch: Path) -> None:
+        self._server, self._scratch = server, scratch / "fetches"
+        self._number = 0
+        self._scratch.mkdir()
+        (self._scratch / "canary").write_bytes(b"canary")
+        desk = Desk(scratch / "origin")
+        folders.life(desk.root)
+        desk.push(transport=cast(Any, Canned(server.ask)))
+        self._contents = {each[-1] for each in folders.listing(desk.root).values() if each[0] == "file"}
+
+    def fetch(self, random: Random, result: Result) -> str:
+        """Fetch once; returns what is wrong with what came, '' for nothing."""
+        self._number += 1
+        dest, rate = self._scratch / f"d{self._number}", random.choice((0.1, 0.3, 0.5))
+
+        def ask(method: str, target: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+            found = self._server.ask(method, target, body, headers)
+            return spoiled_answer(random, found) if random.random() < rate else found
+
+        fault = ""
+        try:
+            options = FetchOptions("origin", at=random.choice((None, None, 1)), delete=random.random() < 0.5)
+            fetch(cast(Any, Canned(ask)), dest, options, _Deaf())
+            result.count("fetches that went on")
+        except DeltasyncError as error:
+            result.count(f"fetches that ended with {error.code}")
+        except Exception as error:  # noqa: BLE001 - whatever is not ours is the fault
+            fault = "".join(traceback.format_exception(error))[-1500:]
+        files = [each[-1] for each in folders.listing(dest).values() if each[0] == "file"] if dest.exists() else []
+        if not set(files) <= self._contents:
+            fault += "bytes came that are none of the workspace's"
+        if sorted(path.name for path in self._scratch.iterdir()) != sorted(
+            {"canary", *([dest.name] if dest.exists() else [])}
+        ):
+            fault += "something came beside DEST"
+        shutil.rmtree(dest, ignore_errors=True)
+        return fault
+
+
+class _Deaf:
+    """Hears how far a fetch is, and does nothing."""
+
+    def read(self, files: int, size_bytes: int) -> None:
+        pass
+
+    def all_is_read(self) -> None:
+        pass
+
+    def fetched(self, size_bytes: int, total_bytes: int) -> None:
+        pass

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from torture import hostile
-from torture.harness import NAMES, PROJECT, Defect, Work, load
+from torture import families, hostile, routes
+from torture.harness import NAMES, PROJECT, Defect, Result, Work, load
+from torture.inside import inside
 from torture.runner import catch, planted
 
 _chance = random.SystemRandom()
@@ -28,6 +29,23 @@ def test_a_harness_finds_nothing_in_a_moment(name: str, tmp_path: Path) -> None:
     result = harness.run(Work(seed, harness.SLICE, time.monotonic() + _SECONDS, tmp_path))
     assert result.faults == []
     assert result.points or result.skipped
+
+
+def test_a_foreign_name_is_like_one_that_never_was_on_every_route(tmp_path: Path) -> None:
+    """One table of every route: what another tenant has gets the status and body of what nobody has (TR-4)."""
+    result = Result()
+    with inside(tmp_path, needs_token=True) as server:
+        routes.ask_as_foreigner(routes.Place(server, random.Random(), result))
+    assert result.faults == []
+    assert result.points >= 25
+
+
+@pytest.mark.parametrize("rule", ["B-8", "B-62"])
+def test_a_bomb_costs_little_memory_and_time(rule: str, tmp_path: Path) -> None:
+    """Each is refused with less than 256 MiB of memory and in less than 5 s, and nothing of it is left (TR-22)."""
+    there = sum(each.name.startswith(f"{rule}-") for each in families.hostile_bundles())
+    result = hostile.run(Work(0, there, time.monotonic() + _SECONDS, tmp_path, hint=f"{rule}-"))
+    assert (result.faults, result.points) == ([], there)
 
 
 def test_a_planted_defect_is_caught() -> None:
@@ -54,7 +72,7 @@ def test_what_is_planted_is_what_runs_also_behind_a_command() -> None:
     defect = Defect("another release", "TR-102", "deltasync/__init__.py", "__version__ = ", '__version__ = "9" + ')
     with planted(defect) as product:
         paths = os.pathsep.join((str(product), str(product / "server")))
-        words = [Path(sys.executable).parent / "deltasync-server", "--version"]
+        words = [str(Path(sys.executable).parent / "deltasync-server"), "--version"]
         said = subprocess.run(
             words, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
         )
@@ -63,4 +81,4 @@ def test_what_is_planted_is_what_runs_also_behind_a_command() -> None:
 
 def test_the_frozen_corpus_is_a_part_of_what_the_hostile_harness_sends() -> None:
     """Far more than 400 hostile bundles, and no two are the same words for one thing."""
-    assert len(hostile.hostile_bundles()) >= 2000
+    assert len(families.hostile_bundles()) >= 2000
