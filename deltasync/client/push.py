@@ -53,6 +53,8 @@ CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
 AHEAD_FILES, AHEAD_BYTES = 8_000, 32 << 20
 """What a first scan must have recorded anew before it is worth a bundle of its own."""
+RESYNCS_MAX = 10
+"""How often one push begins anew from the receiver's tree, also when it gets receipts in between (spec H-142)."""
 ROUNDS_MAX = 40
 """How often trouble without a receipt in between is met with another attempt."""
 __all__ = [
@@ -120,6 +122,7 @@ class Pusher:
         """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._restarts = 0
         """How often content that came in parts began anew."""
+        self._resyncs = 0
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
@@ -276,6 +279,12 @@ class Pusher:
 
     def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
         """Go on from the server's tree, in a new epoch unless its head is a bundle of this one (spec S-14)."""
+        self._resyncs += 1
+        if self._resyncs > RESYNCS_MAX:
+            raise SequenceConflict(
+                "the server goes back on what it acknowledges, again and again; have `deltasync-server check` look at "
+                "its store, then push again"
+            )
         base, load = self._learn(transport, server, keep=True)
         if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
             target, load = self._difference.target(base, load)
@@ -466,8 +475,8 @@ class Pusher:
                 expected_root=manifest.root,
                 got_root=receipt.root,
             )
-        stated = (receipt.epoch, receipt.sequence, receipt.identity)
-        if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
+        stated = (receipt.workspace, receipt.epoch, receipt.sequence, receipt.identity)
+        if stated != (self._name, manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
             raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
         self._record_kept(parcel.sequence, parcel.file_name)
         self._carriage.note_part(parcel.part)

@@ -33,10 +33,11 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, normal_url, ssh_address
+from deltasync.client.answer import BoundedAnswer, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.hosts import HostBook, token_of
-from deltasync.client.incoming import Incoming
+from deltasync.client.incoming import READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.client.ssh import SshOptions, Tunnel
@@ -116,6 +117,7 @@ class _Watched:
 
     timeout: Any
     patience_seconds = 0.0
+    response_class: Any = BoundedAnswer
 
     def request(self, *args: Any, **options: Any) -> None:
         """Send a request; its body finds this connection in the thread's variable."""
@@ -257,6 +259,13 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **options)
         plain = _Pool if self._tunnel is None else partial(_TunnelPool, self._tunnel)
         self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": _TlsPool}
+
+
+class _Session(requests.Session):
+    """Follows no redirect, and reads nothing of one: requests would read all of its body to be ready to follow."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Tell of none (spec H-96)."""
 
 
 class _Streamed(NamedTuple):
@@ -510,7 +519,7 @@ class HttpTransport:
     def _once(self, method: str, path: str, *, limit_bytes: int = ANSWER_BYTES_MAX, **options: Any) -> bytes:
         """Make one request and return the body of its good answer; every other outcome is an error of ours."""
         with self._session() as session, self._answer(session, method, path, **options) as response:
-            content = self._read(response, limit_bytes + 1)
+            content = self._all(response, limit_bytes + 1)
         self._check(response)
         if len(content) > limit_bytes:
             raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
@@ -524,7 +533,7 @@ class HttpTransport:
         with self._session() as session, self._answer(session, method, path, **options) as response:
             self._check(response)
             if response.status_code != good:
-                raise self._problem(response, self._read(response, ANSWER_BYTES_MAX))
+                raise self._problem(response, self._all(response, ANSWER_BYTES_MAX))
             yield _Streamed(response, Incoming(self.url, partial(self._read_limited, response)))
 
     def _answer(
@@ -557,6 +566,14 @@ class HttpTransport:
         except _BELOW_HTTP as error:
             raise self._trouble(error) from error
 
+    def _all(self, response: requests.Response, limit_bytes: int) -> bytes:
+        """Read an answer's body to its end, but no more of it than this."""
+        pieces: list[bytes] = []
+        while limit_bytes and (piece := self._read(response, min(limit_bytes, READ_BYTES))):
+            pieces.append(piece)
+            limit_bytes -= len(piece)
+        return b"".join(pieces)
+
     def _read(self, response: requests.Response, size_bytes: int) -> bytes:
         """Read at most so much of an answer's body."""
         try:
@@ -585,7 +602,7 @@ class HttpTransport:
             self._sessions.append(session)
 
     def _new_session(self) -> requests.Session:
-        session = requests.Session()
+        session = _Session()
         session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
         session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -622,6 +639,8 @@ class HttpTransport:
         reasons = [*_causes(error)]
         if any(isinstance(each, BadStatusLine) and not isinstance(each, RemoteDisconnected) for each in reasons):
             return NotADeltasyncServer(f"what answers at {self.url} does not speak HTTP; check the address")
+        if any(isinstance(each, Unbounded) for each in reasons):
+            return NotADeltasyncServer(f"{self.url} gives an answer without an end, or one that is no HTTP")
         if isinstance(error, requests.exceptions.SSLError) and any(
             getattr(each, "reason", None) in _PLAIN_ANSWERS for each in reasons
         ):
@@ -667,7 +686,8 @@ class HttpTransport:
             if status in (429, *_GATEWAY_STATUS):
                 return HostBusy(f"{self.url} answers {status}; try again", **facts)
             return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
-        return from_problem(problem.code, shown(problem.detail), {**problem.facts, **facts})
+        code = problem.code if problem.code in wire.PROBLEM_CODES else ""  # no server says what is wrong on this side
+        return from_problem(code, shown(problem.detail), {**problem.facts, **facts})
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:
         try:
@@ -679,7 +699,7 @@ class HttpTransport:
 def _date(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text).replace(tzinfo=UTC)  # HTTP knows no other zone
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -243,7 +243,7 @@ def from_problem(code: str, detail: str, facts: Mapping[str, Fact]) -> Deltasync
     cls = next((leaf for leaf in _leaves(DeltasyncError) if leaf.code == code), DeltasyncError)
     error = cls.__new__(cls)
     DeltasyncError.__init__(error, detail, **facts)
-    for name in ("missing", "rule"):
-        if name in facts:
+    for name, kind in (("missing", list), ("rule", str)):
+        if isinstance(facts.get(name), kind):
             setattr(error, name, facts[name])
     return error
