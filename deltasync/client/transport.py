@@ -10,7 +10,7 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,7 +36,7 @@ from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, n
 from deltasync.client.answer import BoundedAnswer, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
-from deltasync.client.hosts import HostBook, token_of
+from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
 from deltasync.client.incoming import READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
@@ -51,6 +51,7 @@ from deltasync.core.errors import (
     HostUntrusted,
     NotADeltasyncServer,
     NotFound,
+    Unauthorized,
     UsageError,
     from_problem,
 )
@@ -83,13 +84,14 @@ def open_transport(
     jobs: int = JOBS,
     proxies: bool = False,
     insecure: bool = False,
+    token_for: Collection[str] = (),
     ssh: SshOptions | None = None,
 ) -> Transport:
     """Return the transport for a URL: `http://`, `https://`, `ssh://`, or `file://` for a folder.
 
     What the user's book of hosts says of a server holds. bandwidth: bytes of bodies sent per second. jobs: pieces of a
     large bundle under way at once. proxies: obey the proxies that the environment names. insecure: talk plain http with
-    other machines. ssh: how to use it for `ssh://`.
+    other machines. token_for: the addresses that the environment's token is for. ssh: how to use it for `ssh://`.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
@@ -99,10 +101,12 @@ def open_transport(
             url, tunnel=tunnel, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs
         )
     host = HostBook.of_user(os.environ).at(normal_url(url))
+    token = (host.token if host is not None else None) or token_of(os.environ, normal_url(url), token_for)
     return HttpTransport(
         url,
         trust=host.trust if host is not None else SYSTEM,
-        token=(host.token if host is not None else None) or token_of(os.environ),
+        token=token,
+        has_withheld=token is None and has_token(os.environ),
         bandwidth=bandwidth,
         timeout=timeout,
         max_retries=max_retries,
@@ -286,6 +290,7 @@ class HttpTransport:
         *,
         trust: Trust = SYSTEM,
         token: str | None = None,
+        has_withheld: bool = False,
         bandwidth: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
@@ -297,12 +302,13 @@ class HttpTransport:
     ) -> None:
         """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits.
 
-        tunnel: the way to the server, for an address that is none of HTTP's.
+        has_withheld: there is a token that is not for this server. tunnel: the way to the server, for an address that
+        is none of HTTP's.
         """
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
-        self._token, self._trust = token, trust
+        self._token, self._trust, self._has_withheld = token, trust, has_withheld
         self._tls = _tls(trust) if self.url.startswith("https:") else {}
         self._tunnel = tunnel
         self._base = self.url if tunnel is None else "http://localhost"
@@ -687,7 +693,10 @@ class HttpTransport:
                 return HostBusy(f"{self.url} answers {status}; try again", **facts)
             return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
         code = problem.code if problem.code in wire.PROBLEM_CODES else ""  # no server says what is wrong on this side
-        return from_problem(code, shown(problem.detail), {**problem.facts, **facts})
+        sentence = shown(problem.detail)
+        if code == Unauthorized.code and self._has_withheld:
+            sentence += f"; {TOKEN_VARIABLE} was not shown: it is for DELTASYNC_TO, or without that for --to"
+        return from_problem(code, sentence, {**problem.facts, **facts})
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:
         try:
