@@ -207,6 +207,20 @@ def test_the_environments_token_reaches_only_who_was_named_with_it(user: User, f
     assert shown == [True, False, True, True, False, True, False]
 
 
+def test_no_traceback_has_a_token(user: User, host: Host, folder: Path) -> None:
+    """What nobody foresaw, with the token in hand: neither error.log nor the traceback of -v has it."""
+    add(user, host, "--ca", host.ca)
+    assert user.run("push", folder, "--to", "gpu").code == 0
+    (folder / ".deltasync/outbox").write_text("in the way")
+    (folder / "new").write_text("new")
+    for words in (["--keep-sent", "1d"], ["--keep-sent", "1d", "-v"]):
+        done = user.run("push", folder, *words)
+        assert done.code == 1 and host.token.rpartition("_")[2] not in done.out + done.err, done
+    assert "Traceback" in done.err
+    log = (user.home / "own/error.log").read_text()
+    assert "Traceback" in log and host.token.rpartition("_")[2] not in log
+
+
 def test_stdin_gives_a_token(user: User, host: Host) -> None:
     """--token-file - reads one line."""
     words = [BINARY.with_name("deltasync"), "host", "add", "gpu", host.url, "--ca", host.ca, "--token-file", "-"]
