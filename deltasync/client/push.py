@@ -19,7 +19,7 @@ from deltasync.client.pack import ContentChanged
 from deltasync.client.pieces import making_seconds
 from deltasync.client.ranges import Plan
 from deltasync.client.reasons import NO_PLANS, Reasons
-from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
+from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport, check_receipt
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import recipe, wire
@@ -32,7 +32,6 @@ from deltasync.core.errors import (
     LimitExceeded,
     NotOwner,
     Refused,
-    RootMismatch,
     SequenceConflict,
     UsageError,
 )
@@ -468,16 +467,7 @@ class Pusher:
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""
         manifest = parcel.manifest
-        if receipt.root != manifest.root:
-            raise RootMismatch(
-                f"the server computed another tree for bundle {parcel.sequence}; "
-                "run `deltasync verify` and `deltasync-server check`",
-                expected_root=manifest.root,
-                got_root=receipt.root,
-            )
-        stated = (receipt.workspace, receipt.epoch, receipt.sequence, receipt.identity)
-        if stated != (self._name, manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
-            raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
+        check_receipt(receipt, self._name, manifest, parcel.identity)
         self._record_kept(parcel.sequence, parcel.file_name)
         self._carriage.note_part(parcel.part)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
@@ -523,7 +513,7 @@ class Pusher:
         elif isinstance(cause, LimitExceeded) and parcel.identity not in self._sealed_here:
             outbox.discard_from(self._state, parcel.sequence)  # it was cut for other limits than this receiver's
         elif isinstance(cause, ContentMissing):
-            self._restart(parcel, cause, set(getattr(cause, "missing", ())))
+            self._restart(parcel, cause, set(cause.missing))
         elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
             transport.back_off(self._losses, cause)
             self._losses += 1
@@ -547,7 +537,7 @@ class Pusher:
     def _add_content(self, parcel: Parcel, error: ContentMissing) -> None:
         """Have a bundle sent again with what the receiver turned out to lack; only content that it names (T6)."""
         named = content_operations(outbox.metadata_of(self._state, parcel.sequence))
-        lacking = {digest for digest in getattr(error, "missing", ()) if digest in named}
+        lacking = {digest for digest in error.missing if digest in named}
         known = self._also.setdefault(parcel.identity, set())
         if lacking <= known:
             raise error

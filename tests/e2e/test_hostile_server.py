@@ -128,6 +128,10 @@ class Home:
             "status--json": ["status", str(self.folder), "--json"],
             "verify": ["verify", str(self.folder)],
             "fetch": ["fetch", "--from", to, "--workspace", name, str(self.dest)],
+            "replay": [
+                *("bundle", "replay", str(self.folder / ".deltasync/outbox")),
+                *("--to", to, "--workspace", f"{name}-again"),
+            ],
             "doctor": ["doctor", str(self.folder), "--to", to],
         }[command]
 
@@ -237,6 +241,7 @@ MANY = [f"{number:064x}" for number in range(200_000)]
 NOBODYS, ZEROS = "ab" * 32, "0" * 64
 D = b"\2" * 32
 PIECES = {"DELTASYNC_BWLIMIT": "1G", "DELTASYNC_MAX_RETRIES": "2"}
+KEPT = {"DELTASYNC_MAX_RETRIES": "1"}
 IN_TIME = {"DELTASYNC_TIMEOUT": "0.3", "DELTASYNC_MAX_RETRIES": "0"}
 
 
@@ -503,6 +508,21 @@ CASES: dict[str, Case] = {
         f"a recipe {what}": Case(when("GET .*/recipes/.*", lies.text(change)), 0, "fetch", large=True)
         for what, change in RECIPES.items()
     },
+    # Bundles that are replayed
+    **{
+        f"replay, and {what}": Case(lie, code, "replay", variables=KEPT)
+        for what, lie, code in (
+            ("another root", receipt(root=NOBODYS), 8),
+            ("another sequence", receipt(sequence=7), 8),
+            ("a tree of forty digits", receipt(tree_sequence=10**40), 1),
+            ("a fork, for ever", refused("SEQUENCE_FORK"), 5),
+            ("a gap, for ever", refused("SEQUENCE_GAP", expected_sequence=-7), 5),
+            ("a number is missing", refused("CONTENT_MISSING", missing=5), 5),
+            ("a head far ahead", head(sequence=2**52), 0),
+            ("empty answers", when(ANY, instead(b"")), 1),
+            ("everything is dropped", when(BUNDLES, unapplied), 8),
+        )
+    },
     # Uploads in pieces
     "pieces of no bytes": Case(session(chunk_size=0), 1, variables=PIECES),
     "pieces of minus one byte": Case(session(chunk_size=-1), 1, variables=PIECES),
@@ -528,6 +548,8 @@ def test_a_lie_does_no_harm(name: str, home: Home, double: Double, monkeypatch: 
     """Whatever a server says: a sentence, no file changes, nothing leaves that no bundle names; the truth heals it."""
     case = CASES[name]
     is_push = case.commands.startswith("push")
+    if case.variables is KEPT:
+        monkeypatch.setenv("DELTASYNC_KEEP_SENT", "1d")
     if case.large:
         folders.write(home.folder, "large.bin", LARGE)
         folders.write(home.dest, "large.bin", BEFORE)
@@ -553,10 +575,10 @@ def test_a_lie_does_no_harm(name: str, home: Home, double: Double, monkeypatch: 
         path for path in there if there[path] != honest.get(path) and path not in ("large.bin", "docs", "docs/deep")
     ] == []
     monkeypatch.setenv("DELTASYNC_ALLOW_MASS_DELETE", "1")
-    for command in ("push", "verify") if is_push else ("fetch",):
+    for command in ("push", "verify") if is_push else ("replay",) if case.variables is KEPT else ("fetch",):
         code, out, err = home.run(command)
         assert code == 0, (out, err)
-    if not is_push:
+    if command == "fetch":
         (home.folder / "own.key").unlink()
         folders.assert_same(home.folder, home.dest)
 
