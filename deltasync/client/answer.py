@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
+import threading
 import time
 from http.client import HTTPResponse
-from typing import Any
+from typing import Any, Self
 
 HEAD_BYTES_MAX = 256 << 10
 """What may come before a body; what frames one may be as much again for every piece of it that is read."""
@@ -17,6 +20,31 @@ WINDOW_BYTES = 4 << 10
 
 class Unbounded(OSError):
     """An answer that does not end, or whose frame is none."""
+
+
+class Deadline:
+    """Ends a connection, for whoever waits for its bytes, unless it is cancelled in time."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._twin = connection.dup()  # TLS takes the descriptor of the other one away
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Let the connection be."""
+        self._timer.cancel()
+        self._twin.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._twin.shutdown(socket.SHUT_RDWR)
 
 
 class _Line(io.RawIOBase):

@@ -33,7 +33,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, normal_url, ssh_address
-from deltasync.client.answer import BoundedAnswer, Unbounded
+from deltasync.client.answer import BoundedAnswer, Deadline, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 
 API_VERSION = "1"
 CONNECT_SECONDS = 5.0
+HANDSHAKE_SECONDS = 10.0
+"""How long it takes at most until a connection is secure."""
 ANSWER_BYTES_MAX = 16 * 2**20
 DIRECTORY_BYTES_MAX = 256 * 2**20
 BACKOFF_SECONDS = 0.25
@@ -145,6 +147,21 @@ class _Connection(_Watched, HTTPConnection):
 
 class _TlsConnection(_Watched, HTTPSConnection):
     """A TLS connection."""
+
+    _deadline: Deadline | None = None
+
+    def connect(self) -> None:
+        """Connect, and be done with the handshake in time, also where its bytes come drop by drop (spec H-141)."""
+        try:
+            super().connect()
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def _new_conn(self) -> Any:
+        plain: Any = super()._new_conn()
+        self._deadline = Deadline(plain, HANDSHAKE_SECONDS)
+        return plain
 
     def send(self, content: Any) -> None:
         """Send, and call a connection that is gone what it is called without TLS: an answer may be there to be read."""
