@@ -37,7 +37,7 @@ from deltasync.client.answer import BoundedAnswer, Deadline, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
 from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
-from deltasync.client.incoming import READ_BYTES, Incoming
+from deltasync.client.incoming import DIRECTORY_BYTES_MAX, READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.client.ssh import SshOptions, Tunnel
@@ -66,7 +66,6 @@ CONNECT_SECONDS = 5.0
 HANDSHAKE_SECONDS = 10.0
 """How long it takes at most until a connection is secure."""
 ANSWER_BYTES_MAX = 16 * 2**20
-DIRECTORY_BYTES_MAX = 256 * 2**20
 BACKOFF_SECONDS = 0.25
 BACKOFF_SECONDS_MAX = 30.0
 

@@ -490,7 +490,10 @@ CASES: dict[str, Case] = {
     ),
     "a tree of other digests": Case(Forged(D, {D: encode_directory([file("f")])}), 8, "fetch", says="T-3"),
     "a tree of another shape": Case(
-        Forged(directory_digest(b"\xff"), {directory_digest(b"\xff"): b"\xff"}), 8, "fetch"
+        Forged(directory_digest(b"\xff"), {directory_digest(b"\xff"): b"\xff"}), 8, "fetch", says="T-2"
+    ),
+    "a directory of half a GiB": Case(
+        when(".*/trees", instead(frames.head(1 << 29) + b"x" * 99)), 8, "fetch", says="P-7"
     ),
     "a file of minus one byte": Case(forged(file("f", -1)), 8, "fetch", says="T-5"),
     # Content
