@@ -69,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ssh_server: str = "deltasync-server"
     ssh_data: str | None = None
     """On the host; None is the usual folder there."""
+    token_for: tuple[str, ...] = msgspec.field(default=(), name="token-for")
+    """The addresses that the environment's token is for (spec H-144)."""
     no_wait: bool = False
     dry_run: bool = False
     full: bool = False
@@ -294,6 +296,8 @@ _ALL = (
     Setting("quiet", SWITCH, "Print only errors.", short="q", in_file=False),
     Setting("verbose", SWITCH, "Print more, and tracebacks.", short="v", in_file=False),
 )
+DERIVED = ("token-for",)
+"""What follows from other settings, and from where they were given."""
 SETTINGS: Mapping[str, Setting] = {setting.key: setting for setting in _ALL}
 
 
@@ -306,15 +310,20 @@ def load(
     Raises UsageError that names where a bad value stands and what is allowed there.
     """
     layers = [_from_file(path, is_workspace=is_workspace) for path, is_workspace in files]
-    layers.append(_from_environment(environment))
+    around = _from_environment(environment)
     given = {key: raw for key, raw in flags.items() if raw is not None and raw != []}
-    layers.append({key: _parsed(f"--{key}", SETTINGS[key], raw) for key, raw in given.items()})
-    merged: dict[str, Value] = {}
+    asked = {key: _parsed(f"--{key}", SETTINGS[key], raw) for key, raw in given.items()}
+    layers += [around, asked]
+    merged: dict[str, Value] = {"token-for": _addresses(around) or _addresses(asked)}
     for layer in layers:
         for key, value in layer.items():
             before = merged.get(key)
             merged[key] = (*before, *value) if isinstance(before, tuple) and isinstance(value, tuple) else value
     return msgspec.convert(merged, Settings)
+
+
+def _addresses(layer: Mapping[str, Value]) -> tuple[str, ...]:
+    return tuple(str(layer[key]) for key in ("to", "from") if layer.get(key))
 
 
 def files_of(root: Path | None, environment: Mapping[str, str]) -> list[tuple[Path, bool]]:

@@ -19,7 +19,7 @@ from deltasync import __version__, config
 from deltasync.cli import output
 from deltasync.cli.options import PlainGroup, new_app
 from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, UsageError
-from deltasync.core.names import shown
+from deltasync.core.names import shown, without_tokens
 
 PROGRAM = "deltasync"
 COMPLETE = "_DELTASYNC_COMPLETE"
@@ -157,7 +157,7 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> DeltasyncError:
         return known
     import traceback
 
-    trace = "".join(traceback.format_exception(error))
+    trace = without_tokens("".join(traceback.format_exception(error)))
     if _is_asked(arguments, "verbose"):
         sys.stderr.write(trace)
         where = "the traceback stands above"

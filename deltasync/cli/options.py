@@ -48,7 +48,9 @@ class Call:
         found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
         named = {"to": found.to, "source": found.source}
         found = structs.replace(
-            found, **{key: text and address.resolved(text, os.environ) for key, text in named.items()}
+            found,
+            token_for=tuple(address.resolved(each, os.environ) for each in found.token_for),
+            **{key: text and address.resolved(text, os.environ) for key, text in named.items()},
         )
         return _parted(found, "source" if "from" in self.flags else "to")
 
@@ -263,6 +265,7 @@ def transport(settings: config.Settings, url: str | None, *, max_retries: int | 
         jobs=settings.jobs,
         proxies=settings.proxy,
         insecure=settings.insecure,
+        token_for=settings.token_for,
         ssh=SshOptions(
             settings.ssh,
             settings.ssh_server,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json as plain_json
 import sys
 from collections.abc import Mapping
 
@@ -35,7 +36,7 @@ class Output:
     def event(self, line: str, json: str) -> None:
         """Print one thing that happened, at once: as JSON or as a line."""
         if self.is_json:
-            _write(json, flush=True)
+            _write(_harmless(json), flush=True)
         elif not self.is_quiet:
             _write(shown(line), flush=True)
 
@@ -67,9 +68,10 @@ def complain(sentence: str) -> None:
 def as_json(content: object) -> str:
     """Return content as one line of JSON; a name that is not UTF-8 is escaped as it is for people."""
     try:
-        return msgspec.json.encode(content).decode()
+        text = msgspec.json.encode(content).decode()
     except UnicodeEncodeError:
-        return msgspec.json.encode(_escaped(msgspec.to_builtins(content))).decode()
+        text = msgspec.json.encode(_escaped(msgspec.to_builtins(content))).decode()
+    return _harmless(text)
 
 
 def error_json(error: DeltasyncError) -> str:
@@ -92,6 +94,13 @@ def count_text(count: int, one: str, many: str = "") -> str:
 
 def _write(text: str, *, flush: bool = False) -> None:
     print(text, flush=flush)
+
+
+def _harmless(text: str) -> str:
+    """Return the same JSON without a character that a terminal obeys (spec H-143)."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else plain_json.dumps(each)[1:-1] for each in text)
 
 
 def _escaped(content: object) -> object:

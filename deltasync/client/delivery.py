@@ -201,6 +201,7 @@ class Delivery:
             jobs=settings.jobs,
             proxies=settings.proxy,
             insecure=settings.insecure,
+            token_for=settings.token_for,
             ssh=SshOptions(settings.ssh, settings.ssh_server, connect_seconds=settings.timeout_seconds),
         )
 

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Protocol
@@ -293,6 +293,31 @@ class _Batch:
         self._wrong.add(need.digest)
 
 
+class _Numbers:
+    """Numbers that several threads take, each once; a server may state a size that has more than fit into memory."""
+
+    def __init__(self, numbers: range, but: Collection[int]) -> None:
+        """but: those that are not handed out."""
+        self._guard = threading.Lock()
+        self._count = len(numbers) - len(but)
+        self._next: Iterator[int] = (number for number in numbers if number not in but)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self) -> int | None:
+        """Return the next one; None when there is none left."""
+        with self._guard:
+            number = next(self._next, None)
+            self._count = 0 if number is None else self._count - 1
+            return number
+
+    def clear(self) -> None:
+        """Hand out no more."""
+        with self._guard:
+            self._next, self._count = iter(()), 0
+
+
 class _Large:
     """A content that comes by ranges; a note beside it says which are there (kill -9 loses none).
 
@@ -305,7 +330,7 @@ class _Large:
         self._part, self._note = need.digest.hex() + PART, need.digest.hex() + RANGES
         self._guard = threading.Lock()
         self._done = self._noted()
-        self._left: deque[int] = deque()
+        self._left = _Numbers(range(0), ())
         """The ranges that nobody has begun, once there is a leader."""
         self._here: Spans = []
         """What of it was found in DEST, in an earlier version of the file."""
@@ -328,18 +353,17 @@ class _Large:
         with self._opened():
             if self._has_former():
                 self._patch()
-            left = deque(number for number in range(self._count()) if number not in self._done)
-            if not left:
+            left = self._left = _Numbers(range(self._count()), frozenset(self._done))
+            if not len(left):
                 self._finish()
-            self._left = left
-            while (number := _taken(left)) is not None:
+            while (number := left.take()) is not None:
                 self._fetch(number, leads=True)
 
     def help(self) -> None:
         """Fetch a range for the leader."""
         left = self._left
         with self._opened():
-            if (number := _taken(left)) is not None:
+            if (number := left.take()) is not None:
                 self._fetch(number, leads=False)
 
     def _has_former(self) -> bool:
@@ -357,7 +381,7 @@ class _Large:
                 self._patch_from(next(place for place in self._need.places if place.is_replacing), average)
         except NoSpace:
             raise
-        except (OSError, DeltasyncError):
+        except (OSError, DeltasyncError, struct.error):
             self._here = []  # it is a help and no more: without it all is fetched
 
     def _patch_from(self, place: Place, average: int) -> None:
@@ -391,7 +415,7 @@ class _Large:
         except OSError:
             return set()
         try:
-            content = os.read(descriptor, _NUMBER.size * self._count())
+            content = os.read(descriptor, min(_NUMBER.size * self._count(), os.fstat(descriptor).st_size))
         finally:
             os.close(descriptor)
         whole = content[: len(content) // _NUMBER.size * _NUMBER.size]
@@ -511,10 +535,3 @@ def _write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
-
-
-def _taken(numbers: deque[int]) -> int | None:
-    try:
-        return numbers.popleft()
-    except IndexError:
-        return None

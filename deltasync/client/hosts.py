@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from deltasync.client.address import normal_url
 from deltasync.client.trust import Trust
 from deltasync.config import home_of
 from deltasync.core.errors import NotFound, UsageError
@@ -139,10 +140,19 @@ def token_in(text: str, where: str) -> str:
     return token
 
 
-def token_of(environment: Mapping[str, str]) -> str | None:
-    """Return the token for servers that have none in the book."""
-    text = environment.get(TOKEN_VARIABLE, "").strip()
-    return token_in(text, TOKEN_VARIABLE) if text else None
+def has_token(environment: Mapping[str, str]) -> bool:
+    """Tell whether the environment has a token, for whomever it is."""
+    return bool(environment.get(TOKEN_VARIABLE, "").strip())
+
+
+def token_of(environment: Mapping[str, str], url: str, token_for: Iterable[str]) -> str | None:
+    """Return the environment's token if it is for the origin of an address (spec H-144).
+
+    token_for: the addresses that were named beside it.
+    """
+    if not has_token(environment) or origin_of(url) not in (origin_of(normal_url(each)) for each in token_for):
+        return None
+    return token_in(environment[TOKEN_VARIABLE], TOKEN_VARIABLE)
 
 
 def time_text() -> str:

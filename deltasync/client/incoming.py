@@ -11,6 +11,10 @@ READ_BYTES = 1 << 18
 """What is taken from the connection at a time."""
 
 
+DIRECTORY_BYTES_MAX = 256 << 20
+"""What one directory object may have (spec H-140)."""
+
+
 class Incoming:
     """The bytes of an answer, in the order in which they come."""
 

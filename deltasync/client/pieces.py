@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from deltasync.core.errors import (
     DeltasyncError,
     HostBusy,
     HostUnreachable,
+    NotADeltasyncServer,
     NotFound,
     UploadIncomplete,
     UsageError,
@@ -31,6 +33,8 @@ PROBE_BYTES = 8 << 20
 """So much of a bundle goes in pieces before it is known whether the way is quick."""
 JOBS = 4
 """Pieces under way at once."""
+PIECE_BYTES_MIN, PIECE_BYTES_MAX = 512, 8 << 20
+"""The pieces that a server may ask for: each costs a request, and a few of them are in memory (spec H-142)."""
 SLICE_BYTES = 256 << 10
 """What is handed to the connection at a time, and counted as sent."""
 SLOWEST_DISK_BYTES_PER_SECOND = 32 * 2**20
@@ -39,6 +43,7 @@ SLOWEST_HASH_BYTES_PER_SECOND = 256 * 2**20
 """And by the zeros of its recipes at this one: the server hashes them, and writes nothing."""
 PART_SECONDS = 600.0
 """A server that was started anew reads what is there of a stream before it takes the next part of a bundle file."""
+_ID = re.compile("[0-9A-Za-z_-]{1,100}")
 _T = TypeVar("_T")
 
 
@@ -91,6 +96,8 @@ class Upload:
         self._requests = requests
         self._jobs = jobs
         state = self._patiently("POST", "/uploads/initiate", msgspec.json.encode(request), wire.UploadState)
+        if not (_ID.fullmatch(state.upload_id) and PIECE_BYTES_MIN <= state.chunk_size <= PIECE_BYTES_MAX):
+            raise NotADeltasyncServer("the server begins an upload with a name, or a size of pieces, that is none")
         self._path = f"/uploads/{state.upload_id}"
         self._chunk_size = state.chunk_size
         self._known = self._pieces_there() if state.uploaded_chunks else {}
@@ -188,7 +195,7 @@ class Upload:
 
     def _deliver(self, number: int, piece: bytes) -> None:
         """Send one piece until the server has it; after a cut, what it lacks of it."""
-        etag, offset, attempt = digest_of(piece).hex(), 0, 0
+        etag, offset, attempt, reached = digest_of(piece).hex(), 0, 0, 0
         while offset < len(piece):
             try:
                 self._put(number, piece, etag, offset)
@@ -201,9 +208,9 @@ class Upload:
                 if attempt >= self._requests.max_retries or self._trouble is not None:
                     raise
                 self._requests.back_off(attempt, error)
-                there = self._there(number, len(piece))
-                attempt = attempt + 1 if there <= offset else 0
-                offset = there
+                offset = self._there(number, len(piece))
+                attempt = attempt + 1 if offset <= reached else 0
+                reached = max(reached, offset)
 
     def _put(self, number: int, piece: bytes, etag: str, offset: int) -> None:
         headers = {wire.ETAG_HEADER: etag} | ({wire.OFFSET_HEADER: str(offset)} if offset else {})

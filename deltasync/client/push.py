@@ -19,7 +19,7 @@ from deltasync.client.pack import ContentChanged
 from deltasync.client.pieces import making_seconds
 from deltasync.client.ranges import Plan
 from deltasync.client.reasons import NO_PLANS, Reasons
-from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport
+from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport, check_receipt
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import recipe, wire
@@ -32,7 +32,6 @@ from deltasync.core.errors import (
     LimitExceeded,
     NotOwner,
     Refused,
-    RootMismatch,
     SequenceConflict,
     UsageError,
 )
@@ -53,6 +52,8 @@ CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
 AHEAD_FILES, AHEAD_BYTES = 8_000, 32 << 20
 """What a first scan must have recorded anew before it is worth a bundle of its own."""
+RESYNCS_MAX = 10
+"""How often one push begins anew from the receiver's tree, also when it gets receipts in between (spec H-142)."""
 ROUNDS_MAX = 40
 """How often trouble without a receipt in between is met with another attempt."""
 __all__ = [
@@ -120,6 +121,7 @@ class Pusher:
         """Content that pending bundles name: wherever one after them is applied, it is there."""
         self._restarts = 0
         """How often content that came in parts began anew."""
+        self._resyncs = 0
         self._rounds = self._losses = self._conflicts = 0
         """How often, since the last receipt, something went wrong at all, on the way, and between the histories."""
 
@@ -276,6 +278,12 @@ class Pusher:
 
     def _resync(self, transport: Transport, server: wire.WorkspaceState, meeting: Meeting) -> None:
         """Go on from the server's tree, in a new epoch unless its head is a bundle of this one (spec S-14)."""
+        self._resyncs += 1
+        if self._resyncs > RESYNCS_MAX:
+            raise SequenceConflict(
+                "the server goes back on what it acknowledges, again and again; have `deltasync-server check` look at "
+                "its store, then push again"
+            )
         base, load = self._learn(transport, server, keep=True)
         if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
             target, load = self._difference.target(base, load)
@@ -459,16 +467,7 @@ class Pusher:
     def _received(self, parcel: Parcel, receipt: wire.Receipt) -> None:
         """Record a receipt, if it is one for this bundle (spec S-11)."""
         manifest = parcel.manifest
-        if receipt.root != manifest.root:
-            raise RootMismatch(
-                f"the server computed another tree for bundle {parcel.sequence}; "
-                "run `deltasync verify` and `deltasync-server check`",
-                expected_root=manifest.root,
-                got_root=receipt.root,
-            )
-        stated = (receipt.epoch, receipt.sequence, receipt.identity)
-        if stated != (manifest.epoch, manifest.sequence_number, parcel.identity.hex()):
-            raise RootMismatch(f"the server's receipt is not for bundle {parcel.sequence}, which was sent")
+        check_receipt(receipt, self._name, manifest, parcel.identity)
         self._record_kept(parcel.sequence, parcel.file_name)
         self._carriage.note_part(parcel.part)
         self._acknowledge(parcel.sequence, bytes.fromhex(receipt.root), receipt.applied_at)
@@ -514,7 +513,7 @@ class Pusher:
         elif isinstance(cause, LimitExceeded) and parcel.identity not in self._sealed_here:
             outbox.discard_from(self._state, parcel.sequence)  # it was cut for other limits than this receiver's
         elif isinstance(cause, ContentMissing):
-            self._restart(parcel, cause, set(getattr(cause, "missing", ())))
+            self._restart(parcel, cause, set(cause.missing))
         elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
             transport.back_off(self._losses, cause)
             self._losses += 1
@@ -538,7 +537,7 @@ class Pusher:
     def _add_content(self, parcel: Parcel, error: ContentMissing) -> None:
         """Have a bundle sent again with what the receiver turned out to lack; only content that it names (T6)."""
         named = content_operations(outbox.metadata_of(self._state, parcel.sequence))
-        lacking = {digest for digest in getattr(error, "missing", ()) if digest in named}
+        lacking = {digest for digest in error.missing if digest in named}
         known = self._also.setdefault(parcel.identity, set())
         if lacking <= known:
             raise error

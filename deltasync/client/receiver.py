@@ -8,7 +8,8 @@ from typing import Protocol
 
 from deltasync.client import outbox
 from deltasync.core import wire
-from deltasync.core.errors import DeltasyncError
+from deltasync.core.errors import DeltasyncError, RootMismatch
+from deltasync.core.metadata import Manifest
 
 WAIT_SECONDS = 300.0
 """How long a push waits for the server's plain tree after its last receipt."""
@@ -63,6 +64,20 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let connections go."""
+
+
+def check_receipt(receipt: wire.Receipt, name: str, manifest: Manifest, identity: bytes) -> None:
+    """Raise RootMismatch unless a receipt is one for this bundle in this workspace (spec S-11, H-142)."""
+    if receipt.root != manifest.root:
+        raise RootMismatch(
+            f"the server computed another tree for bundle {manifest.sequence_number}; "
+            "run `deltasync verify` and `deltasync-server check`",
+            expected_root=manifest.root,
+            got_root=receipt.root,
+        )
+    stated = (receipt.workspace, receipt.epoch, receipt.sequence, receipt.identity)
+    if stated != (name, manifest.epoch, manifest.sequence_number, identity.hex()):
+        raise RootMismatch(f"the server's receipt is not for bundle {manifest.sequence_number}, which was sent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from deltasync.client import outbox, pack, resync, seal
 from deltasync.client.pack import ContentChanged
 from deltasync.client.pieces import making_seconds
 from deltasync.client.ranges import Plan, plans_by_holes
+from deltasync.client.receiver import check_receipt
 from deltasync.client.streams import Streams
 from deltasync.core import part, wire
 from deltasync.core.bundle import advice, name_file
@@ -28,6 +29,7 @@ from deltasync.core.errors import (
     HostUnreachable,
     NotFound,
     Refused,
+    RootMismatch,
     SequenceConflict,
     UsageError,
 )
@@ -248,6 +250,12 @@ class _Replay:
         self._skipped += len(chain.superseded)
         stray += chain.stray
         head = self._transport.workspace(self._name)
+        if chain.follow and head.sequence < chain.follow[-1].sequence:
+            last = chain.follow[-1].sequence
+            raise RootMismatch(
+                f"the server acknowledged bundle {last} of {shown(self._name)} and does not have it; "
+                "have `deltasync-server check` look at its store"
+            )
         if stray:
             raise self._broken(stray[0], head.sequence + 1, is_gap=all(each.sequence > head.sequence for each in stray))
         return Replayed(
@@ -284,13 +292,14 @@ class _Replay:
         while True:
             try:
                 chunks = pack.file_chunks(each.path)
-                self._transport.send_bundle(
+                receipt = self._transport.send_bundle(
                     self._name,
                     each.metadata.identity,
                     chunks,
                     take_over=self._take_over,
                     patience=making_seconds(each.metadata.manifest),
                 )
+                check_receipt(receipt, self._name, each.metadata.manifest, each.metadata.identity)
                 return
             except pack.FileLost as error:
                 raise UsageError(f"{error}; the bundles before it are applied") from error

@@ -10,7 +10,7 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -33,10 +33,11 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, normal_url, ssh_address
+from deltasync.client.answer import BoundedAnswer, Deadline, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.folder import FolderTransport
-from deltasync.client.hosts import HostBook, token_of
-from deltasync.client.incoming import Incoming
+from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
+from deltasync.client.incoming import DIRECTORY_BYTES_MAX, READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.client.ssh import SshOptions, Tunnel
@@ -50,6 +51,7 @@ from deltasync.core.errors import (
     HostUntrusted,
     NotADeltasyncServer,
     NotFound,
+    Unauthorized,
     UsageError,
     from_problem,
 )
@@ -61,8 +63,9 @@ if TYPE_CHECKING:
 
 API_VERSION = "1"
 CONNECT_SECONDS = 5.0
+HANDSHAKE_SECONDS = 10.0
+"""How long it takes at most until a connection is secure."""
 ANSWER_BYTES_MAX = 16 * 2**20
-DIRECTORY_BYTES_MAX = 256 * 2**20
 BACKOFF_SECONDS = 0.25
 BACKOFF_SECONDS_MAX = 30.0
 
@@ -82,13 +85,14 @@ def open_transport(
     jobs: int = JOBS,
     proxies: bool = False,
     insecure: bool = False,
+    token_for: Collection[str] = (),
     ssh: SshOptions | None = None,
 ) -> Transport:
     """Return the transport for a URL: `http://`, `https://`, `ssh://`, or `file://` for a folder.
 
     What the user's book of hosts says of a server holds. bandwidth: bytes of bodies sent per second. jobs: pieces of a
     large bundle under way at once. proxies: obey the proxies that the environment names. insecure: talk plain http with
-    other machines. ssh: how to use it for `ssh://`.
+    other machines. token_for: the addresses that the environment's token is for. ssh: how to use it for `ssh://`.
     """
     if is_folder(url):
         return FolderTransport(folder_of(url))
@@ -98,10 +102,12 @@ def open_transport(
             url, tunnel=tunnel, bandwidth=bandwidth, timeout=timeout, max_retries=max_retries, jobs=jobs
         )
     host = HostBook.of_user(os.environ).at(normal_url(url))
+    token = (host.token if host is not None else None) or token_of(os.environ, normal_url(url), token_for)
     return HttpTransport(
         url,
         trust=host.trust if host is not None else SYSTEM,
-        token=(host.token if host is not None else None) or token_of(os.environ),
+        token=token,
+        has_withheld=token is None and has_token(os.environ),
         bandwidth=bandwidth,
         timeout=timeout,
         max_retries=max_retries,
@@ -116,6 +122,7 @@ class _Watched:
 
     timeout: Any
     patience_seconds = 0.0
+    response_class: Any = BoundedAnswer
 
     def request(self, *args: Any, **options: Any) -> None:
         """Send a request; its body finds this connection in the thread's variable."""
@@ -139,6 +146,21 @@ class _Connection(_Watched, HTTPConnection):
 
 class _TlsConnection(_Watched, HTTPSConnection):
     """A TLS connection."""
+
+    _deadline: Deadline | None = None
+
+    def connect(self) -> None:
+        """Connect, and be done with the handshake in time, also where its bytes come drop by drop (spec H-141)."""
+        try:
+            super().connect()
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def _new_conn(self) -> Any:
+        plain: Any = super()._new_conn()
+        self._deadline = Deadline(plain, HANDSHAKE_SECONDS)
+        return plain
 
     def send(self, content: Any) -> None:
         """Send, and call a connection that is gone what it is called without TLS: an answer may be there to be read."""
@@ -259,6 +281,13 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": _TlsPool}
 
 
+class _Session(requests.Session):
+    """Follows no redirect, and reads nothing of one: requests would read all of its body to be ready to follow."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Tell of none (spec H-96)."""
+
+
 class _Streamed(NamedTuple):
     """A good answer whose body is still to be read."""
 
@@ -277,6 +306,7 @@ class HttpTransport:
         *,
         trust: Trust = SYSTEM,
         token: str | None = None,
+        has_withheld: bool = False,
         bandwidth: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
@@ -288,12 +318,13 @@ class HttpTransport:
     ) -> None:
         """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits.
 
-        tunnel: the way to the server, for an address that is none of HTTP's.
+        has_withheld: there is a token that is not for this server. tunnel: the way to the server, for an address that
+        is none of HTTP's.
         """
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
-        self._token, self._trust = token, trust
+        self._token, self._trust, self._has_withheld = token, trust, has_withheld
         self._tls = _tls(trust) if self.url.startswith("https:") else {}
         self._tunnel = tunnel
         self._base = self.url if tunnel is None else "http://localhost"
@@ -516,7 +547,7 @@ class HttpTransport:
     def _once(self, method: str, path: str, *, limit_bytes: int = ANSWER_BYTES_MAX, **options: Any) -> bytes:
         """Make one request and return the body of its good answer; every other outcome is an error of ours."""
         with self._session() as session, self._answer(session, method, path, **options) as response:
-            content = self._read(response, limit_bytes + 1)
+            content = self._all(response, limit_bytes + 1)
         self._check(response)
         if len(content) > limit_bytes:
             raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
@@ -530,7 +561,7 @@ class HttpTransport:
         with self._session() as session, self._answer(session, method, path, **options) as response:
             self._check(response)
             if response.status_code != good:
-                raise self._problem(response, self._read(response, ANSWER_BYTES_MAX))
+                raise self._problem(response, self._all(response, ANSWER_BYTES_MAX))
             yield _Streamed(response, Incoming(self.url, partial(self._read_limited, response)))
 
     def _answer(
@@ -563,6 +594,14 @@ class HttpTransport:
         except _BELOW_HTTP as error:
             raise self._trouble(error) from error
 
+    def _all(self, response: requests.Response, limit_bytes: int) -> bytes:
+        """Read an answer's body to its end, but no more of it than this."""
+        pieces: list[bytes] = []
+        while limit_bytes and (piece := self._read(response, min(limit_bytes, READ_BYTES))):
+            pieces.append(piece)
+            limit_bytes -= len(piece)
+        return b"".join(pieces)
+
     def _read(self, response: requests.Response, size_bytes: int) -> bytes:
         """Read at most so much of an answer's body."""
         try:
@@ -591,7 +630,7 @@ class HttpTransport:
             self._sessions.append(session)
 
     def _new_session(self) -> requests.Session:
-        session = requests.Session()
+        session = _Session()
         session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
         session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -628,6 +667,8 @@ class HttpTransport:
         reasons = [*_causes(error)]
         if any(isinstance(each, BadStatusLine) and not isinstance(each, RemoteDisconnected) for each in reasons):
             return NotADeltasyncServer(f"what answers at {self.url} does not speak HTTP; check the address")
+        if any(isinstance(each, Unbounded) for each in reasons):
+            return NotADeltasyncServer(f"{self.url} gives an answer without an end, or one that is no HTTP")
         if isinstance(error, requests.exceptions.SSLError) and any(
             getattr(each, "reason", None) in _PLAIN_ANSWERS for each in reasons
         ):
@@ -673,7 +714,11 @@ class HttpTransport:
             if status in (429, *_GATEWAY_STATUS):
                 return HostBusy(f"{self.url} answers {status}; try again", **facts)
             return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
-        return from_problem(problem.code, shown(problem.detail), {**problem.facts, **facts})
+        code = problem.code if problem.code in wire.PROBLEM_CODES else ""  # no server says what is wrong on this side
+        sentence = shown(problem.detail)
+        if code == Unauthorized.code and self._has_withheld:
+            sentence += f"; {TOKEN_VARIABLE} was not shown: it is for DELTASYNC_TO, or without that for --to"
+        return from_problem(code, sentence, {**problem.facts, **facts})
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:
         try:
@@ -685,7 +730,7 @@ class HttpTransport:
 def _date(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text).replace(tzinfo=UTC)  # HTTP knows no other zone
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import ssl
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from deltasync.client.answer import Deadline
 from deltasync.core.errors import UsageError
 from deltasync.core.names import shown
 
@@ -78,12 +80,17 @@ def fingerprint_of(pem: str) -> str:
 
 def presented(url: str, timeout: float) -> str | None:
     """Return the fingerprint of the certificate that a server presents, trusted or not; None where it has none."""
-    parts = urlsplit(url)
+    parts, context = urlsplit(url), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # what is asked for is who it says it is
     try:
-        pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=timeout)
+        with (
+            socket.create_connection((parts.hostname or "", parts.port or 443), timeout) as plain,
+            Deadline(plain, timeout),
+            context.wrap_socket(plain, server_hostname=parts.hostname) as secure,
+        ):
+            return hashlib.sha256(secure.getpeercert(binary_form=True) or b"").hexdigest()
     except OSError:  # an SSLError is one
         return None
-    return fingerprint_of(pem)
 
 
 def distrust(url: str, reasons: Iterable[BaseException], *, is_pinned: bool) -> str | None:

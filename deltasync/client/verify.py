@@ -83,7 +83,7 @@ def verify(
         if receiver is not None and server is not None:
             load = _server_loader(copy, receiver, server, found.root)
             operations = _server_delta(server, found.root, load, no_delete=has_no_delete)
-            lost = sorted(shown(path) for path in paths_with(server.wanted, resync.root_of(server), load).values())
+            lost = sorted(shown(path) for path in paths_with(set(server.wanted), resync.root_of(server), load).values())
         return Verification(
             root=found.root.hex(),
             files=found.files,

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from deltasync.client.incoming import Incoming
+from deltasync.client.incoming import DIRECTORY_BYTES_MAX, Incoming
 from deltasync.client.moves import joined
 from deltasync.client.patience import patiently
 from deltasync.client.resync import FETCHED_BYTES_MAX, fetch_tree
@@ -148,7 +148,7 @@ class _Download:
         if size is None:
             raise NotFound("the server does not keep this tree any more; fetch again")
         self._bytes += size
-        if self._bytes > FETCHED_BYTES_MAX:
+        if self._bytes > FETCHED_BYTES_MAX or size > DIRECTORY_BYTES_MAX:
             raise self._excess()
         body = b"".join(incoming.content(size))
         if directory_digest(body) != digest:

@@ -243,7 +243,9 @@ def from_problem(code: str, detail: str, facts: Mapping[str, Fact]) -> Deltasync
     cls = next((leaf for leaf in _leaves(DeltasyncError) if leaf.code == code), DeltasyncError)
     error = cls.__new__(cls)
     DeltasyncError.__init__(error, detail, **facts)
-    for name in ("missing", "rule"):
-        if name in facts:
-            setattr(error, name, facts[name])
+    missing, rule = facts.get("missing"), facts.get("rule")
+    if isinstance(error, ContentMissing):
+        error.missing = missing if isinstance(missing, list) else []
+    if isinstance(error, (LimitExceeded, Refused)):
+        error.rule = rule if isinstance(rule, str) else ""
     return error

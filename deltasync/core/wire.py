@@ -17,27 +17,53 @@ SERVER_HEADER = "Deltasync-Server"
 """Every answer of a deltasync server carries this header; its value is the API version."""
 
 
+PROBLEM_CODES = frozenset(
+    [
+        "USAGE",
+        "UNAUTHORIZED",
+        "FORBIDDEN",
+        "NOT_FOUND",
+        "SEQUENCE_GAP",
+        "SEQUENCE_FORK",
+        "STALE_EPOCH",
+        "NOT_OWNER",
+        "CONTENT_MISSING",
+        "CORRUPT",
+        "UPLOAD_INCOMPLETE",
+        "SEQUENCE_GONE",
+        "LIMIT_EXCEEDED",
+        "BUNDLE_REFUSED",
+        "ROOT_MISMATCH",
+        "HOST_BUSY",
+        "NO_SPACE",
+        "ERROR",
+    ]
+)
+"""What a server may say that is wrong (spec H-7); other errors are a client's own."""
+
 _DIGEST = msgspec.Meta(pattern="^([0-9a-f]{64})?$")
 _Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number that a database, a file and a seek can have (spec H-142)."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a server takes; advertised in GET workspaces/{ws} and enforced before anything is written."""
 
-    bundle_content_bytes: int = 64 * 2**20
+    bundle_content_bytes: Count = 64 * 2**20
     """Where a sender cuts a bundle; one larger file still travels whole in one bundle."""
-    bundle_bytes: int = 1 << 40
+    bundle_bytes: Count = 1 << 40
     """The most compressed and decompressed bytes of one bundle."""
-    bundle_operations: int = 20_000
-    metadata_bytes: int = 64 * 2**20
+    bundle_operations: Count = 20_000
+    metadata_bytes: Count = 64 * 2**20
     """The most bytes of manifest.json, operations.json and hashes.json, each."""
-    missing_digests: int = 65_536
+    missing_digests: Count = 65_536
     """The most digests in one `missing` request."""
-    expansion_ratio: int = 2_000
+    expansion_ratio: Count = 2_000
     """The most decompressed bytes per compressed byte, counted beyond the first 16 MiB."""
-    upload_piece_bytes: int = 8 * 2**20
+    upload_piece_bytes: Count = 8 * 2**20
     """The most bytes of one piece of an upload."""
-    upload_sessions: int = 64
+    upload_sessions: Count = 64
     """Unfinished uploads at once."""
 
 
@@ -50,11 +76,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     bundle_id: str
     root: str
-    created: int
-    updated: int
-    moved: int
-    deleted: int
-    content_bytes: int
+    created: Count
+    updated: Count
+    moved: Count
+    deleted: Count
+    content_bytes: Count
     """Bytes of content that arrived in this bundle and were stored."""
     applied_at: str
     tree_sequence: _Sequence | None
@@ -85,11 +111,11 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     tree_path: str
     tree_sequence: _Sequence | None
-    files: int
-    content_bytes: int
+    files: Count
+    content_bytes: Count
     last_applied_at: str | None
     last_bundle_id: str | None
-    lag: int
+    lag: Count
     """Sequences that the plain tree is behind the head."""
     wanted: list[str] = []
     """Digests whose blobs were found damaged: the client sends their content again."""
@@ -116,7 +142,7 @@ class MissingAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The digests to send; every other one is leased for `leased_seconds`."""
 
     missing: list[str]
-    leased_seconds: int
+    leased_seconds: Count
 
 
 class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,9 +174,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str
     version: str
-    disk_free_bytes: int
-    disk_total_bytes: int
-    workspaces: int
+    disk_free_bytes: Count
+    disk_total_bytes: Count
+    workspaces: Count
     uptime_seconds: float
 
 
@@ -278,8 +304,8 @@ class DeletedFiles(msgspec.Struct, frozen=True, kw_only=True):
 class UploadPartial(msgspec.Struct, frozen=True, kw_only=True):
     """The first bytes of a piece whose sender broke off."""
 
-    chunk_num: int
-    received_bytes: int
+    chunk_num: Count
+    received_bytes: Count
 
 
 class UploadState(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,11 +315,11 @@ class UploadState(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
     status: str
     """"initiated", or "completed" once there is an answer."""
-    chunk_size: int
-    total_chunks: int | None
-    uploaded_chunks: int
-    received_bytes: int
-    present: list[tuple[int, int]]
+    chunk_size: Count
+    total_chunks: Count | None
+    uploaded_chunks: Count
+    received_bytes: Count
+    present: list[tuple[Count, Count]]
     """The pieces that are there, as ranges: the first and the last of each."""
     partial: list[UploadPartial]
 
@@ -301,12 +327,12 @@ class UploadState(msgspec.Struct, frozen=True, kw_only=True):
 class UploadedChunk(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to one piece."""
 
-    chunk_num: int
+    chunk_num: Count
     etag: str
     """BLAKE3 of the piece."""
-    received_bytes: int
-    uploaded_chunks: int
-    total_chunks: int | None
+    received_bytes: Count
+    uploaded_chunks: Count
+    total_chunks: Count | None
 
 
 class UploadPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

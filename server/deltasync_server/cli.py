@@ -21,7 +21,7 @@ import typer
 
 from deltasync import __version__
 from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace, UsageError
-from deltasync.core.names import NameRefused, shown
+from deltasync.core.names import NameRefused, shown, without_tokens
 from deltasync_server import config
 from deltasync_server.tenants import DEFAULT_TEXT, Tenant, parse_tenant, tenant_text
 
@@ -176,7 +176,9 @@ def _call(flags: dict[str, Any], usual: Mapping[str, Any]) -> Call:
     level = logging.ERROR if flags["quiet"] or _is_set("QUIET") else logging.WARNING
     if flags["verbose"] or flags.get("access_log") or _is_set("VERBOSE"):
         level = logging.INFO
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for each in logging.getLogger().handlers:
+        each.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     os.umask(UMASK)
     path = _config_path(flags["config"])
     file = {**usual, **config.read_file(path)}
@@ -187,6 +189,14 @@ def _call(flags: dict[str, Any], usual: Mapping[str, Any]) -> Call:
         is_json=bool(flags["json"]) or _is_set("JSON"),
         is_quiet=bool(flags["quiet"]) or _is_set("QUIET"),
     )
+
+
+class _Formatter(logging.Formatter):
+    """Leaves tokens out, also those that a client has put where none belongs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record with its traceback."""
+        return without_tokens(super().format(record))
 
 
 def _is_set(name: str) -> bool:

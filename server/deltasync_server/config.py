@@ -99,6 +99,10 @@ class ServeConfig:
     """End after so many seconds without a connection, 0 is never; None is what suits the command (spec H-59)."""
     header_seconds: float = 30.0
     """How long the head of a request may take."""
+    handshake_seconds: float = 10.0
+    """How long a TLS handshake may take (spec H-94)."""
+    renewal_seconds: float = 3600.0
+    """How often a running server looks whether its certificate is soon over (spec H-92)."""
     body_seconds: float = 60.0
     """The window in which `body_window_bytes` of a body must arrive (spec H-13)."""
     body_window_bytes: int = 4096

@@ -44,17 +44,36 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tls:
     """What a server answers handshakes with, and what its operator is told of it."""
 
     context: ssl.SSLContext
     certificate_sha256: str
+    """Of the one that is shown now."""
     ca_sha256: str | None = None
     """None where the operator gave the certificate."""
     ca: Path | None = None
     is_new: bool = False
     """Whether the CA was made just now: clients do not have it yet."""
+    names: Sequence[x509.GeneralName] = ()
+    """What the operator calls the server."""
+
+    def renewed(self, now: datetime) -> x509.Certificate | None:
+        """Make another certificate if this one is soon over; None where it is not, or is the operator's (H-92)."""
+        if self.ca is None:
+            return None
+        folder = self.ca.parent
+        authority = load_authority(folder)
+        if _current(folder / SERVER, authority, self.names, now) is not None:
+            return None
+        return _renewed(folder / SERVER, authority, self.names, now)
+
+    def show(self, certificate: x509.Certificate) -> None:
+        """Answer handshakes from now on with a renewed certificate."""
+        assert self.ca is not None
+        self.context.load_cert_chain(self.ca.parent / SERVER)
+        self.certificate_sha256 = sha256_of(certificate)
 
 
 def given(certificate: Path, key: Path) -> Tls:
@@ -82,7 +101,9 @@ def own(data: Path, names: Sequence[str], now: datetime) -> Tls:
     context = _context(folder / SERVER, None)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.load_verify_locations(cadata=_pem(authority.certificate).decode())
-    return Tls(context, sha256_of(certificate), sha256_of(authority.certificate), (folder / CA).absolute(), is_new)
+    return Tls(
+        context, sha256_of(certificate), sha256_of(authority.certificate), (folder / CA).absolute(), is_new, wanted
+    )
 
 
 def load_authority(folder: Path) -> Authority:

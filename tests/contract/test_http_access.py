@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -429,6 +430,29 @@ def test_no_secret_is_written_down(server: Served, alice: Served) -> None:
         content = path.read_bytes()
         assert secret.encode() not in content and bytes.fromhex(secret) not in content
     assert {path.stat().st_mode & 0o777 for path in server.data.glob("*.db*")} == {0o600}
+
+
+def test_no_log_has_a_token(tmp_path: Path) -> None:
+    """With every request logged, and a traceback, neither log nor store has a token, wherever it was shown."""
+    data = tmp_path / "data"
+    with serving(data, "--access-log", "-v", "--require-token") as server:
+        made = token(data)["token"]
+        mine, wrong = server.showing(made), f"{made[:-4]}0000"
+        assert mine.get("/health").status == 200
+        assert server.showing(wrong).get("/health").status == 401
+        assert server.get(f"/health?token={made}").status == 401
+        assert mine.get(f"{API}/workspaces/{made}?authorization=Bearer%20{made}").status == 200
+        assert mine.get(f"/{made}").status == 404
+        shutil.rmtree(data / "staging", ignore_errors=True)
+        (data / "staging").touch()
+        form = b'--b\r\nContent-Disposition: form-data; name="bundle"; filename="x"\r\n\r\nx\r\n--b--\r\n'
+        asked = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert mine.request("POST", f"{API}/delta/upload", form, asked).status == 500
+        server.stop()
+    log = server.log.read_text()
+    assert log.count("GET /health") == 3 and "Traceback" in log
+    written = b"".join(path.read_bytes() for path in (server.log, *data.rglob("*")) if path.is_file())
+    assert [each for each in (made, wrong) if each.rpartition("_")[2].encode() in written] == []
 
 
 def test_tokens_are_listed_without_their_secrets(tmp_path: Path) -> None:

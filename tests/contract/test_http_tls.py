@@ -10,17 +10,25 @@ import signal
 import ssl
 import subprocess
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import made
+from certificates import NOW, made
 from secured import Secured, secured
-from serving import BINARY, SECONDS, Writer
+from serving import BINARY, SECONDS, Writer, until
 
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust
 from deltasync.core.errors import NotOwner, Unauthorized
+from deltasync_server.tls import own
+
+
+def shown_by(server: Secured) -> str:
+    """Return the fingerprint of what the server's next handshake has."""
+    with server.tls() as connection:
+        return hashlib.sha256(connection.getpeercert(binary_form=True) or b"").hexdigest()
 
 
 def transport(server: Secured, **options: Any) -> contextlib.closing[HttpTransport]:
@@ -127,13 +135,44 @@ def test_old_tls_and_plain_http_get_nothing(tmp_path: Path) -> None:
 
 
 def test_a_slow_handshake_and_a_slow_head_are_ended(tmp_path: Path) -> None:
-    """Who connects and says nothing is cut off in the time of a head, before the handshake and after it."""
-    (tmp_path / "server.toml").write_text("header_seconds = 0.5\n")
+    """Who connects and says nothing is cut off in time, before the handshake and after it."""
+    (tmp_path / "server.toml").write_text("header_seconds = 0.5\nhandshake_seconds = 0.5\n")
     with secured(tmp_path, "--tls", "--config", tmp_path / "server.toml") as server:
         with server.plain() as silent, contextlib.suppress(ConnectionResetError):
             assert silent.recv(1) == b""
         with server.tls() as silent:
             assert silent.recv(12).startswith(b"HTTP/1.1 408")
+
+
+def test_handshakes_count_as_connections(tmp_path: Path) -> None:
+    """Beyond its number of connections, with those in their handshake, one is closed at once; later there is room."""
+    (tmp_path / "server.toml").write_text("connections = 4\n")
+    with secured(tmp_path, "--tls", "--config", tmp_path / "server.toml") as server:
+        with server.tls() as idle, contextlib.ExitStack() as silent:
+            idle.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+            assert idle.recv(12) == b"HTTP/1.1 200"
+            held = [silent.enter_context(server.plain()) for _ in range(3)]
+            with server.plain() as beyond, contextlib.suppress(ConnectionResetError):
+                assert beyond.recv(1) == b""
+            for each in held:
+                each.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    each.recv(1)
+        with transport(server) as here:
+            here.max_retries = 9
+            assert here.health().status
+
+
+def test_a_certificate_that_is_soon_over_is_renewed_while_the_server_runs(tmp_path: Path) -> None:
+    """The next handshake has another certificate of the same CA; open connections go on, and the operator is told."""
+    (tmp_path / "server.toml").write_text("renewal_seconds = 0.1\n")
+    with secured(tmp_path, "--tls", "--config", tmp_path / "server.toml") as server, server.tls() as before:
+        (server.data / "tls/server.pem").unlink()
+        old = own(server.data, [], NOW - timedelta(days=350)).certificate_sha256
+        until(lambda: shown_by(server) not in (server.said["certificate_sha256"], old))
+        before.sendall(b"GET /health HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+        assert before.recv(12) == b"HTTP/1.1 200"
+        until(lambda: f"renewed; its SHA-256 is {shown_by(server)} now" in server.errors.read_text())
 
 
 def test_a_signal_ends_it_with_connections_open(tmp_path: Path) -> None:

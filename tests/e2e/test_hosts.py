@@ -12,7 +12,8 @@ from pathlib import Path
 import folders
 import pytest
 from certificates import made, presenting
-from serving import BINARY, until
+from hostile_server import hostile, refusal
+from serving import BINARY, serving, until
 from user import User
 
 
@@ -179,6 +180,45 @@ def test_a_token_is_kept_and_shown_to_nobody(user: User, host: Host, folder: Pat
     assert not any(host.token in each.out + each.err for each in done)
     holders = [each for each in user.home.rglob("*") if each.is_file() and host.token.encode() in each.read_bytes()]
     assert sorted(holders) == sorted([user.home / "token", user.home / "own/hosts/gpu.json"])
+
+
+def test_the_environments_token_reaches_only_who_was_named_with_it(user: User, folder: Path) -> None:
+    """It goes to the server in DELTASYNC_TO, or in --to without that; not to one that is remembered or in a file."""
+    token, shown = "canary-9d20", list[bool]()
+    with serving(user.home / "data") as real, hostile(real.port) as seen:
+        seen.lie = refusal("UNAUTHORIZED", 401)
+
+        def run(*words: str | Path, **variables: str) -> str:
+            before = len(seen.asked)
+            done = user.run(*words, DELTASYNC_TOKEN=token, **variables)
+            assert done.code == 7 and token not in done.out + done.err and len(seen.asked) > before
+            shown.append(all(f"Bearer {token}" == each.headers.get("authorization") for each in seen.asked[before:]))
+            assert ("DELTASYNC_TOKEN was not shown" in done.err) != shown[-1]
+            return done.err
+
+        run("push", folder, "--to", seen.url)
+        run("push", folder)  # the state remembers the address
+        run("push", folder, DELTASYNC_TO=seen.url)
+        run("status", folder, DELTASYNC_TO=f"{seen.url}/")
+        run("push", folder, "--to", seen.url, DELTASYNC_TO="http://127.0.0.1:9")
+        run("fetch", "--from", seen.url, "--workspace", "w", user.home / "dest")
+        (user.home / "own/config.toml").write_text(f'to = "{seen.url}"\n')
+        run("push", folder)
+    assert shown == [True, False, True, True, False, True, False]
+
+
+def test_no_traceback_has_a_token(user: User, host: Host, folder: Path) -> None:
+    """What nobody foresaw, with the token in hand: neither error.log nor the traceback of -v has it."""
+    add(user, host, "--ca", host.ca)
+    assert user.run("push", folder, "--to", "gpu").code == 0
+    (folder / ".deltasync/outbox").write_text("in the way")
+    (folder / "new").write_text("new")
+    for words in (["--keep-sent", "1d"], ["--keep-sent", "1d", "-v"]):
+        done = user.run("push", folder, *words)
+        assert done.code == 1 and host.token.rpartition("_")[2] not in done.out + done.err, done
+    assert "Traceback" in done.err
+    log = (user.home / "own/error.log").read_text()
+    assert "Traceback" in log and host.token.rpartition("_")[2] not in log
 
 
 def test_stdin_gives_a_token(user: User, host: Host) -> None:

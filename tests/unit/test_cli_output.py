@@ -10,6 +10,7 @@ import pytest
 
 from deltasync.cli import main, output
 from deltasync.core.errors import AlreadyRunning, ContentMissing, Corrupt, NoSpace
+from deltasync.core.names import without_tokens
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,26 @@ def test_json_escapes_only_what_is_not_utf_8() -> None:
     assert json.loads(output.as_json({"path": "é☃[/red]"})) == {"path": "é☃[/red]"}
     odd = {"problems": [{"path": "a\udcff", "reason": None, "size": 3}]}
     assert json.loads(output.as_json(odd)) == {"problems": [{"path": "a\\xff", "reason": None, "size": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        (f"GET /?t=dst_0123456789ab_{'0f' * 32} HTTP/1.1", "GET /?t=dst_0123456789ab_*** HTTP/1.1"),
+        ("b'Bearer abc.DEF-1' and BEARER x", "b'Bearer *** and BEARER ***"),
+        (f"root {'0f' * 32} of dst_0123456789ab", f"root {'0f' * 32} of dst_0123456789ab"),
+    ],
+)
+def test_a_token_is_left_out_of_a_log(text: str, safe: str) -> None:
+    """Tokens of a server, and whatever stands behind `Bearer`, are left out; digests and ids stay."""
+    assert without_tokens(text) == safe
+
+
+def test_json_does_nothing_to_a_terminal() -> None:
+    """Characters that a terminal obeys are escaped in JSON, also those beyond 16 bits; its value stays the same."""
+    odd = {"tree_path": "\x1b[2J\u009b31m\u202eé☃\U000e0001", "list": ["\x7f"]}
+    text = output.as_json(odd)
+    assert text.isprintable() and json.loads(text) == odd and "é☃" in text
 
 
 def test_an_error_as_json_has_its_code_its_sentence_and_its_facts() -> None:

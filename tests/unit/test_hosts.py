@@ -119,10 +119,28 @@ def test_a_file_that_others_can_read_is_refused(book: HostBook, tmp_path: Path) 
         book.hosts()
 
 
+@pytest.mark.parametrize(
+    ("token_for", "is_shown"),
+    [
+        ([], False),
+        (["https://gpu.example:8443"], True),
+        (["https://other.example", "HTTPS://GPU.example:8443/prefix/"], True),
+        (["https://gpu.example"], False),
+        (["http://gpu.example:8443"], False),
+        (["https://gpu.example.evil:8443"], False),
+        (["ssh://gpu.example:8443"], False),
+    ],
+)
+def test_the_environments_token_is_for_the_origin_that_was_named(token_for: list[str], is_shown: bool) -> None:
+    """Scheme, host and port are those of an address that was named beside it; otherwise it stays where it is."""
+    environment, url = {"DELTASYNC_TOKEN": " abc\n"}, "https://gpu.example:8443"
+    assert token_of(environment, url, token_for) == ("abc" if is_shown else None)
+    assert token_of({}, url, token_for) is token_of({"DELTASYNC_TOKEN": " "}, url, token_for) is None
+
+
 def test_a_token_is_one_visible_word() -> None:
     """A token has nothing that could become a second header; what is refused is not shown."""
-    assert token_in(" abc.DEF-1\n", "file") == token_of({"DELTASYNC_TOKEN": "abc.DEF-1"}) == "abc.DEF-1"
-    assert token_of({}) is token_of({"DELTASYNC_TOKEN": " "}) is None
+    assert token_in(" abc.DEF-1\n", "file") == "abc.DEF-1"
     for wrong in ("", "canary two", "canary\r\nX: y", "canär", "x" * 4097):
         with pytest.raises(UsageError, match="holds no token") as caught:
             token_in(wrong, "file")

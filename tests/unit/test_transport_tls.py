@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,7 @@ import msgspec
 import pytest
 from certificates import CLIENT, Made, made, presenting
 
+from deltasync.client import transport as transport_module
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust, parse_fingerprint
 from deltasync.core import wire
@@ -155,6 +159,27 @@ def test_a_lost_connection_is_one_also_under_tls(own: tls.Tls) -> None:
     with presenting(own.context, b"", hangs_up=True) as seen, pytest.raises(HostUnreachable):
         transport(seen.port, pinned(own)).health()
     assert len(seen.requests) == 1
+
+
+def test_a_handshake_drop_by_drop_ends_in_time(own: tls.Tls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers a handshake byte by byte, before it had to prove anything, holds a client only so long."""
+    monkeypatch.setattr(transport_module, "HANDSHAKE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB follows
+                while not is_over.wait(0.02):
+                    connection.sendall(b"\x02")
+
+        is_over = threading.Event()
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        with pytest.raises(HostUnreachable):
+            transport(listener.getsockname()[1], pinned(own)).health()
+        is_over.set()
+        thread.join(20)
 
 
 def test_a_redirect_takes_no_token_along(own: tls.Tls) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import uvicorn
 
 from deltasync.core import wire
-from deltasync.core.errors import UsageError
+from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync_server.access import Access
 from deltasync_server.audit import Audit
 from deltasync_server.config import ServeConfig, StoreConfig
@@ -24,12 +25,15 @@ from deltasync_server.http.app import build
 from deltasync_server.http.context import Context
 from deltasync_server.http.listen import Address, bind, resolve, unusable, url_of
 from deltasync_server.http.pairing import Exchanges
-from deltasync_server.http.protocol import LINGER_SECONDS, protocol_for
+from deltasync_server.http.protocol import LINGER_SECONDS, BoundedProtocol, protocol_for
+from deltasync_server.http.secured import Rules, SecuredListener
 from deltasync_server.http.workers import Workers
 from deltasync_server.opening import open_store
 
 if TYPE_CHECKING:
     from deltasync_server.tls import Tls
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3
 """How long requests that are under way may go on after a signal; then bodies break off (spec H-54)."""
@@ -54,25 +58,27 @@ class _Server(uvicorn.Server):
         self.servers: list[asyncio.base_events.Server] = []
         self._context, self._ready = context, ready
         self._busy_at, self._seen_requests = time.monotonic(), 0
+        self._renews_at = time.monotonic() + context.config.renewal_seconds
+        self._renewing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen as uvicorn does, but with an end to handshakes and farewells that take too long (spec H-94)."""
-        loop, config = asyncio.get_running_loop(), self.config
-        is_encrypted = config.ssl is not None
+        """Listen as uvicorn does, but with bounds for handshakes and farewells (spec H-94)."""
+        loop, config, tls = asyncio.get_running_loop(), self.config, self._context.tls
+        kind: type[BoundedProtocol] = config.http_protocol_class  # type: ignore[assignment]
 
         def connection() -> asyncio.Protocol:
-            return config.http_protocol_class(config=config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+            return kind(config=config, server_state=self.server_state, app_state={})
 
+        def has_room(handshakes: int) -> bool:
+            return len(self.server_state.connections) + handshakes < kind.serve_config.connections
+
+        rules = Rules(self._context.config.handshake_seconds, LINGER_SECONDS, has_room)
         for each in sockets or ():
-            listening = await loop.create_server(
-                connection,
-                sock=each,
-                backlog=config.backlog,
-                ssl=config.ssl,
-                ssl_handshake_timeout=self._context.config.header_seconds if is_encrypted else None,
-                ssl_shutdown_timeout=LINGER_SECONDS if is_encrypted else None,
-            )
-            self.servers.append(listening)
+            if tls is not None:
+                each.listen(config.backlog)
+                self.servers.append(SecuredListener(each, tls.context, connection, rules))  # type: ignore[arg-type]
+            else:
+                self.servers.append(await loop.create_server(connection, sock=each, backlog=config.backlog))
         self.started = True
         self._ready()
 
@@ -82,6 +88,9 @@ class _Server(uvicorn.Server):
             self._busy_at, self._seen_requests = time.monotonic(), state.total_requests
         elif 0 < idle_seconds <= time.monotonic() - self._busy_at:  # spec H-59
             self.should_exit = True
+        if self._context.tls is not None and time.monotonic() >= self._renews_at:
+            self._renews_at = time.monotonic() + self._context.config.renewal_seconds
+            self._renewing = asyncio.create_task(_renew(self._context.tls))
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,6 +105,17 @@ class _Server(uvicorn.Server):
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Stop as a handler of signals, also of one that comes before uvicorn listens to them."""
         self.should_exit = True
+
+
+async def _renew(tls: Tls) -> None:
+    """Have a certificate that is soon over followed by another one, in time (spec H-92)."""
+    try:
+        certificate = await asyncio.to_thread(tls.renewed, datetime.now(UTC))
+        if certificate is not None:
+            tls.show(certificate)  # here, where handshakes begin: none sees half of it
+            log.warning("the server's certificate was renewed; its SHA-256 is %s now", tls.certificate_sha256)
+    except (DeltasyncError, OSError) as error:
+        log.error("the server's certificate could not be renewed: %s", error)
 
 
 def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
