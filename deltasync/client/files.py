@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +92,31 @@ class Files:
         """
         table = frame.load(self.ledger.state)
         self._drop_missing(frame, table, listing)
+        ahead, due = self._digester.ahead, self._due(frame, listing, table)
+        queue: deque[tuple[Seen, Item | None]] = deque()
+        try:
+            while self._fill(queue, due, frame):
+                self._renew(frame, *queue.popleft())
+                if self.ledger.is_due():
+                    ahead.clear()  # whoever sends what was found needs descriptors too
+                    checkpoint()
+        finally:
+            ahead.clear()
+
+    def _fill(
+        self, queue: deque[tuple[Seen, Item | None]], due: Iterator[tuple[Seen, Item | None]], frame: Frame
+    ) -> bool:
+        """Have the next entry to renew in a queue, and those behind it announced while the disk is slow."""
+        ahead = self._digester.ahead
+        while len(queue) <= ahead.files and (found := next(due, None)) is not None:
+            seen, item = found
+            if queue and stat.S_ISREG(seen.mode) and seen.size and not self._is_trusted(seen, item):
+                ahead.announce(seen.name, seen.size, at=frame.descriptor)
+            queue.append(found)
+        return bool(queue)
+
+    def _due(self, frame: Frame, listing: Listing, table: dict[str, Item]) -> Iterator[tuple[Seen, Item | None]]:
+        """Yield the entries of a listing that are new or may have changed, each with what is recorded of it."""
         rules = self._options.ignore
         has_rules = frame.level is not None or rules.on_command_line
         rehash = self._options.rehash
@@ -116,9 +142,7 @@ class Files:
                     if item.flags:
                         table[name] = item._replace(flags=0)
                     continue
-            self._renew(frame, Seen(name, signed(inode), mode, size, clamped(mtime_ns), clamped(ctime_ns)), item)
-            if self.ledger.is_due():
-                checkpoint()
+            yield Seen(name, signed(inode), mode, size, clamped(mtime_ns), clamped(ctime_ns)), item
 
     def _drop_missing(self, frame: Frame, table: dict[str, Item], listing: Listing) -> None:
         present = {seen[0] for seen in listing.files}
