@@ -272,6 +272,11 @@ class Extent(NamedTuple):
     is_hole: bool
 
 
+def has_holes(status: os.stat_result) -> bool:
+    """Tell whether a file may have holes that this system can tell from data: it takes less space than it has bytes."""
+    return hasattr(os, "SEEK_DATA") and status.st_blocks * _BLOCK_BYTES < status.st_size
+
+
 def extents(descriptor: int) -> Iterator[Extent]:
     """Yield the extents of an open file in order, each looked up when its turn comes; moves the file's position.
 
@@ -279,7 +284,7 @@ def extents(descriptor: int) -> Iterator[Extent]:
     """
     status = os.fstat(descriptor)
     size = status.st_size
-    if status.st_blocks * _BLOCK_BYTES >= size or not hasattr(os, "SEEK_DATA"):
+    if not has_holes(status):
         yield Extent(0, size, is_hole=False)
         return
     at = 0

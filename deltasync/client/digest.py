@@ -9,8 +9,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deltasync.client.observation import Follower
 from deltasync.core.chunks import Chunker
-from deltasync.core.hashing import digest_of, hasher
+from deltasync.core.hashing import Hasher, digest_of, hasher
 from deltasync.disk import FILE_FLAGS, announce, pieces
 
 BUFFER_BYTES = 1 << 20
@@ -21,6 +22,8 @@ _SLOW_READS = 64
 """After one read that was waited for, so many more are taken for reads from a disk."""
 _CAN_TELL = hasattr(os, "RWF_NOWAIT")
 
+Following = Callable[[os.stat_result], Follower | None]
+"""Returns who follows the reading of a large file that is not cut, if somebody does."""
 Cutting = Callable[[int, int], int | None]
 """Says of an open file and its size how large its chunks are to be on average; None: it is not cut."""
 
@@ -123,10 +126,13 @@ class Digester:
         self._progress = progress
         self.ahead = Ahead()
 
-    def digest_file(self, name: str, *, at: int | None = None, cutting: Cutting | None = None) -> Digested:
+    def digest_file(
+        self, name: str, *, at: int | None = None, cutting: Cutting | None = None, following: Following | None = None
+    ) -> Digested:
         """Return the digest of a regular file; at: descriptor of the folder that holds it.
 
-        cutting: says of a large file whether it is to be cut into chunks in the same read.
+        cutting: says of a large file whether it is to be cut into chunks in the same read. following: says who hears
+        how far the reading of a large file is that is not; how it ended is for the caller to say.
         Raises FileChanging, and OSError when it cannot be read or is no regular file (see disk.open_regular).
         """
         # disk.open_regular, with one fstat for both purposes: this runs for every file of a first scan.
@@ -143,7 +149,8 @@ class Digester:
             else:
                 average = cutting(descriptor, size) if cutting is not None else None
                 chunker = Chunker(average) if average else None
-                count, digest = self._digest_large(descriptor, before, chunker)
+                follower = following(before) if following is not None and chunker is None else None
+                count, digest = self._digest_large(descriptor, before, chunker, follower)
             after = os.fstat(descriptor)
         finally:
             os.close(descriptor)
@@ -151,13 +158,18 @@ class Digester:
             raise FileChanging(after)
         return Digested(digest, after, chunker.finish() if chunker else None)
 
-    def _digest_large(self, descriptor: int, before: os.stat_result, chunker: Chunker | None) -> tuple[int, bytes]:
+    def _digest_large(
+        self, descriptor: int, before: os.stat_result, chunker: Chunker | None, follower: Follower | None
+    ) -> tuple[int, bytes]:
         content = hasher()
         total = 0
         if self._large is None:
             self._large = memoryview(bytearray(BUFFER_BYTES))
         for part in pieces(descriptor, self._large, self.ahead.read):
-            content.update(part)
+            if follower is None:
+                content.update(part)
+            else:
+                _update(content, part, total, follower)
             if chunker is not None:
                 chunker.update(part)
             total += len(part)
@@ -168,6 +180,16 @@ class Digester:
             if self._progress is not None:
                 self._progress(total)
         return total, content.digest()
+
+
+def _update(content: Hasher, part: memoryview, total: int, follower: Follower) -> None:
+    """Hash a part of a file that begins at an offset, and stop wherever the follower wants the hash."""
+    while total + len(part) >= follower.at:
+        before, part = part[: follower.at - total], part[follower.at - total :]
+        content.update(before)
+        total += len(before)
+        follower.reach(content)
+    content.update(part)
 
 
 def is_same(before: os.stat_result, after: os.stat_result) -> bool:

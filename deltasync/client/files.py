@@ -18,12 +18,13 @@ from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, Seen, clamped, is_executable, signed
 from deltasync.client.moves import joined
-from deltasync.client.observation import Expect, IsSettled, Progress, ScanOptions, Waiting
+from deltasync.client.observation import Expect, Follow, Follower, IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
 from deltasync.client.state import KEPT, RACY, Problem
 from deltasync.core.chunks import average_for
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
+from deltasync.disk import has_holes
 
 RACY_NS = 20_000_000
 """What changed less than this before its hash began may change again without its times showing it."""
@@ -69,10 +70,11 @@ class Files:
         is_settled: IsSettled | None,
         progress: Progress | None,
         expect: Expect | None = None,
+        follow: Follow | None = None,
     ) -> None:
         """Begin with nothing read."""
         self.ledger, self._options, self._clock = ledger, options, clock
-        self._is_settled, self._progress, self._expect = is_settled, progress, expect
+        self._is_settled, self._progress, self._expect, self._follow = is_settled, progress, expect, follow
         self.is_alone = is_settled is None
         """Nobody else judges whether a file has settled."""
         self._digester = Digester(self._tell if progress else None)
@@ -253,7 +255,16 @@ class Files:
     def _read(self, frame: Frame, name: str, item: Item | None) -> None:
         edges: list[Edges] = []
         cutting = partial(self._cutting, item, edges)
-        found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting)
+        followers: list[Follower] = []
+        following = partial(self._following, joined(frame.path, name), edges, followers) if item is None else None
+        try:
+            found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting, following=following)
+        except (FileChanging, OSError):
+            for follower in followers:
+                follower.give_up()
+            raise
+        for follower in followers:
+            follower.finish(found.digest)
         may_cut = average_for(found.status.st_size) is not None
         if edges and found.listed is None and may_cut and self._is_surprise(edges[0], found.digest):
             edges.clear()  # it seemed to be a copy, or only touched, and is not: it is read once more, and cut
@@ -276,6 +287,19 @@ class Files:
             self.ledger.recipes.append(Known(found.digest, average, found.listed))
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
+
+    def _following(
+        self, path: str, edges: list[Edges], followers: list[Follower], status: os.stat_result
+    ) -> Follower | None:
+        """Let somebody follow the reading of a file of data throughout that begins or ends as none that was read."""
+        is_new = bool(edges) and not recipes.seems_known(self.ledger.state, edges[0])
+        is_like = any(edges[0][:3] == each[:3] for _, each in self.ledger.edges) if is_new else False
+        if self._follow is None or not is_new or is_like or has_holes(status):
+            return None
+        follower = self._follow(path, status)
+        if follower is not None:
+            followers.append(follower)
+        return follower
 
     def _is_surprise(self, edges: Edges, digest: bytes) -> bool:
         state = self.ledger.state

@@ -35,6 +35,7 @@ ROUTES = (
     ("GET", f"{API}/workspaces/w/sequences", 200),
     ("GET", f"{API}/workspaces/w/sequences/1", 410),
     ("POST", f"{API}/workspaces/w/missing", 400),
+    ("POST", f"{API}/workspaces/w/sizes", 400),
     ("POST", f"{API}/workspaces/w/bundles", 400),
     ("POST", f"{API}/workspaces/w/blobs", 400),
     ("POST", f"{API}/workspaces/w/trees", 400),
