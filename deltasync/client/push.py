@@ -448,7 +448,7 @@ class Pusher:
             server.limits,
             ask,
             exact=not transport.has_cache,
-            expect=self._expect,
+            expect=partial(self._expect, follows=follows),
             planned=planned,
             left=left,
         )
@@ -479,8 +479,8 @@ class Pusher:
                 return rows[:number]
         return rows
 
-    def _expect(self, contents: seal.Contents) -> None:
-        sent_ahead = self._tally.expected() - self._followed_bytes if self._ahead else 0
+    def _expect(self, contents: seal.Contents, *, follows: bool) -> None:
+        sent_ahead = self._tally.expected() - self._followed_bytes if follows else 0
         self._followed_bytes = 0
         self._tally.expected = lambda: sent_ahead + contents.total_bytes
 
@@ -726,7 +726,8 @@ class Pusher:
         room = limit - outbox.pending_bytes(self._state)
         planned = partial(self._carriage.planned, FEATURES, wire.Limits(), asks=False)
         left = self._carriage.streams.left
-        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=planned, left=left)
+        expect = partial(self._expect, follows=False)
+        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=expect, planned=planned, left=left)
         for cut in cuts:
             metadata, carried = cut.metadata, cut.part
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:

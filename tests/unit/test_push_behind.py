@@ -12,15 +12,18 @@ from typing import Any
 import folders
 import pytest
 from desk import Desk, assert_in_step
+from lossy import Fault, lossy
 from narrow import LIMIT, Narrow, assert_arrived, cut_off, edit, fine, streams_of
 from serving import Served, serving
+from watching import at_home, inside
 
 from deltasync.client import digest, ledger, parts, push
 from deltasync.client.push import Progress, Pusher, PushOptions
 from deltasync.client.transport import open_transport
+from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, HostUnreachable, NotFound
 
-SIZES = itertools.count(5 * LIMIT + 4321)
+SIZES = itertools.count(5 * LIMIT + 4321, 1000)
 BIG = "clips/big.mov"
 
 
@@ -167,7 +170,7 @@ def test_everything_else_waits_for_the_digest(
     assert_arrived(served, desk, report)
 
 
-@pytest.mark.parametrize("after", range(6))
+@pytest.mark.parametrize("after", [0, 2, 5])
 @pytest.mark.parametrize("fault", ["before", "receipt"])
 def test_trouble_on_the_way_is_met_after_the_scan(
     served: Served, desk: Desk, way: Behind, after: int, fault: str, size: int
@@ -182,11 +185,11 @@ def test_trouble_on_the_way_is_met_after_the_scan(
     else:
         way.receipts = [lambda receipt: receipt] * after + [lose]
     report = desk.push(transport=way)
+    assert (len(way.asked_sizes), ahead_of(way) > 0) == (1, True)
     assert sum(way.sent) < size + 3 * LIMIT
     assert_arrived(served, desk, report)
 
 
-@pytest.mark.parametrize("rescans", [True, False])
 @pytest.mark.parametrize(
     "change",
     [
@@ -198,13 +201,14 @@ def test_trouble_on_the_way_is_met_after_the_scan(
     ],
     ids=["changed", "longer", "shorter", "gone", "renamed"],
 )
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize(("after", "rescans"), [(1, True), (4, False)])
 def test_a_file_that_changes_while_it_is_read_arrives_as_it_is(
     served: Served, desk: Desk, way: Behind, change: Callable[[Path], None], after: int, rescans: bool
 ) -> None:
     """The parts stop, the file goes the ordinary way from what is there, and nothing of it is left on the server."""
     way.on_send = [fine] * after + [lambda: change(desk.root / BIG)]
     report = desk.push(transport=way, rescans=rescans)
+    assert len(way.asked_sizes) == 1
     if report.problems:
         report = desk.push(transport=way)
     assert_in_step(served, desk, desk.push())
@@ -256,7 +260,7 @@ def test_a_scan_that_fails_leaves_parts_to_the_next_push(served: Served, desk: D
     assert_arrived(served, desk, report)
 
 
-@pytest.mark.parametrize("after", [0, 2, 4])
+@pytest.mark.parametrize("after", [0, 3])
 def test_a_killed_push_goes_on_behind_what_arrived(served: Served, desk: Desk, after: int, size: int) -> None:
     """A process that dies while it reads the file has recorded each part first; the next one sends the rest."""
     if not (child := os.fork()):
@@ -273,3 +277,17 @@ def test_a_killed_push_goes_on_behind_what_arrived(served: Served, desk: Desk, a
     report = desk.push(transport=way)
     assert sum(way.sent) < size + 50_000 - arrived * LIMIT
     assert_arrived(served, desk, report)
+
+
+def test_a_watcher_sends_what_it_first_reads(
+    served: Served, desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher's first look asks for sizes as well; an answer that is lost is asked for again."""
+    monkeypatch.setattr("deltasync.client.seal.Limits", lambda: wire.Limits(bundle_content_bytes=LIMIT))
+    os.utime(desk.root / BIG, ns=(0, 10**18))  # it has settled
+    with lossy(served.port) as proxy, at_home(tmp_path):
+        fault = Fault(b"/sizes", swallow=True)
+        proxy.faults.append(fault)
+        with inside(desk.root, to=proxy.url) as watcher:
+            watcher.until_same()
+        assert fault.has_happened.is_set()
