@@ -68,6 +68,8 @@ class Ahead:
 
         at: descriptor of the folder that holds it; `opened` or `clear` comes before another folder's files.
         """
+        if len(self._opened) >= AHEAD_FILES:
+            self.clear()  # not all that was announced is read: some has not settled
         with contextlib.suppress(OSError):
             self._opened[name] = descriptor = os.open(name, FILE_FLAGS, dir_fd=at)
             announce(descriptor, 0, min(size, AHEAD_BYTES // AHEAD_FILES))

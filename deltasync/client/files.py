@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from deltasync.client import recipes
-from deltasync.client.digest import Digester, FileChanging
+from deltasync.client.digest import Cutting, Digested, Digester, FileChanging
 from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, Seen, clamped, is_executable, signed
@@ -255,16 +255,7 @@ class Files:
     def _read(self, frame: Frame, name: str, item: Item | None) -> None:
         edges: list[Edges] = []
         cutting = partial(self._cutting, item, edges)
-        followers: list[Follower] = []
-        following = partial(self._following, joined(frame.path, name), edges, followers) if item is None else None
-        try:
-            found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting, following=following)
-        except (FileChanging, OSError):
-            for follower in followers:
-                follower.give_up()
-            raise
-        for follower in followers:
-            follower.finish(found.digest)
+        found = self._digested(frame, name, item, edges, cutting)
         may_cut = average_for(found.status.st_size) is not None
         if edges and found.listed is None and may_cut and self._is_surprise(edges[0], found.digest):
             edges.clear()  # it seemed to be a copy, or only touched, and is not: it is read once more, and cut
@@ -287,6 +278,20 @@ class Files:
             self.ledger.recipes.append(Known(found.digest, average, found.listed))
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
+
+    def _digested(self, frame: Frame, name: str, item: Item | None, edges: list[Edges], cutting: Cutting) -> Digested:
+        """Read a file to its end, and let whoever follows that know how it ended."""
+        followers: list[Follower] = []
+        following = partial(self._following, joined(frame.path, name), edges, followers) if item is None else None
+        try:
+            found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting, following=following)
+        except (FileChanging, OSError):
+            for follower in followers:
+                follower.give_up()
+            raise
+        for follower in followers:
+            follower.finish(found.digest)
+        return found
 
     def _following(
         self, path: str, edges: list[Edges], followers: list[Follower], status: os.stat_result

@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 from observed import write
 
-from deltasync.client.digest import BUFFER_BYTES, Ahead, Digester, FileChanging, is_same
+from deltasync.client.digest import AHEAD_FILES, BUFFER_BYTES, Ahead, Digester, FileChanging, is_same
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,20 @@ def test_an_announced_file_is_the_one_that_has_the_name_when_it_is_read(folder: 
     (tmp_path / "f").symlink_to("other")
     with pytest.raises(OSError):
         ahead.opened("f", at=folder)
+    ahead.clear()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_what_is_announced_and_never_read_keeps_few_descriptors(tmp_path: Path) -> None:
+    """A folder of files that have not settled holds no more of them open than one whose files are read."""
+    write(tmp_path, {f"f{number}": "f" for number in range(100)})
+    before = len(os.listdir("/dev/fd"))
+    ahead = Ahead()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for number in range(100):
+        ahead.announce(f"f{number}", 1, at=folder)
+        assert len(os.listdir("/dev/fd")) <= before + 1 + AHEAD_FILES
+    os.close(folder)
     ahead.clear()
     assert len(os.listdir("/dev/fd")) == before
 
