@@ -51,6 +51,8 @@ ZEROS = memoryview(_ZERO_BYTES)
 _COPY_BYTES = 1 << 20
 _BLOCK_BYTES = 512
 """What st_blocks counts, whatever the file system's own blocks are."""
+_ANNOUNCED_BYTES = 512 << 10
+"""Linux takes no more of one announcement than the device takes of one request."""
 _FICLONE = 0x40049409
 _WRITE_NOW = 2
 
@@ -294,6 +296,11 @@ class Extent(NamedTuple):
     is_hole: bool
 
 
+def has_holes(status: os.stat_result) -> bool:
+    """Tell whether a file may have holes that this system can tell from data: it takes less space than it has bytes."""
+    return hasattr(os, "SEEK_DATA") and status.st_blocks * _BLOCK_BYTES < status.st_size
+
+
 def extents(descriptor: int) -> Iterator[Extent]:
     """Yield the extents of an open file in order, each looked up when its turn comes; moves the file's position.
 
@@ -301,7 +308,7 @@ def extents(descriptor: int) -> Iterator[Extent]:
     """
     status = os.fstat(descriptor)
     size = status.st_size
-    if status.st_blocks * _BLOCK_BYTES >= size or not hasattr(os, "SEEK_DATA"):
+    if not has_holes(status):
         yield Extent(0, size, is_hole=False)
         return
     at = 0
@@ -333,19 +340,33 @@ def data_bytes(descriptor: int) -> int:
     return sum(end - start for start, end, is_hole in extents(descriptor) if not is_hole)
 
 
-def pieces(descriptor: int, buffer: memoryview) -> Iterator[memoryview]:
+def _read_at(descriptor: int, buffer: memoryview, start: int, _: int) -> int:
+    return os.preadv(descriptor, [buffer], start)
+
+
+def pieces(
+    descriptor: int, buffer: memoryview, read: Callable[[int, memoryview, int, int], int] = _read_at
+) -> Iterator[memoryview]:
     """Yield an open file's bytes from its beginning; each piece is valid until the next one.
 
     Holes are not read. What is written behind the end meanwhile is not seen; where the file ends earlier, so does this.
+    read: reads from an offset, as preadv does, where there are data up to another one.
     """
     for start, end, is_hole in extents(descriptor):
         while start < end:
             count = min(end - start, len(ZEROS if is_hole else buffer))
-            piece = ZEROS[:count] if is_hole else buffer[: os.preadv(descriptor, [buffer[:count]], start)]
+            piece = ZEROS[:count] if is_hole else buffer[: read(descriptor, buffer[:count], start, end)]
             if not piece:
                 return
             start += len(piece)
             yield piece
+
+
+def announce(descriptor: int, start: int, end: int) -> None:
+    """Have the kernel begin to read a stretch of an open file, so that reading it waits less; a hint, and no more."""
+    if hasattr(os, "posix_fadvise"):
+        for at in range(start, end, _ANNOUNCED_BYTES):
+            os.posix_fadvise(descriptor, at, min(_ANNOUNCED_BYTES, end - at), os.POSIX_FADV_WILLNEED)
 
 
 def is_zeros(content: bytes) -> bool:

@@ -14,6 +14,7 @@ from serving import Served
 
 from deltasync.client import outbox
 from deltasync.client.ignore import IgnoreRules
+from deltasync.client.observation import Follow
 from deltasync.client.push import Pusher, PushOptions, PushReport, Transport
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
@@ -53,12 +54,13 @@ class Desk:
         state: State,
         folders: Collection[str] | None = None,
         recorded: Callable[[], None] | None = None,
+        follow: Follow | None = None,
     ) -> None:
         """Scan the folder, or some folders of it; what the tests make is never still being written."""
         options = ScanOptions(
             ignore=IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=True, **self.scan_options
         )
-        scan(state, options, folders=folders, recorded=recorded)
+        scan(state, options, folders=folders, recorded=recorded, follow=follow)
 
     def push(
         self,
@@ -79,7 +81,7 @@ class Desk:
                 rescan = (lambda folders: self.observe(state, folders)) if rescans else None
                 with Pusher(state, mine, PushOptions(**options), rescan=rescan) as pusher:
                     if scans:
-                        self.observe(state, recorded=pusher.send_ahead)
+                        self.observe(state, recorded=pusher.send_ahead, follow=pusher.follow)
                     if before is not None:
                         before(state)
                     return pusher.run()

@@ -19,7 +19,7 @@ NAMES = ("a", "b", "c.txt", "é", "A", "con")
 DAY = 86_400 * 10**9
 TIMES: tuple[int | None, ...] = (DAY, 10**18 + 123_456_789, 4_102_444_800 * 10**9, 0, None)
 """Modification times that files get, most of them long ago; None is now."""
-POOL = (b"", b"x", b"y", b"same size 1", b"same size 2", b"a" * 5000)
+POOL = (b"", b"x", b"y", b"same size 1", b"same size 2", b"a" * 5000, bytes(range(256)) * 3)
 """Contents that come again and again, so that copies are common."""
 NODES_MAX = 60
 DEPTH_MAX = 5

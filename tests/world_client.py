@@ -22,6 +22,7 @@ from deltasync.client.ignore import IgnoreRules
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import REHASH_DUE, State
+from deltasync.core.chunks import CHUNK_FROM_BYTES
 from deltasync.core.errors import Corrupt, NotFound
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import file_name
@@ -143,7 +144,9 @@ class Client:
                     state.close()
 
     def _run(self, state: State, network: Network | None, how: How) -> PushReport:
-        options = ScanOptions(IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=how.allow)
+        options = ScanOptions(
+            IgnoreRules(self.root), settle_seconds=0.0, allow_emptied=how.allow, chunk_from_bytes=CHUNK_FROM_BYTES
+        )
 
         def rescan(folders: Any) -> object:
             return scan(state, options, folders=folders)
@@ -155,7 +158,7 @@ class Client:
                 raise Killed
 
         with Pusher(state, network, how.options(), progress=progress, rescan=rescan) as pusher:
-            scan(state, options, recorded=pusher.send_ahead)
+            scan(state, options, recorded=pusher.send_ahead, follow=pusher.follow)
             if state.get_meta(REHASH_DUE):  # every inode had changed, and the user does as the note says
                 scan(state, dataclasses.replace(options, rehash=True))
             self._note_files(state)

@@ -90,6 +90,15 @@ class Network:
         self._held -= {bytes.fromhex(digest) for digest in missing}
         return missing
 
+    def sizes(self, name: str, sizes: Sequence[int]) -> list[int]:
+        """Return of which sizes there may be some content."""
+
+        def ask(store: Store) -> list[int]:
+            with store.state.read() as db:  # the store itself tells nothing of sizes as small as these
+                return [size for size in sizes if db.execute("SELECT 1 FROM blobs WHERE size = ?", (size,)).fetchone()]
+
+        return self._asked(ask)
+
     def directory(self, name: str, digest: bytes) -> bytes:
         """Return a directory object."""
         return self._asked(lambda store: store.directory(WorkspaceName(name), digest))

@@ -152,7 +152,14 @@ def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
             contextlib.closing(transport) if transport is not None else contextlib.nullcontext(),
             Pusher(state, transport, push_options(settings), progress=progress.sent, rescan=rescan) as pusher,
         ):
-            found = scan(state, look, progress=progress.read, recorded=pusher.send_ahead, expect=pusher.expect)
+            found = scan(
+                state,
+                look,
+                progress=progress.read,
+                recorded=pusher.send_ahead,
+                expect=pusher.expect,
+                follow=pusher.follow,
+            )
             progress.all_is_read()
             _say_found(call, found)
             return pusher.run()

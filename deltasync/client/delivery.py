@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import sys
 import threading
@@ -37,6 +38,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import EMPTY_ROOT
 
 if TYPE_CHECKING:
+    from deltasync.client.observation import Follower
     from deltasync.client.receiver import Transport
     from deltasync.client.state import State
     from deltasync.config import Settings
@@ -110,6 +112,10 @@ class Delivery:
         """Send what a first look has recorded so far, if that is enough for a bundle."""
         if self._prepared is not None:
             self._prepared.send_ahead()
+
+    def follow(self, path: str, status: os.stat_result) -> Follower | None:
+        """Hear that a large file is read in a first look; return what sends it meanwhile, if that may be done."""
+        return self._prepared.follow(path, status) if self._prepared is not None else None
 
     def drop_ahead(self) -> None:
         """Stop what was sent ahead of a look that failed; what was delivered since is not concerned."""

@@ -115,8 +115,11 @@ class Difference:
             span, writer, load = self._span(), self._writer(), self._state.load
             yield from seal.healing(digests, span, writer, load, limits, planned=planned, left=left)
 
-    def over(self, parts: Iterable[Part]) -> Iterator[seal.Cut]:
-        """Yield the bundles that say which streams no bundle will name; each is recorded before the next."""
+    def parts(self, parts: Iterable[Part]) -> Iterator[seal.Cut]:
+        """Yield the bundles of parts beyond those of `cuts`; each is recorded before the next.
+
+        They carry what is sent before its operation is known, or say which streams no bundle will name.
+        """
         for each in parts:
             span = self._span()
             yield seal.part_cut(each, self._writer(), span.base, span.sequence)

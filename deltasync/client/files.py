@@ -5,24 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from deltasync.client import recipes
-from deltasync.client.digest import Digester, FileChanging
+from deltasync.client.digest import Cutting, Digested, Digester, FileChanging
 from deltasync.client.frame import Frame, Item
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, Seen, clamped, is_executable, signed
 from deltasync.client.moves import joined
-from deltasync.client.observation import Expect, IsSettled, Progress, ScanOptions, Waiting
+from deltasync.client.observation import Expect, Follow, Follower, IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
 from deltasync.client.state import KEPT, RACY, Problem
 from deltasync.core.chunks import average_for
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
+from deltasync.disk import has_holes
 
 RACY_NS = 20_000_000
 """What changed less than this before its hash began may change again without its times showing it."""
@@ -68,10 +70,11 @@ class Files:
         is_settled: IsSettled | None,
         progress: Progress | None,
         expect: Expect | None = None,
+        follow: Follow | None = None,
     ) -> None:
         """Begin with nothing read."""
         self.ledger, self._options, self._clock = ledger, options, clock
-        self._is_settled, self._progress, self._expect = is_settled, progress, expect
+        self._is_settled, self._progress, self._expect, self._follow = is_settled, progress, expect, follow
         self.is_alone = is_settled is None
         """Nobody else judges whether a file has settled."""
         self._digester = Digester(self._tell if progress else None)
@@ -91,6 +94,31 @@ class Files:
         """
         table = frame.load(self.ledger.state)
         self._drop_missing(frame, table, listing)
+        ahead, due = self._digester.ahead, self._due(frame, listing, table)
+        queue: deque[tuple[Seen, Item | None]] = deque()
+        try:
+            while self._fill(queue, due, frame):
+                self._renew(frame, *queue.popleft())
+                if self.ledger.is_due():
+                    ahead.clear()  # whoever sends what was found needs descriptors too
+                    checkpoint()
+        finally:
+            ahead.clear()
+
+    def _fill(
+        self, queue: deque[tuple[Seen, Item | None]], due: Iterator[tuple[Seen, Item | None]], frame: Frame
+    ) -> bool:
+        """Have the next entry to renew in a queue, and those behind it announced while the disk is slow."""
+        ahead = self._digester.ahead
+        while len(queue) <= ahead.files and (found := next(due, None)) is not None:
+            seen, item = found
+            if queue and stat.S_ISREG(seen.mode) and seen.size and not self._is_trusted(seen, item):
+                ahead.announce(seen.name, seen.size, at=frame.descriptor)
+            queue.append(found)
+        return bool(queue)
+
+    def _due(self, frame: Frame, listing: Listing, table: dict[str, Item]) -> Iterator[tuple[Seen, Item | None]]:
+        """Yield the entries of a listing that are new or may have changed, each with what is recorded of it."""
         rules = self._options.ignore
         has_rules = frame.level is not None or rules.on_command_line
         rehash = self._options.rehash
@@ -116,9 +144,7 @@ class Files:
                     if item.flags:
                         table[name] = item._replace(flags=0)
                     continue
-            self._renew(frame, Seen(name, signed(inode), mode, size, clamped(mtime_ns), clamped(ctime_ns)), item)
-            if self.ledger.is_due():
-                checkpoint()
+            yield Seen(name, signed(inode), mode, size, clamped(mtime_ns), clamped(ctime_ns)), item
 
     def _drop_missing(self, frame: Frame, table: dict[str, Item], listing: Listing) -> None:
         present = {seen[0] for seen in listing.files}
@@ -229,7 +255,7 @@ class Files:
     def _read(self, frame: Frame, name: str, item: Item | None) -> None:
         edges: list[Edges] = []
         cutting = partial(self._cutting, item, edges)
-        found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting)
+        found = self._digested(frame, name, item, edges, cutting)
         may_cut = average_for(found.status.st_size) is not None
         if edges and found.listed is None and may_cut and self._is_surprise(edges[0], found.digest):
             edges.clear()  # it seemed to be a copy, or only touched, and is not: it is read once more, and cut
@@ -252,6 +278,33 @@ class Files:
             self.ledger.recipes.append(Known(found.digest, average, found.listed))
         if self._progress is not None and self.hashed_files % _PROGRESS_FILES == 0:
             self._progress(self.hashed_files, self.hashed_bytes)
+
+    def _digested(self, frame: Frame, name: str, item: Item | None, edges: list[Edges], cutting: Cutting) -> Digested:
+        """Read a file to its end, and let whoever follows that know how it ended."""
+        followers: list[Follower] = []
+        following = partial(self._following, joined(frame.path, name), edges, followers) if item is None else None
+        try:
+            found = self._digester.digest_file(name, at=frame.descriptor, cutting=cutting, following=following)
+        except (FileChanging, OSError):
+            for follower in followers:
+                follower.give_up()
+            raise
+        for follower in followers:
+            follower.finish(found.digest)
+        return found
+
+    def _following(
+        self, path: str, edges: list[Edges], followers: list[Follower], status: os.stat_result
+    ) -> Follower | None:
+        """Let somebody follow the reading of a file of data throughout that begins or ends as none that was read."""
+        is_new = bool(edges) and not recipes.seems_known(self.ledger.state, edges[0])
+        is_like = any(edges[0][:3] == each[:3] for _, each in self.ledger.edges) if is_new else False
+        if self._follow is None or not is_new or is_like or has_holes(status):
+            return None
+        follower = self._follow(path, status)
+        if follower is not None:
+            followers.append(follower)
+        return follower
 
     def _is_surprise(self, edges: Edges, digest: bytes) -> bool:
         state = self.ledger.state

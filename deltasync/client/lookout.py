@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from deltasync.client.events import Say, What
 from deltasync.client.hints import Dirt, Hints
 from deltasync.client.ignore import IgnoreRules
+from deltasync.client.observation import Follow
 from deltasync.client.reread import Rereading
 from deltasync.client.scan import IsSettled, ScanOptions, ScanReport, scan
 from deltasync.client.watch import Coverage, NoSource, Place, Source
@@ -83,12 +84,13 @@ class Lookout:
         is_asked: bool = False,
         allow_emptied: bool = False,
         recorded: Callable[[], None] | None = None,
+        follow: Follow | None = None,
     ) -> ScanReport | None:
         """Look at what is dirty, and at everything when it is time; None when nothing was dirty.
 
         is_asked: somebody waits for the answer, so files do not have to settle, only to hold still while they are read.
         allow_emptied: take an empty workspace for one whose files were deleted.
-        recorded: called when a part of what is looked at was recorded.
+        recorded: called when a part of what is looked at was recorded. follow: told of large files that are new.
         """
         began = self._clock()
         if everything or began >= self._full_at:
@@ -97,7 +99,7 @@ class Lookout:
         if dirt.folders is not None and not dirt.folders:
             return None if is_asked else self._reread(began)
         options = replace(self._options, allow_emptied=allow_emptied or self._options.allow_emptied)
-        report = self._scan(options, dirt.folders, None if is_asked else self.hints.is_settled, recorded)
+        report = self._scan(options, dirt.folders, None if is_asked else self.hints.is_settled, recorded, follow)
         self.hints.looked(dirt, at=began)
         if dirt.folders is None:
             self.looked_at, self.look_seconds = began, self._clock() - began
@@ -142,6 +144,7 @@ class Lookout:
         folders: Collection[str] | None,
         is_settled: IsSettled | None,
         recorded: Callable[[], None] | None = None,
+        follow: Follow | None = None,
     ) -> ScanReport:
         try:
             report = scan(
@@ -151,6 +154,7 @@ class Lookout:
                 is_settled=is_settled,
                 progress=self._note,
                 recorded=recorded,
+                follow=follow,
             )
         except BaseException:
             self.hints.everything()  # what was taken was not looked at

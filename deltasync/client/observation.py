@@ -5,15 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.state import Problem
 from deltasync.core.chunks import CHUNK_FROM_BYTES
+from deltasync.core.hashing import Hasher
 
 IsSettled = Callable[[str, os.stat_result], bool]
 Progress = Callable[[int, int], None]
 Expect = Callable[[bytes, int], None]
 """Is told of a large file that is about to be cut: the content that is its likely base, and the size of chunks."""
+
+
+class Follower(Protocol):
+    """Follows the first reading of a large file; `finish` or `give_up` ends it, unless the scan ends altogether."""
+
+    @property
+    def at(self) -> int:
+        """At which offset the hash is wanted next; it only grows."""
+
+    def reach(self, content: Hasher) -> None:
+        """Hear that everything up to `at` was hashed; the hash goes on to change."""
+
+    def finish(self, digest: bytes) -> None:
+        """Hear that the whole file was read, and did not change meanwhile."""
+
+    def give_up(self) -> None:
+        """Hear that it changed, or could not be read."""
+
+
+Follow = Callable[[str, os.stat_result], Follower | None]
+"""Is told of a large file, by its path, that is about to be read and is like none that was read before."""
 
 
 @dataclass(frozen=True, slots=True)

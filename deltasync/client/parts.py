@@ -72,10 +72,10 @@ def sealed_end(state: State, stream: bytes) -> int:
     return int(row[0]) if row else ends[-1].offset if ends else 0
 
 
-def latest(state: State, digest: str, path: str) -> bytes | None:
+def latest(state: State, digest: str | None, path: str) -> bytes | None:
     """Return the stream of a content, else the one of what a path had before, or None.
 
-    One that a bundle names is over with it, before any part that is sealed now.
+    digest: None where it is not known yet. One that a bundle names is over with it, before any part that is sealed now.
     """
     query = (
         "SELECT id FROM streams WHERE sealed IS NULL AND (digest = ?1 OR path = ?2) ORDER BY digest = ?1 DESC LIMIT 1"
@@ -103,6 +103,12 @@ def note_begun(state: State, stream: bytes, operation: Operation, *, size: int, 
         state.db.execute(behind, (stream, ends[-1].offset if ends else 0))
         row = (stream, operation.path, operation.digest, size, most, _packed(ends))
         state.db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+
+
+def note_content(state: State, stream: bytes, digest: str) -> None:
+    """Record the digest of the content that a stream brings, which was not known when it began."""
+    with state.writing():
+        state.db.execute("UPDATE streams SET digest = ? WHERE id = ?", (digest, stream))
 
 
 def note_received(state: State, part: Part, digest: bytes) -> None:

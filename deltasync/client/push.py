@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ from deltasync.core.errors import (
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES, Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
+from deltasync.core.part import FEATURE as PARTS
 from deltasync.core.part import Part
 from deltasync.core.tree import Loader, find
 
@@ -45,7 +48,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from deltasync.client.courier import Courier, Parcel, Undelivered
+    from deltasync.client.observation import Follower
     from deltasync.client.state import State
+    from deltasync.client.streams import Stream
+    from deltasync.core.hashing import Hasher
 
 POLL_SECONDS = 30.0
 CHANGES_MAX = 3
@@ -66,6 +72,36 @@ __all__ = [
     "Pusher",
     "Transport",
 ]
+
+
+class _Pursuit:
+    """Sends a file in parts right behind its first reading; the last part waits for the digest of the whole."""
+
+    def __init__(
+        self, stream: Stream, send: Callable[[Stream, Part, Hasher], bool], end: Callable[[Stream, bytes | None], None]
+    ) -> None:
+        """send: sends a part that was hashed up to its end; False: no more. end: hears of the digest, or None."""
+        self._stream, self._send, self._end = stream, send, end
+        self._left = stream.parts(0)
+        self._part: Part | None = next(self._left)
+
+    @property
+    def at(self) -> int:
+        """Where the next part ends, unless it is the last."""
+        return self._part.end if self._part and self._part.end < self._stream.size else sys.maxsize
+
+    def reach(self, content: Hasher) -> None:
+        """Send the part that ends here."""
+        is_sent = self._part is not None and self._send(self._stream, self._part, content)
+        self._part = next(self._left) if is_sent else None
+
+    def finish(self, digest: bytes) -> None:
+        """Have the content named by the digest, which brings the last part."""
+        self._end(self._stream, digest)
+
+    def give_up(self) -> None:
+        """Leave it at what was sent: the file goes on from there once it was read again."""
+        self._end(self._stream, None)
 
 
 @dataclass(slots=True)
@@ -105,6 +141,11 @@ class Pusher:
         is_first = state.observed_root() == EMPTY_ROOT
         self._may_go_ahead = is_first and transport is not None and transport.has_cache and not options.dry_run
         self._counts_ahead = 0, 0
+        self._followed: set[str] = set()
+        self._followed_bytes = 0
+        """How much of what is expected no operation names yet."""
+        self._sizes: dict[int, bool] = {}
+        """Whether the receiver may have had a content of that size before any was sent."""
         self._sent_before = transport.sent_bytes if transport else 0
         self._changes: dict[str, int] = {}
         self._difference = Difference(state, self._name, options)
@@ -228,13 +269,80 @@ class Pusher:
             if ahead is None:
                 self._may_go_ahead = False
                 return
-            for parcel in self._parcels(transport, ahead.server, follows=True):
+            for parcel in self._parcels(transport, ahead.server, follows=True, is_whole=False):
                 ahead.courier.send(parcel)
                 ahead.courier.make_room()
         except (DeltasyncError, Undelivered) as trouble:
-            self._may_go_ahead = False
-            if self._ahead is not None:  # otherwise `run` greets the receiver itself
-                self._ahead.trouble = trouble
+            self._stop_ahead(trouble)
+
+    def follow(self, path: str, status: os.stat_result) -> Follower | None:
+        """Hear that a large file is read in a first scan, like none before; return what sends it meanwhile in parts.
+
+        None where the receiver may have its content, or takes no parts: it is sent once that is known (spec S-18).
+        """
+        transport, size = self._transport, status.st_size
+        if transport is None or not self._may_go_ahead or size <= AHEAD_BYTES or path in self._followed:
+            return None
+        try:
+            ahead = self._ahead = self._ahead or self._begin_ahead(transport)
+            if ahead is None or not self._is_new(transport, ahead.server, size):
+                self._may_go_ahead = ahead is not None
+                return None
+        except DeltasyncError as trouble:
+            self._stop_ahead(trouble)
+            return None
+        self._followed.add(path)
+        self._expect_followed(size)
+        stream = self._carriage.streams.begin(path, status, seal.content_max(ahead.server.limits))
+        return _Pursuit(stream, self._send_behind, self._end_pursuit)
+
+    def _expect_followed(self, size_bytes: int) -> None:
+        expected_bytes = self._tally.expected() + size_bytes
+        self._tally.expected = lambda: expected_bytes
+        self._followed_bytes += size_bytes
+
+    def _is_new(self, transport: Transport, server: wire.WorkspaceState, size: int) -> bool:
+        """Tell whether a file needs parts, and has a size of which the receiver had nothing before this push."""
+        most, limit = seal.content_max(server.limits), server.limits.bundle_bytes
+        if PARTS not in server.features or not most < size <= limit:
+            return False
+        if size not in self._sizes:
+            self._sizes[size] = bool(transport.sizes(self._name, [size]))
+        return not self._sizes[size]
+
+    def _send_behind(self, stream: Stream, carried: Part, content: Hasher) -> bool:
+        """Send a part of a file that is still read, which is in the page cache now; False when there can be no more."""
+        from deltasync.client.courier import Undelivered
+
+        if self._ahead is None or not self._may_go_ahead:
+            return False
+        try:
+            self._ahead.courier.make_room(for_part=True)  # first: of the hashes only those of the last parts are kept
+            stream.keep(carried.end, content.copy())
+            for cut in self._difference.parts([carried]):
+                self._ahead.courier.send(self._sealed_now(cut))
+        except (DeltasyncError, Undelivered) as trouble:
+            self._stop_ahead(trouble)
+        return self._may_go_ahead
+
+    def _end_pursuit(self, stream: Stream, digest: bytes | None) -> None:
+        from deltasync.client.courier import Undelivered
+
+        if digest is not None:
+            self._carriage.streams.settle(stream, digest.hex())
+            return
+        self._expect_followed(-stream.size)
+        if self._ahead is not None and self._may_go_ahead:
+            try:
+                self._ahead.courier.finish()  # what arrived of it is known before it is read again
+            except (DeltasyncError, Undelivered) as trouble:
+                self._stop_ahead(trouble)
+
+    def _stop_ahead(self, trouble: Exception) -> None:
+        """Keep trouble for `run`, and send nothing more before."""
+        self._may_go_ahead = False
+        if self._ahead is not None:  # otherwise `run` greets the receiver itself
+            self._ahead.trouble = trouble
 
     def _begin_ahead(self, transport: Transport) -> _Ahead | None:
         """Meet a receiver that has nothing of this workspace; None when it has, and the scan must end first."""
@@ -327,10 +435,12 @@ class Pusher:
                 raise
             courier.finish()
 
-    def _parcels(self, transport: Transport, server: wire.WorkspaceState, *, follows: bool) -> Iterator[Parcel]:
+    def _parcels(
+        self, transport: Transport, server: wire.WorkspaceState, *, follows: bool, is_whole: bool = True
+    ) -> Iterator[Parcel]:
         """Yield every bundle to be sent; each is recorded durably before it is yielded (spec S-10).
 
-        follows: those that are sealed already are on their way.
+        follows: those that are sealed already are on their way. is_whole: the whole tree is observed.
         """
         planned, left = partial(self._carriage.planned, server.features, server.limits), self._carriage.streams.left
         rows = [] if follows else self._sendable(outbox.pending(self._state), server)
@@ -346,7 +456,7 @@ class Pusher:
             server.limits,
             ask,
             exact=not transport.has_cache,
-            expect=self._expect,
+            expect=partial(self._expect, follows=follows),
             planned=planned,
             left=left,
         )
@@ -355,9 +465,9 @@ class Pusher:
         heals = partial(planned, asks=False)
         healing = self._difference.healing(self._unhealed, server.limits, planned=heals, left=left)
         yield from map(self._sealed_now, healing)
-        if not follows:  # the whole tree is observed: what no bundle names now, none will
+        if is_whole:  # what no bundle names now, none will
             waiting = {each.path for each in self._state.problems()} | set(map(shown, self._difference.left_out))
-            yield from map(self._sealed_now, self._difference.over(parts.abandoned(self._state, waiting)))
+            yield from map(self._sealed_now, self._difference.parts(parts.abandoned(self._state, waiting)))
         if self._is_claim_due:  # nothing differs: a bundle without operations makes the workspace ours
             yield self._sealed_now(self._difference.claim())
 
@@ -377,8 +487,9 @@ class Pusher:
                 return rows[:number]
         return rows
 
-    def _expect(self, contents: seal.Contents) -> None:
-        sent_ahead = self._tally.expected() if self._ahead else 0
+    def _expect(self, contents: seal.Contents, *, follows: bool) -> None:
+        sent_ahead = self._tally.expected() - self._followed_bytes if follows else 0
+        self._followed_bytes = 0
         self._tally.expected = lambda: sent_ahead + contents.total_bytes
 
     def _asking(self, transport: Transport, limits: wire.Limits) -> seal.Ask:
@@ -616,7 +727,8 @@ class Pusher:
         room = limit - outbox.pending_bytes(self._state)
         planned = partial(self._carriage.planned, FEATURES, wire.Limits(), asks=False)
         left = self._carriage.streams.left
-        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=self._expect, planned=planned, left=left)
+        expect = partial(self._expect, follows=False)
+        cuts = self._difference.cuts(wire.Limits(), list, exact=True, expect=expect, planned=planned, left=left)
         for cut in cuts:
             metadata, carried = cut.metadata, cut.part
             if cut.content_bytes + len(metadata.operations_bytes) + len(metadata.hashes_bytes) > room:

@@ -35,6 +35,9 @@ class Transport(Protocol):
     def missing(self, name: str, digests: Sequence[str]) -> list[str]:
         """Return those of the digests whose content must be sent."""
 
+    def sizes(self, name: str, sizes: Sequence[int]) -> list[int]:
+        """Return those of the sizes, in bytes, of which the receiver may have some content."""
+
     def directory(self, name: str, digest: bytes) -> bytes:
         """Return the body of a directory object of the receiver's tree."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deltasync.core.chunks import AVERAGE_BYTES, Chunker, chunks
 from deltasync.core.hashing import digest_of
+from deltasync.disk import announce
 
 if TYPE_CHECKING:
     from deltasync.client.state import State
@@ -46,10 +47,12 @@ class Known(NamedTuple):
 
 def edges_of(descriptor: int, size: int) -> Edges:
     """Read the edges of an open file; a header that was changed leaves the end, what was appended the beginning."""
-    head = os.pread(descriptor, EDGE_BYTES, 0)
-    tail = os.pread(descriptor, EDGE_BYTES, max(0, size - EDGE_BYTES))
     sample = min(SAMPLE_BYTES_MAX, size // SAMPLE_SHARE)
     starts = {EDGE_BYTES, (size - sample) // 2, max(0, size - EDGE_BYTES - sample)}
+    for start in starts:
+        announce(descriptor, start, start + sample)
+    head = os.pread(descriptor, EDGE_BYTES, 0)
+    tail = os.pread(descriptor, EDGE_BYTES, max(0, size - EDGE_BYTES))
     marks = {mark for start in starts for mark in _marks(os.pread(descriptor, sample, start))}
     return Edges(_edge(b"head", head, size), _edge(b"tail", tail, size), size, tuple(sorted(marks)))
 

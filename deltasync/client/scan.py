@@ -22,7 +22,7 @@ from deltasync.client.ignore import Level, Stamp
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, clamped, list_folder, signed
 from deltasync.client.moves import LIMBO, ROOT_ID, Stats, joined
-from deltasync.client.observation import Expect, IsSettled, Progress, ScanOptions, ScanReport, Waiting
+from deltasync.client.observation import Expect, Follow, IsSettled, Progress, ScanOptions, ScanReport, Waiting
 from deltasync.client.opening import DATABASE, damaged
 from deltasync.client.state import REHASH_DUE, Problem, Row, State
 from deltasync.core.errors import GuardStopped, RootUnavailable
@@ -48,6 +48,7 @@ def scan(
     progress: Progress | None = None,
     recorded: Callable[[], None] | None = None,
     expect: Expect | None = None,
+    follow: Follow | None = None,
 ) -> ScanReport:
     """Observe the whole workspace, or only some folders of it, and record what it is now.
 
@@ -56,11 +57,12 @@ def scan(
     progress: told how many files and bytes were read so far.
     recorded: called when a part of an unfinished scan was recorded: the observed tree is whole and holds that part.
     expect: told of large files that may have a base, before they are read.
+    follow: told of large files that are like none that is known, before they are read.
     Raises RootUnavailable and GuardStopped before anything is taken for deleted.
     """
     with space_guard(state.folder), _open_root(state) as top, contextlib.closing(Clock(state.folder)) as clock:
         try:
-            files = Files(Ledger(state), options, clock, is_settled, progress, expect)
+            files = Files(Ledger(state), options, clock, is_settled, progress, expect, follow)
             return _Scan(state, options, top, files, recorded).run(folders)
         except sqlite3.DatabaseError as error:
             raised = damaged(state.folder, error)

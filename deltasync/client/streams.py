@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from deltasync.client import parts
 from deltasync.client.listing import clamped
@@ -20,7 +23,7 @@ from deltasync.client.ranges import UNPROVEN, Fresh, Plan, fresh_chunks, runs_of
 from deltasync.core import recipe
 from deltasync.core.effort import Stretch
 from deltasync.core.hashing import DIGEST_BYTES, Hasher, digest_of, hasher
-from deltasync.core.manifest import Operation
+from deltasync.core.manifest import Kind, Operation, Verb
 from deltasync.core.names import shown
 from deltasync.core.part import Part
 from deltasync.core.recipe import Segment
@@ -49,6 +52,8 @@ class Stream:
     _hashes: dict[int, Hasher] = field(default_factory=dict)
     _starts: array[int] = field(default_factory=partial(array, "Q"))
     """Where in the stream each chunk begins, once it was asked for."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """For the hashes: whoever sends a part keeps one, and whoever hashes the file meanwhile does too."""
 
     def parts(self, offset: int) -> Iterator[Part]:
         """Yield the parts from an offset on, which is 0 or the end of a part."""
@@ -89,15 +94,15 @@ class Stream:
             self.is_doubted = False
         with source.opened(self.operation) as descriptor:
             self._require_unchanged(descriptor)
-            hashed = self._hashes.get(part.offset)
-            hashed = hashed.copy() if hashed else self._hashed(descriptor, part.offset)
+            known = self._hashes.get(part.offset)
+            hashed = known.copy() if known else self._hashed(descriptor, part.offset)
             for view in self._views(descriptor, part.offset, part.end):
                 hashed.update(view)
                 yield view
             self._require_unchanged(descriptor)
             if part.end == self.size and self.packed is None and hashed.digest().hex() != self.operation.digest:
                 raise self._changed()
-        self._keep(part.end, hashed)
+        self.keep(part.end, hashed)
         return hashed.digest()
 
     def stretches(self, part: Part) -> Iterator[Stretch]:
@@ -130,13 +135,15 @@ class Stream:
                 if hashed.digest() != end.digest:
                     break
                 same.append(end)
-                self._keep(end.offset, hashed.copy())
+                self.keep(end.offset, hashed.copy())
         return same
 
-    def _keep(self, offset: int, hashed: Hasher) -> None:
-        self._hashes[offset] = hashed
-        while len(self._hashes) > HASHES_MAX:
-            del self._hashes[next(iter(self._hashes))]
+    def keep(self, offset: int, hashed: Hasher) -> None:
+        """Remember the hash of the stream up to the end of a part; the last few are kept."""
+        with self._lock:
+            self._hashes[offset] = hashed
+            while len(self._hashes) > HASHES_MAX:
+                del self._hashes[next(iter(self._hashes))]
 
     def _hashed(self, descriptor: int, offset: int) -> Hasher:
         hashed = hasher()
@@ -213,9 +220,30 @@ class Streams:
             self._resume(self._state, stream)
         self._open[stream.id] = stream
         if plan is None:
-            made = recipe.compose((stream.id,), [Segment(1, 0, size)])
-            return Plan(made, b"", 0, 0, stream)
+            return _whole(stream)
         return replace(plan, recipe=_from_stream(plan.recipe, stream.id), packed=b"", stream=stream)
+
+    def begin(self, path: str, status: os.stat_result, most: int) -> Stream:
+        """Begin the stream of a file that is read for the first time: its digest is not known yet.
+
+        status: the file's. most: how many bytes a part has at most.
+        """
+        assert self._state is not None
+        size, mtime_ns = status.st_size, clamped(status.st_mtime_ns)
+        operation = Operation(
+            operation=Verb.CREATED, kind=Kind.FILE, path=path, digest="", size=size, mtime_ns=mtime_ns
+        )
+        stream_id = parts.latest(self._state, None, path) or secrets.token_bytes(DIGEST_BYTES)
+        stream = self._open[stream_id] = Stream(stream_id, operation, size, most, None)
+        parts.note_begun(self._state, stream.id, operation, size=size, most=most, ends=())
+        return stream
+
+    def settle(self, stream: Stream, digest: str) -> None:
+        """Say which content a stream brings that began before that was known."""
+        assert self._state is not None
+        stream.operation = msgspec.structs.replace(stream.operation, digest=digest)
+        parts.note_content(self._state, stream.id, digest)
+        self._plans.setdefault(digest, _whole(stream))
 
     def _resume(self, state: State, stream: Stream) -> None:
         """Go on with the stream of this content, or of what its file was before, as far as it begins alike."""
@@ -270,6 +298,11 @@ class Streams:
         """Look at every file again before more of it is sent."""
         self._open.clear()
         self._plans.clear()
+
+
+def _whole(stream: Stream) -> Plan:
+    """Return the plan of a content that a stream brings as a whole."""
+    return Plan(recipe.compose((stream.id,), [Segment(1, 0, stream.size)]), b"", 0, 0, stream)
 
 
 def _from_stream(made: recipe.Recipe, stream: bytes) -> recipe.Recipe:

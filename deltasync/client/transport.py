@@ -370,6 +370,15 @@ class HttpTransport:
 
         return self._parsed(self._patiently(ask), wire.MissingAnswer).missing
 
+    def sizes(self, name: str, sizes: Sequence[int]) -> list[int]:
+        """Ask of which of these sizes, in bytes, the server may have some content; an older one may of all."""
+        body, path = msgspec.json.encode(wire.SizesRequest(sizes=list(sizes))), _workspace(name) + "/sizes"
+        try:
+            content = self._patiently(lambda: self._once("POST", path, body=body, media_type="application/json"))
+        except NotFound:
+            return list(sizes)
+        return self._parsed(content, wire.SizesAnswer).held
+
     def directory(self, name: str, digest: bytes) -> bytes:
         """Fetch the body of a directory object; the caller checks it."""
         path = f"{_workspace(name)}/tree/{digest.hex()}"

@@ -143,7 +143,7 @@ class Watcher:
                 self._publish(doing="looking")
                 self._delivery.prepare()
                 with self._control.interruptible():
-                    self._lookout.look(recorded=self._delivery.send_ahead)
+                    self._lookout.look(recorded=self._delivery.send_ahead, follow=self._delivery.follow)
                 self._clear()
                 self._tell_files()
             if self._obstacle is None and time.monotonic() >= self._delivery.due_at():

@@ -145,6 +145,22 @@ class MissingAnswer(msgspec.Struct, frozen=True, kw_only=True):
     leased_seconds: Count
 
 
+LARGE_BYTES = 1 << 20
+"""What a server says of sizes, it says of contents from this size on; it may have some of any smaller one."""
+
+
+class SizesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST …/sizes: of which of these sizes is there some content, in bytes."""
+
+    sizes: list[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
+
+
+class SizesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of which the caller holds some content, or may."""
+
+    held: list[int]
+
+
 class KeptSequence(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence whose directory objects the server still holds."""
 

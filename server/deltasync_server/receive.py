@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection as Values
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -45,6 +45,7 @@ from deltasync_server.state import (
     WorkspaceRow,
     held_row,
     held_rows,
+    held_sizes,
     kept_receipts,
     pinned,
     settle_stamps,
@@ -295,6 +296,14 @@ class Store:
             self.trees.doubt(name, lost)
         absent = [text for text, digest in zip(digests, asked, strict=True) if digest not in present or digest in lost]
         return wire.MissingAnswer(missing=absent, leased_seconds=LEASE_SECONDS)
+
+    def sizes(self, name: WorkspaceName, sizes: Sequence[int]) -> wire.SizesAnswer:
+        """Return of which of these sizes in bytes the workspace's tenant holds, or may hold, some content."""
+        if len(sizes) > (most := self.config.limits.missing_digests):
+            raise LimitExceeded("H-135", f"more than {most} sizes", limit=most)
+        with self.state.read() as db:
+            held = held_sizes(db, tenant_of(name))
+        return wire.SizesAnswer(held=[size for size in sizes if size < wire.LARGE_BYTES or size in held])
 
     def _leased(self, tenant: Tenant, digests: Values[bytes], seconds: float) -> dict[bytes, BlobRow]:
         with self.leases.guard, self.state.read() as db:

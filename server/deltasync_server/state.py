@@ -202,6 +202,9 @@ MIGRATIONS = (
         PRIMARY KEY (workspace, sequence)
     ) WITHOUT ROWID
     """,
+    f"""
+    CREATE INDEX blobs_large ON blobs (size) WHERE size >= {wire.LARGE_BYTES}
+    """,
 )
 
 
@@ -453,6 +456,16 @@ def held(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> se
         select = f"SELECT digest FROM holdings WHERE tenant = ? AND digest IN ({marks})"
         found.update(digest for (digest,) in db.execute(select, (tenant, *batch)))
     return found
+
+
+def held_sizes(db: sqlite3.Connection, tenant: Tenant) -> set[int]:
+    """Return the sizes of the large contents that the cache has and this tenant holds."""
+    # All of them, so that no time tells of which sizes others hold something (spec ST-101).
+    select = f"""
+        SELECT DISTINCT size FROM blobs INDEXED BY blobs_large WHERE size >= {wire.LARGE_BYTES}
+        AND EXISTS (SELECT 1 FROM holdings WHERE holdings.digest = blobs.digest AND tenant = ?)
+    """
+    return {size for (size,) in db.execute(select, (tenant,))}
 
 
 def grant(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> None:

@@ -38,6 +38,7 @@ ROUTES = (
     ("PUT", f"{API}/workspaces/w/sequences/1/pin", 410),
     ("DELETE", f"{API}/workspaces/w/sequences/1/pin", 200),
     ("POST", f"{API}/workspaces/w/missing", 400),
+    ("POST", f"{API}/workspaces/w/sizes", 400),
     ("POST", f"{API}/workspaces/w/bundles", 400),
     ("POST", f"{API}/workspaces/w/blobs", 400),
     ("POST", f"{API}/workspaces/w/trees", 400),

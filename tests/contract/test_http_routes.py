@@ -19,7 +19,7 @@ from deltasync.core.bundle import BundleReader
 from deltasync.core.errors import DeltasyncError
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, parse_directory
-from deltasync.core.wire import Limits
+from deltasync.core.wire import LARGE_BYTES, Limits
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 REFUSED = json.loads((BUNDLES / "refused/index.json").read_text(encoding="utf-8"))
@@ -192,6 +192,20 @@ def test_missing_says_which_content_must_be_sent(server: Served) -> None:
     assert answer.json == {"missing": ["f" * 64, "0" * 64], "leased_seconds": 3600}
     empty = server.request("POST", "/api/v1/workspaces/have/missing", b'{"digests":[]}')
     assert empty.json["missing"] == []
+
+
+def test_sizes_says_of_which_sizes_there_may_be_content(server: Served) -> None:
+    """A size that no content has is not named; small ones always are, in the order asked, and too many are refused."""
+    path, large = "/api/v1/workspaces/sized/sizes", LARGE_BYTES + 5
+    server.send("sized", Writer("sized").file("a", bytes(large)))
+    asked = [large + 1, 7, large, 2**63 - 1, 7]
+    assert server.request("POST", path, json.dumps({"sizes": asked}).encode()).json == {"held": [7, large, 7]}
+    assert server.request("POST", path, b'{"sizes":[]}').json == {"held": []}
+    for body in (b'{"sizes":[-1]}', b'{"sizes":["1"]}', b'{"sizes":[9223372036854775808]}', b'{"digests":[]}'):
+        answer = server.request("POST", path, body)
+        assert (answer.status, answer.json["code"]) == (400, "USAGE")
+    answer = server.request("POST", path, json.dumps({"sizes": [7] * 65_537}).encode())
+    assert (answer.status, answer.json["code"]) == (413, "LIMIT_EXCEEDED")
 
 
 def test_the_tree_can_be_walked_by_its_digests(server: Served) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import world_client
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -16,7 +17,7 @@ from world import World
 from world_client import Client, How
 from world_network import DEADLY, LOUD, SILENT, Fault
 
-from deltasync.client import ledger, push
+from deltasync.client import digest, ledger, push
 from deltasync_server import intake
 
 EXAMPLES = int(os.environ.get("WORLD_EXAMPLES", "0"))
@@ -61,17 +62,30 @@ class Worlds(RuleBasedStateMachine):
         link=st.sampled_from(["auto", "auto", "copy"]),
         goes_ahead=st.booleans(),
         is_journalled=st.booleans(),
+        follows=st.booleans(),
         changes=_changes,
     )
     def begin(
-        self, is_threaded: bool, is_tiny: bool, link: str, goes_ahead: bool, is_journalled: bool, changes: list[Change]
+        self,
+        is_threaded: bool,
+        is_tiny: bool,
+        link: str,
+        goes_ahead: bool,
+        is_journalled: bool,
+        follows: bool,
+        changes: list[Change],
     ) -> None:
         if goes_ahead:  # of a first scan: otherwise nothing here is large enough for it
             self.patch.setattr(push, "AHEAD_FILES", 2)
             self.patch.setattr(ledger, "_FLUSH_FILES", 1)
+        if follows:  # the first reading of a file: the same
+            self.patch.setattr(push, "AHEAD_BYTES", 100)
+            self.patch.setattr(digest, "_SMALL_BYTES", 100)
+            self.patch.setattr(digest, "BUFFER_BYTES", 70)
+            self.patch.setattr(world_client, "CHUNK_FROM_BYTES", 100)
         if not is_journalled:
             self.patch.setattr(intake, "LARGE_BYTES", 1)
-        self.world = World(self.base, is_threaded=is_threaded, is_tiny=is_tiny, link=link)
+        self.world = World(self.base, is_threaded=is_threaded, is_tiny=is_tiny or follows, link=link)
         self.here = self.world.clients[0]
         self.change([Change("grow"), *changes])
 

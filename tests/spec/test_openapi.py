@@ -104,6 +104,7 @@ def test_real_answers_have_the_shapes_of_the_file(server: Served) -> None:
     check(server.get(f"/api/v1/workspaces/w/tree/{made.root}"), "get", workspace + "/tree/{root}")
     asked = json.dumps({"digests": ["0" * 64]}).encode()
     check(server.request("POST", "/api/v1/workspaces/w/missing", asked), "post", workspace + "/missing")
+    check(server.request("POST", "/api/v1/workspaces/w/sizes", b'{"sizes": [1]}'), "post", workspace + "/sizes")
     digest = made.metadata.operations[0].digest
     for headers in ({}, {"Range": "bytes=0-0"}, {"Range": "bytes=9-"}):
         check(server.get(f"/api/v1/blobs/{digest}", headers), "get", "/api/v1/blobs/{digest}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 from observed import write
 
-from deltasync.client.digest import BUFFER_BYTES, Digester, FileChanging, is_same
+from deltasync.client.digest import AHEAD_FILES, BUFFER_BYTES, Ahead, Digester, FileChanging, is_same
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,93 @@ def test_sameness_is_size_times_and_inode(tmp_path: Path) -> None:
     assert is_same(before, (tmp_path / "f").stat())
     os.utime(tmp_path / "f", ns=(1, 1))
     assert not is_same(before, (tmp_path / "f").stat())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    """A held folder with the files f and g."""
+    write(tmp_path, {"f": "f", "g": "g"})
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def waited(ahead: Ahead, folder: int) -> Ahead:
+    """Return it with a read behind it that did not bring all that was asked for at once, as from a disk."""
+    descriptor = ahead.opened("f", at=folder)
+    assert ahead.files == 0
+    assert ahead.read(descriptor, memoryview(bytearray(9)), 0, 9) == 1
+    os.close(descriptor)
+    return ahead
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="nothing tells here whether a disk is waited for")
+def test_files_are_announced_only_while_the_disk_is_waited_for(folder: int) -> None:
+    """What lies in memory is opened when it is read; behind a slow read the next files are opened as well."""
+    ahead = waited(Ahead(), folder)
+    reads = 0
+    while ahead.files:
+        descriptor = ahead.opened("f", at=folder)
+        assert ahead.read(descriptor, memoryview(bytearray(9)), 0, 1) == 1
+        os.close(descriptor)
+        reads += 1
+    assert 1 < reads < 1000
+
+
+def test_an_announced_file_is_the_one_that_has_the_name_when_it_is_read(folder: int, tmp_path: Path) -> None:
+    """What was replaced, removed or made a link since is not read in its place, and no descriptor is left."""
+    before = len(os.listdir("/dev/fd"))
+    ahead = Ahead()
+    for name in "fg":
+        ahead.announce(name, 1, at=folder)
+    ahead.announce("missing", 1, at=folder)
+    write(tmp_path, {"new": "new"})
+    os.rename(tmp_path / "new", tmp_path / "f")
+    (tmp_path / "g").unlink()
+    descriptor = ahead.opened("f", at=folder)
+    assert os.read(descriptor, 9) == b"new"
+    os.close(descriptor)
+    with pytest.raises(FileNotFoundError):
+        ahead.opened("g", at=folder)
+    ahead.announce("f", 1, at=folder)
+    (tmp_path / "f").unlink()
+    (tmp_path / "f").symlink_to("other")
+    with pytest.raises(OSError):
+        ahead.opened("f", at=folder)
+    ahead.clear()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_what_is_announced_and_never_read_keeps_few_descriptors(tmp_path: Path) -> None:
+    """A folder of files that have not settled holds no more of them open than one whose files are read."""
+    write(tmp_path, {f"f{number}": "f" for number in range(100)})
+    before = len(os.listdir("/dev/fd"))
+    ahead = Ahead()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for number in range(100):
+        ahead.announce(f"f{number}", 1, at=folder)
+        assert len(os.listdir("/dev/fd")) <= before + 1 + AHEAD_FILES
+    os.close(folder)
+    ahead.clear()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_announced_files_give_way_when_there_are_no_more_descriptors(folder: int) -> None:
+    """Opening ahead never keeps a file from being read that could be without it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ahead = Ahead()
+    descriptors: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/dev/fd"))) + 1, hard))
+        with pytest.raises(OSError):
+            while True:
+                descriptors.append(os.dup(folder))
+        os.close(descriptors.pop())
+        ahead.announce("g", 1, at=folder)
+        descriptors.append(ahead.opened("f", at=folder))
+        assert os.read(descriptors[-1], 9) == b"f"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        ahead.clear()

@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import folders
-import msgspec
 import pytest
-from desk import Desk, Meddler, assert_in_step
+from desk import Desk
+from narrow import LIMIT, Narrow, assert_arrived, cut_off, edit, fine, streams_of
 from serving import Served, serving
 
 from deltasync.client import outbox, parts, replay
@@ -24,7 +23,6 @@ from deltasync.core import wire
 from deltasync.core.errors import HostUnreachable, SequenceConflict
 from deltasync.core.hashing import digest_of
 
-LIMIT = 1 << 20
 SIZE = 5 * LIMIT + 4321
 BIG = "clips/big.mov"
 
@@ -43,33 +41,6 @@ def desk(tmp_path: Path, served: Served) -> Desk:
     return made
 
 
-class Narrow(Meddler):
-    """The way to a server whose bundles are small; it remembers how large they were."""
-
-    def __init__(self, inner: Any, features: list[str] | None = None) -> None:
-        super().__init__(inner)
-        self.sent: list[int] = []
-        self.features = features
-
-    def workspace(self, *arguments: Any, **options: Any) -> wire.WorkspaceState:
-        state = self.inner.workspace(*arguments, **options)
-        limits = msgspec.structs.replace(state.limits, bundle_content_bytes=LIMIT)
-        return msgspec.structs.replace(
-            state, limits=limits, features=state.features if self.features is None else self.features
-        )
-
-    def send_bundle(self, name: str, identity: bytes, chunks: Any, **options: Any) -> wire.Receipt:
-        number = len(self.sent)
-        self.sent.append(0)
-
-        def counted() -> Iterator[bytes]:
-            for chunk in chunks:
-                self.sent[number] += len(chunk)
-                yield chunk
-
-        return super().send_bundle(name, identity, counted(), **options)
-
-
 @pytest.fixture
 def way(served: Served) -> Iterator[Narrow]:
     inner = open_transport(served.url, timeout=20, max_retries=2)
@@ -77,33 +48,9 @@ def way(served: Served) -> Iterator[Narrow]:
     inner.close()
 
 
-def cut_off() -> None:
-    raise HostUnreachable("the network is gone")
-
-
-def fine() -> None:
-    pass
-
-
 def cut_after(way: Narrow, count: int) -> None:
     """Let so many bundles through, and then none for as long as a push tries."""
     way.on_send = [fine] * count + [cut_off] * 20
-
-
-def edit(desk: Desk, change: Callable[[bytes], bytes], path: str = BIG) -> None:
-    folders.write(desk.root, path, change((desk.root / path).read_bytes()))
-
-
-def streams_of(served: Served) -> list[str]:
-    return os.listdir(served.data / "parts")
-
-
-def assert_arrived(served: Served, desk: Desk, report: PushReport) -> None:
-    assert_in_step(served, desk, report)
-    with desk.open() as state:
-        assert parts.sent(state) == []
-        assert state.db.execute("SELECT * FROM parts").fetchall() == []
-    assert streams_of(served) == []
 
 
 def interrupted(desk: Desk, way: Narrow, after: int) -> int:
@@ -192,7 +139,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(served: Served, desk: Desk, w
 def test_a_file_that_grew_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
     """A recording that was sent in part and is longer now sends what is new of it."""
     arrived = interrupted(desk, way, 4)
-    edit(desk, lambda old: old + os.urandom(3 * LIMIT))
+    edit(desk, BIG, lambda old: old + os.urandom(3 * LIMIT))
     report = desk.push(transport=way)
     assert report.content_bytes == SIZE + 5 + 3 * LIMIT - arrived * LIMIT
     assert_arrived(served, desk, report)
@@ -204,7 +151,7 @@ def test_a_file_that_changed_meanwhile_keeps_what_it_still_begins_with(
 ) -> None:
     """The parts before the change count; those behind it are replaced."""
     arrived = interrupted(desk, way, 4)
-    edit(desk, lambda old: old[:at] + b"changed" + old[at + 7 :])
+    edit(desk, BIG, lambda old: old[:at] + b"changed" + old[at + 7 :])
     report = desk.push(transport=way)
     assert report.content_bytes == SIZE + 5 - min(kept, arrived) * LIMIT
     assert_arrived(served, desk, report)
@@ -216,7 +163,7 @@ def test_a_file_that_shrank_meanwhile_arrives(
 ) -> None:
     """A file that needs fewer parts, or none any more."""
     interrupted(desk, way, 4)
-    edit(desk, change)
+    edit(desk, BIG, change)
     report = desk.push(transport=way)
     assert_arrived(served, desk, report)
 
@@ -259,7 +206,7 @@ def test_a_file_that_was_renamed_meanwhile_goes_on(served: Served, desk: Desk, w
 
 def test_a_file_that_changes_while_it_is_sent_arrives_as_it_is(served: Served, desk: Desk, way: Narrow) -> None:
     """The rest of its parts stop, it is read again, and goes on."""
-    way.on_send = [fine, fine, lambda: edit(desk, lambda old: old[: 2 * LIMIT] + b"later" + old[2 * LIMIT :])]
+    way.on_send = [fine, fine, lambda: edit(desk, BIG, lambda old: old[: 2 * LIMIT] + b"later" + old[2 * LIMIT :])]
     report = desk.push(transport=way)
     assert report.problems == []
     assert_arrived(served, desk, report)
@@ -359,7 +306,7 @@ def test_a_server_that_restarts_between_parts_goes_on(tmp_path: Path, desk: Desk
 def test_chunks_that_are_too_many_for_a_bundle_go_in_parts(served: Served, desk: Desk, way: Narrow) -> None:
     """A large file of which much is new sends that in parts, and takes the rest from what it was before."""
     desk.push(transport=way)
-    edit(desk, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
+    edit(desk, BIG, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
     way.sent = []
     report = desk.push(transport=way, explain=True)
     assert 3 * LIMIT <= report.content_bytes < 3 * LIMIT + LIMIT // 2
@@ -373,7 +320,7 @@ def test_chunks_that_are_too_many_for_a_bundle_go_in_parts(served: Served, desk:
 def test_chunks_in_parts_go_on_after_a_cut(served: Served, desk: Desk, way: Narrow, after: int) -> None:
     """The same after a cut between their parts."""
     desk.push(transport=way)
-    edit(desk, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
+    edit(desk, BIG, lambda old: old[:LIMIT] + os.urandom(2 * LIMIT) + old[LIMIT : 4 * LIMIT] + os.urandom(LIMIT))
     arrived = interrupted(desk, way, after)
     report = desk.push(transport=way)
     assert report.content_bytes < (3 - arrived) * LIMIT + 2 * (LIMIT // 2)
@@ -487,7 +434,7 @@ def test_a_file_that_changes_between_parts_that_are_files(
 ) -> None:
     """Changes between two seals without a server end in the file as it is."""
     sealed_apart(desk, monkeypatch)
-    edit(desk, lambda old: old + os.urandom(2 * LIMIT))
+    edit(desk, BIG, lambda old: old + os.urandom(2 * LIMIT))
     desk.push()
     report = desk.push(transport=way)
     assert_arrived(served, desk, report)
@@ -510,7 +457,7 @@ def test_a_stream_that_a_bundle_file_names_gets_no_more_parts(
 ) -> None:
     """A file that grew since goes in parts of its own: whoever applies the files has the former stream no more."""
     sealed_apart(desk, monkeypatch)
-    edit(desk, lambda old: old + os.urandom(2 * LIMIT))
+    edit(desk, BIG, lambda old: old + os.urandom(2 * LIMIT))
     desk.push()
     assert_replayed(served, desk, way, tmp_path / "out")
 
@@ -526,7 +473,7 @@ def test_parts_that_are_files_and_of_no_use_are_replaced(
     assert desk.push(outbox_limit=3 * LIMIT + LIMIT // 2).waiting
     first = len(desk.outbox())
     for _ in range(2):
-        edit(desk, lambda old: old[:at] + os.urandom(7) + old[at + 7 :])
+        edit(desk, BIG, lambda old: old[:at] + os.urandom(7) + old[at + 7 :])
         assert desk.push(outbox_limit=6 * LIMIT).waiting
     desk.push()
     assert len(desk.outbox()) > first

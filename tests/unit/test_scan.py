@@ -375,3 +375,21 @@ def test_ignore_rules_of_the_scan_are_those_of_the_folder(state: State) -> None:
     rules = IgnoreRules(root, exclude=["*.txt"], include=["a.log"])
     look(state, ignore=rules, delete_excluded=True)
     check(state, without={"a.txt", "build", "sub/b.log"})
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="nothing here takes files out of memory")
+def test_files_that_the_disk_must_bring_are_read_as_they_are(state: State) -> None:
+    """Small, large and sparse, whatever of them and of their neighbours is announced to the disk."""
+    write(state.root, {f"{number % 2}/f{number}": os.urandom(1 << number % 23) for number in range(60)})
+    with open(state.root / "sparse", "wb") as out:
+        for offset in range(0, 8 << 20, 1 << 20):
+            os.pwrite(out.fileno(), b"x" * 5000, offset)
+    expected = naive_root(state.root)
+    before = len(os.listdir("/dev/fd"))
+    for path in state.root.rglob("*[0-9e]"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert look(state).root == expected
+    assert len(os.listdir("/dev/fd")) == before

@@ -18,6 +18,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import Kind, Operation, Verb
 from deltasync.core.names import NameRefused, WorkspaceName
 from deltasync.core.recipe import Segment
+from deltasync.core.wire import LARGE_BYTES
 from deltasync_server.adopt import Adoption, AdoptOptions
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
@@ -139,6 +140,15 @@ def test_foreign_content_is_no_base_of_a_recipe(store: Store) -> None:
             assert holders(store, digest_of(target)) == set()
 
 
+def test_nobody_learns_of_which_sizes_others_hold_content(store: Store) -> None:
+    """The sizes of large contents are told to whoever holds one of them, and to nobody else (H-135)."""
+    both, hers = bytes(LARGE_BYTES), bytes(LARGE_BYTES + 1)
+    send(store, sender_of(ALICE), a=both, b=hers)
+    bob = send(store, sender_of(BOB), a=both)
+    assert store.sizes(bob.name, [LARGE_BYTES, LARGE_BYTES + 1]).held == [LARGE_BYTES]
+    assert store.sizes(sender_of(ALICE).name, [LARGE_BYTES, LARGE_BYTES + 1]).held == [LARGE_BYTES, LARGE_BYTES + 1]
+
+
 def test_collection_forgets_who_held_what_is_gone(store: Store) -> None:
     """Content that goes with its last name leaves no row, and is missing to everybody from then on."""
     alice = send(store, sender_of(ALICE), a=CONTENT, b=b"stays")
@@ -235,6 +245,7 @@ def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config:
             db.execute(f"DROP TRIGGER {trigger}")
         for table in ("cached", "shares", "idle", "pins"):
             db.execute(f"DROP TABLE {table}")
+        db.execute("DROP INDEX blobs_large")
         db.execute("DROP TABLE holdings")
         db.execute("DROP TABLE scrub")
         db.execute("ALTER TABLE uploads DROP COLUMN tenant")
@@ -245,7 +256,7 @@ def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config:
             "PRIMARY KEY (hostname, filepath, digest))"
         )
         db.execute("INSERT INTO files VALUES ('h', '/f', ?, 's', 'id', 'now', NULL)", (digest_of(CONTENT),))
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 2}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 3}")
     db.close()
     with Store(config) as store:
         store.recover()

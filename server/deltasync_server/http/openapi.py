@@ -19,6 +19,8 @@ TYPES = (
     wire.WorkspaceList,
     wire.MissingRequest,
     wire.MissingAnswer,
+    wire.SizesRequest,
+    wire.SizesAnswer,
     wire.KeptSequence,
     wire.KeptSequences,
     wire.ContentRequest,

@@ -1,4 +1,4 @@
-"""The routes of a workspace: state, tree, kept sequences, missing digests, bundles (spec H-20 to H-29, H-36)."""
+"""The routes of a workspace: state, tree, kept sequences, missing digests, sizes, bundles (H-20 to H-36, H-135)."""
 
 from __future__ import annotations
 
@@ -136,6 +136,31 @@ def _digests(body: bytes) -> list[str]:
         return decoded(body, wire.MissingRequest).digests
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UsageError(f"not a missing request: {error}") from error
+
+
+@router.post(
+    "/workspaces/{workspace}/sizes",
+    summary="Of which sizes there is content",
+    **openapi.gives(wire.SizesAnswer, 400, 413),
+    openapi_extra=openapi.takes(wire.SizesRequest),
+)
+async def sizes(request: Request, workspace: str) -> Response:
+    """Say of which of these sizes the caller holds some content, or may; a file of any other size is not here (H-135).
+
+    Of those below 1 MiB there may always be some.
+    """
+    here, name = context_of(request), workspace_of(request, workspace)
+    rules = here.body_rules(here.limits.missing_digests * DIGEST_JSON_BYTES)
+    check_length(request, rules.limit_bytes)
+    body = await whole(request.receive, rules)
+    return answer(await here.workers.quick(lambda: here.store.sizes(name, _sizes(body))))
+
+
+def _sizes(body: bytes) -> list[int]:
+    try:
+        return decoded(body, wire.SizesRequest).sizes
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a sizes request: {error}") from error
 
 
 @router.post(
