@@ -202,8 +202,8 @@ MIGRATIONS = (
         PRIMARY KEY (workspace, sequence)
     ) WITHOUT ROWID
     """,
-    f"""
-    CREATE INDEX blobs_large ON blobs (size) WHERE size >= {wire.LARGE_BYTES}
+    """
+    CREATE INDEX blobs_large ON blobs (size) WHERE size >= 1048576
     """,
 )
 
