@@ -85,7 +85,9 @@ def test_a_full_disk_and_a_busy_or_damaged_database_are_known() -> None:
     busy.sqlite_errorname = "SQLITE_BUSY"
     assert isinstance(main._known(busy), AlreadyRunning)
     assert isinstance(main._known(sqlite3.DatabaseError("malformed")), Corrupt)
-    assert main._known(OSError(errno.EIO, "bad")) is None
+    refused = main._known(OSError(errno.EIO, "bad", "/data/x"))
+    assert refused and refused.sentence.startswith("the system refused at /data/x: Input/output error; when")
+    assert main._known(OSError(errno.ENOTEMPTY, "our own mistake")) is None
 
 
 def test_quiet_prints_errors_alone_and_json_nothing_for_people(capsys: pytest.CaptureFixture[str]) -> None:
