@@ -125,13 +125,13 @@ def main() -> int:
     parser.add_argument("--no-defects", action="store_true")
     words = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if words.seed is None else words.seed
-    began = time.monotonic()
+    began, commit = time.monotonic(), _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     _say(f"seed {seed}: repeat with SEED={seed}")
     run = Run(seed, began + 60 * words.minutes, words.only, not words.no_defects)
     run.work()
     record = {
         "seed": seed,
-        "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "commit": commit,
         "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - (time.monotonic() - began))),
         "seconds": round(time.monotonic() - began, 1),
         "good": run.is_good,

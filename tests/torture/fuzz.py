@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from random import Random
 from types import FrameType
+from unittest.mock import patch
 
 import zstandard
 from corpus_good import good_chain
@@ -24,6 +25,7 @@ from deltasync.core.errors import LimitExceeded, Refused
 from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, Entry, decode_directory, encode_directory, parse_directory
 from deltasync.core.wire import Limits
+from deltasync_server import intake
 from torture.fuzz_api import Fetches, Liars, answer, request
 from torture.harness import Defect, Result, Work
 from torture.inside import inside
@@ -113,6 +115,7 @@ def run(work: Work) -> Result:
     result, number = Result(), -1
     kinds, weights = [work.hint] if work.hint else list(_KINDS), [1] if work.hint else list(_KINDS.values())
     with ExitStack() as open_now, _watched():
+        open_now.enter_context(patch.object(intake, "TURN_SECONDS", 0.1))  # for uploads that a lie has ended
         server = open_now.enter_context(inside(work.scratch / "data"))
         upload = server.ask(
             "POST", "/api/v1/uploads/initiate", b'{"kind":"bundle","workspace":"w","identity":"%s"}' % (b"c" * 64)

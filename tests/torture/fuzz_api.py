@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any, cast
+from unittest.mock import patch
 from urllib.parse import quote
 
 import folders
@@ -19,6 +20,7 @@ from desk import Desk
 from serving import Answer
 from urllib3.response import HTTPResponse
 
+from deltasync.client import transport
 from deltasync.client.fetch import FetchOptions, fetch
 from deltasync.client.transport import HttpTransport
 from deltasync.core import wire
@@ -303,10 +305,10 @@ class Liars:
             found = self._server.ask(method, target, body, headers)
             return spoiled_answer(random, found) if random.random() < rate else found
 
-        fault = ""
+        fault, pieces = "", random.choice((200, transport.UPLOAD_FROM_BYTES))
         try:
-            transport = Canned(ask)
-            desk.push(transport=cast(Any, transport), wait=random.choice((0.0, 0.0, 0.1)))
+            with patch.object(transport, "UPLOAD_FROM_BYTES", pieces), patch.object(transport, "PROBE_BYTES", pieces):
+                desk.push(transport=cast(Any, Canned(ask)), wait=random.choice((0.0, 0.0, 0.1)))
             result.count("pushes that went on")
         except DeltasyncError as error:
             result.count(f"pushes that ended with {error.code}")
