@@ -274,7 +274,7 @@ class UploadState(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
     status: str
     """"initiated", or "completed" once there is an answer."""
-    chunk_size: int
+    chunk_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     total_chunks: int | None
     uploaded_chunks: int
     received_bytes: int
