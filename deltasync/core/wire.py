@@ -331,7 +331,7 @@ class UploadState(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
     status: str
     """"initiated", or "completed" once there is an answer."""
-    chunk_size: Count
+    chunk_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     total_chunks: Count | None
     uploaded_chunks: Count
     received_bytes: Count

@@ -64,9 +64,9 @@ def run(work: Work) -> Result:
     result, random = Result(), Random(work.seed)
     while work.goes_on(result):
         chosen = random.randrange(2**32)
-        lives = [_lived(chosen, work, result) for _ in range(1 if work.stop_at_first else 2)]
+        lives = [_lived(chosen, work, result) for _ in range(1 if work.stop_at_first or work.points <= SLICE else 2)]
         result.count("seeds")
-        for one, other in zip(lives[0], lives[-1], strict=False):
+        for one, other in zip(*lives, strict=False) if len(lives) == 2 else ():
             if one.is_threaded or other.is_threaded:
                 result.count("worlds with threads, whose order is not compared")
             elif one.rows == other.rows:

@@ -180,6 +180,24 @@ def test_what_is_no_deltasync_server_is_named_and_not_asked_again(answer: bytes,
         assert here.requests == 1
 
 
+@pytest.mark.parametrize("size", [0, -1, -(2**20), 2**63])
+def test_pieces_of_no_size_are_not_begun(size: int) -> None:
+    """A server that asks for pieces of no bytes would be sent such pieces without end."""
+    state = wire.UploadState(
+        upload_id="u",
+        expires_at="",
+        status="initiated",
+        chunk_size=size,
+        total_chunks=None,
+        uploaded_chunks=0,
+        received_bytes=0,
+        present=[],
+        partial=[],
+    )
+    with answering(http(msgspec.json.encode(state))) as port, pytest.raises(NotADeltasyncServer, match="malformed"):
+        transport(port).ask(wire.UploadState, "GET", "/uploads/u")
+
+
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more of an answer is read than any good one has."""
     monkeypatch.setattr("deltasync.client.transport.ANSWER_BYTES_MAX", 1000)
