@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 PROJECT = Path(__file__).resolve().parents[2]
-NAMES = ("hostile", "fuzz")
+NAMES = ("hostile", "fuzz", "powercut")
 """Every harness, those first that reach their goal soonest: what they leave of their time is the others'."""
 
 

@@ -1,0 +1,292 @@
+"""Power cuts at any moment of a store's or a client's life: nothing that was acknowledged is lost, all is whole.
+
+A life is recorded with every write and barrier that reaches its disk, and then ends at many moments: the real code
+opens what each of these disks has. See `disk` for what a disk may have lost, `cut_store` and `cut_client` for what
+must be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torture.cut_client import ClientLife, client_trouble_after_cut
+from torture.cut_store import LIVES, StoreLife, trouble_after_cut
+from torture.disk import (
+    SUBSETS,
+    Cutter,
+    Moment,
+    Unavailable,
+    isolate,
+    moments,
+    mounted,
+    recorded,
+    require_means,
+)
+from torture.harness import Defect, Result, Work
+from torture.runner import scratch_folder
+
+NAME = "powercut"
+GOAL = 1000
+SLICE = 12
+WEIGHT = 3
+STEPS = 14
+CLIENT = "client"
+STATES_MAX, STATES_MIN = 60, 4
+"""How many disks one recording gives."""
+XFS_EVERY = 9
+"""One recording in so many is of xfs, whose journal takes longer to replay."""
+_JOURNAL, _BLOBS, _INTAKE = (f"server/deltasync_server/{name}.py" for name in ("journal", "blobs", "intake"))
+DEFECTS = (
+    Defect(
+        "the journal file is not fsynced",
+        "TR-62",
+        _JOURNAL,
+        "        os.fsync(self._descriptor)\n        self._folder.fsync()\n",
+        "        self._folder.fsync()\n",
+        "journal",
+    ),
+    Defect(
+        "the name of an upload that becomes a journal file is not fsynced",
+        "TR-62",
+        _JOURNAL,
+        "        self._is_moved = True\n        self._folder.fsync()\n",
+        "        self._is_moved = True\n",
+        "uploads",
+    ),
+    Defect(
+        "journal files are released before their blobs are durable",
+        "TR-62",
+        _JOURNAL,
+        "if should_stop() or not self._make_durable(receipt, should_stop):",
+        "if should_stop():",
+        "journal",
+    ),
+    Defect(
+        "blobs of the journal are believed by their size and time",
+        "TR-62",
+        _JOURNAL,
+        "wrong = {digest for digest in rows if not self._cache.holds_right_bytes(digest)}",
+        "wrong = {digest for digest, row in rows.items() if not self._cache.has_unchanged(row)}",
+        "journal",
+    ),
+    Defect(
+        "content that is in no journal is not fsynced",
+        "TR-62",
+        _BLOBS,
+        "                os.fsync(descriptor)\n",
+        "                pass\n",
+        "direct",
+    ),
+    Defect(
+        "the folders of such content are not fsynced",
+        "TR-62",
+        _BLOBS,
+        "                    entered.fsync()\n",
+        "                    pass\n",
+        "direct",
+    ),
+    Defect(
+        "the commit does not wait until its content is durable",
+        "TR-62",
+        _INTAKE,
+        "        durable.result()  # spec ST-11: durable before any row names it\n",
+        "",
+        "direct",
+    ),
+    Defect(
+        "a transaction is not fsynced",
+        "TR-62",
+        "deltasync/db.py",
+        'connection.execute("PRAGMA synchronous=FULL")',
+        'connection.execute("PRAGMA synchronous=NORMAL")',
+    ),
+    Defect(
+        "a part of a stream is not fsynced",
+        "TR-62",
+        "server/deltasync_server/streams.py",
+        "        os.fsync(self._descriptor)\n",
+        "",
+        "parts",
+    ),
+    Defect(
+        "pieces of an upload are not fsynced",
+        "TR-62",
+        "server/deltasync_server/uploads.py",
+        "                    os.fsync(descriptor)\n",
+        "                    pass\n",
+        "uploads",
+    ),
+    Defect(
+        "trees are believed after a start",
+        "TR-62",
+        "server/deltasync_server/receive.py",
+        "            self.trees.distrust(suspects)\n",
+        "",
+        "copies",
+    ),
+    Defect(
+        "bundle files are not fsynced",
+        "TR-62",
+        "deltasync/disk.py",
+        "                if durable:\n                    os.fsync(out.fileno())\n",
+        "",
+        CLIENT,
+    ),
+)
+
+
+def run(work: Work) -> Result:
+    """Cut the power of as many disks as there is time for, in a process whose mounts are its own."""
+    result = Result()
+    try:
+        require_means()
+    except Unavailable as error:
+        result.skipped["power cuts"] = str(error)
+        return result
+    with scratch_folder() as folder:
+        answer = folder / "answer.json"
+        asked = dataclasses.asdict(work) | {
+            "seconds": work.deadline - time.monotonic(),
+            "scratch": str(folder),
+            "answer": str(answer),
+        }
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-X", "faulthandler", "-m", "torture.powercut"],
+            input=json.dumps(asked).encode(),
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if not answer.exists():
+            raise RuntimeError(f"exit {done.returncode}: {done.stderr.decode(errors='replace')[-3000:]}")
+        return Result(**json.loads(answer.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    """Do the work that standard input describes, and write the result where it is wanted."""
+    asked = json.load(sys.stdin)
+    logging.disable()
+    answer, seconds = Path(asked.pop("answer")), asked.pop("seconds")
+    work = Work(**{**asked, "scratch": Path(asked["scratch"]), "deadline": time.monotonic() + seconds})
+    result = Result()
+    try:
+        isolate()
+        _visit(work, result)
+    except Unavailable as error:
+        result.skipped["power cuts"] = str(error)
+    answer.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
+
+
+def _visit(work: Work, result: Result) -> None:
+    kinds = sorted(name for name in (*LIVES, CLIENT, CLIENT) if name.startswith(work.hint))
+    random.Random(work.seed).shuffle(kinds)
+    has_xfs = shutil.which("mkfs.xfs") is not None and not work.hint
+    if not has_xfs and not work.hint:
+        result.skipped["xfs"] = "there is no mkfs.xfs"
+    states = max(STATES_MIN, min(STATES_MAX, work.points // 12))
+    number = 0
+    while work.goes_on(result):
+        system = "xfs" if has_xfs and number % XFS_EVERY == XFS_EVERY - 1 else "ext4"
+        _Recording(work, result, number, kinds[number % len(kinds)], system).visit(states)
+        number += 1
+    result.count("recordings", number)
+
+
+class _Recording:
+    """One life, and the disks that power cuts leave of it."""
+
+    def __init__(self, work: Work, result: Result, number: int, kind: str, system: str) -> None:
+        self.work, self.result, self.kind, self.system = work, result, kind, system
+        self.chance = random.Random(f"{work.seed}/{number}")
+        self.title = f"{system} {kind}, recording {number} of seed {work.seed}"
+
+    def visit(self, states: int) -> None:
+        """Live, and cut the power at so many moments."""
+        began = time.monotonic()
+        with recorded(self.work.scratch, self.system) as disk:
+            life: StoreLife | ClientLife
+            if self.kind == CLIENT:
+                life = ClientLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
+            else:
+                life = StoreLife(disk.folder / "data", disk.mark, self.chance, self.kind)
+            with _others(disk.folder, self.chance):
+                life.live(STEPS)
+            events = disk.events()
+        self.result.count("ms of recording", int(1000 * (time.monotonic() - began)))
+        cutter, folder = Cutter(disk.first, events), disk.folder
+        found = moments(events, self.chance)
+        early = [each for each in found if not each.acknowledged]
+        found = [each for each in found if each.acknowledged] + self.chance.sample(early, min(len(early), states // 12))
+        for moment in sorted(self.chance.sample(found, min(len(found), states))):
+            if not self.work.goes_on(self.result):
+                return
+            subset = self.chance.choice(SUBSETS) if cutter.pending(moment) else "all"
+            image = self.work.scratch / "cut.img"
+            words = cutter.cut(moment, subset, self.chance, image)
+            trouble = self._trouble(life, image, folder, moment)
+            self.result.points += 1
+            self.result.count(f"{self.system} {subset if cutter.pending(moment) else 'nothing pending'}")
+            self.result.count(f"life {self.kind}")
+            if trouble:
+                line = f"{self.title}: cut at event {moment.number} of {len(events)}, {words} writes there: {trouble}"
+                self.result.faults.append(line)
+                self._keep(image)
+        self.result.count("ms in all", int(1000 * (time.monotonic() - began)))
+
+    def _trouble(self, life: StoreLife | ClientLife, image: Path, folder: Path, moment: Moment) -> str:
+        try:
+            with mounted(image, folder, self.system):
+                if isinstance(life, ClientLife):
+                    return client_trouble_after_cut(life, folder, moment.acknowledged)
+                return trouble_after_cut(life, folder / "data", moment.acknowledged, self.chance)
+        except Exception:  # noqa: BLE001 - whatever is raised is the fault
+            return traceback.format_exc()[-1500:]
+
+    def _keep(self, image: Path) -> None:
+        """Keep a disk that something is wrong with, where the environment says so."""
+        if folder := os.environ.get("POWERCUT_KEEP"):
+            name = f"{len(self.result.faults)}-{self.system}-{self.kind}.img"
+            subprocess.run(["cp", "--sparse=always", str(image), str(Path(folder) / name)], check=True)
+
+
+@contextmanager
+def _others(folder: Path, chance: random.Random) -> Iterator[None]:
+    """Let another program write to the same disk meanwhile, in some lives: its fsyncs take our renames along."""
+    done, pauses = threading.Event(), [chance.random() * 0.02 for _ in range(50)]
+
+    def write() -> None:
+        with (folder / "other").open("wb", buffering=0) as file:
+            while not done.wait(pauses[0]):
+                pauses.append(pauses.pop(0))
+                file.write(b"x")
+                os.fsync(file.fileno())
+
+    thread = threading.Thread(target=write, daemon=True)
+    if chance.random() < 0.5:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()
