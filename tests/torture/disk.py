@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 SECTOR = 512
 CHUNK = 1 << 16
+SUPERBLOCK_BYTES = 4096
 MAKERS = {
     "ext4": (
         *("mkfs.ext4", "-q", "-F", "-b4096", "-N8192", "-Jsize=4"),
@@ -174,18 +175,26 @@ class Recorded:
         return found
 
 
-@contextmanager
-def recorded(scratch: Path, kind: str) -> Iterator[Recorded]:
-    """Make a file system on a new disk, and record all that is written to it in the block."""
-    image, first, log = scratch / "disk.img", scratch / "first.img", scratch / "log"
-    served, folder = scratch / "served", scratch / "disk"
-    for each in (served, folder):
-        each.mkdir(parents=True, exist_ok=True)
-    image.unlink(missing_ok=True)
+def new_disk(image: Path, kind: str) -> None:
+    """Make a file system on a new disk."""
     with image.open("wb") as file:
         file.truncate(SIZES[kind])
     subprocess.run([*MAKERS[kind], str(image)], check=True, capture_output=True)
-    subprocess.run(["cp", "--sparse=always", str(image), str(first)], check=True)
+
+
+def copied(image: Path, target: Path) -> Path:
+    """Copy a disk, and return the copy."""
+    subprocess.run(["cp", "--sparse=always", str(image), str(target)], check=True)
+    return target
+
+
+@contextmanager
+def recorded(scratch: Path, kind: str, image: Path) -> Iterator[Recorded]:
+    """Mount a disk and record all that is written to it in the block, also what its journal has to say."""
+    served, folder, log = scratch / "served", scratch / "disk", scratch / "log"
+    for each in (served, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    first = copied(image, image.with_suffix(".first"))
     log.write_bytes(b"")
     with _served(image, log, served), mounted(served / "disk", folder, kind):
         disk = Recorded(folder, first, log, os.open(served / "marks", os.O_WRONLY))
@@ -355,7 +364,10 @@ def _chosen(pending: list[Event], subset: str, chance: random.Random) -> tuple[l
 
 
 def _torn(event: Event, chance: random.Random) -> Iterator[Event]:
-    """Yield some sectors of a write: a beginning, an end, or any."""
+    """Yield some sectors of a write: a beginning, an end, or any; a superblock's checksum bears no tear."""
+    if event.offset < SUPERBLOCK_BYTES:
+        yield event
+        return
     sectors = range(-(-len(event.body) // SECTOR))
     middle, how = chance.randrange(len(sectors) + 1), chance.randrange(3)
     for number in sectors:

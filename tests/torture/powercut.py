@@ -7,7 +7,9 @@ must be there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -20,8 +22,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from deltasync.disk import start_writeback
+from deltasync_server.receive import Store
 from torture.cut_client import ClientLife, client_trouble_after_cut
 from torture.cut_store import LIVES, StoreLife, trouble_after_cut
 from torture.disk import (
@@ -32,6 +37,7 @@ from torture.disk import (
     isolate,
     moments,
     mounted,
+    new_disk,
     recorded,
     require_means,
 )
@@ -217,9 +223,11 @@ class _Recording:
         self.title = f"{system} {kind}, recording {number} of seed {work.seed}"
 
     def visit(self, states: int) -> None:
-        """Live, and cut the power at so many moments."""
+        """Live, and cut the power at so many moments; some of them while the store recovers from another one."""
         began = time.monotonic()
-        with recorded(self.work.scratch, self.system) as disk:
+        image = self.work.scratch / "disk.img"
+        new_disk(image, self.system)
+        with recorded(self.work.scratch, self.system, image) as disk:
             life: StoreLife | ClientLife
             if self.kind == CLIENT:
                 life = ClientLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
@@ -228,28 +236,51 @@ class _Recording:
             with _others(disk.folder, self.chance):
                 life.live(STEPS)
             events = disk.events()
-        self.result.count("ms of recording", int(1000 * (time.monotonic() - began)))
-        cutter, folder = Cutter(disk.first, events), disk.folder
+        self.result.count("seconds of recording", round(time.monotonic() - began))
         found = moments(events, self.chance)
         early = [each for each in found if not each.acknowledged]
         found = [each for each in found if each.acknowledged] + self.chance.sample(early, min(len(early), states // 12))
-        for moment in sorted(self.chance.sample(found, min(len(found), states))):
+        chosen = sorted(self.chance.sample(found, min(len(found), states)))
+        self._cut(life, Cutter(disk.first, events), chosen, "")
+        if isinstance(life, StoreLife):
+            self._cut_again(life, Cutter(disk.first, events), self.chance.choice(chosen), states // 6)
+
+    def _cut_again(self, life: StoreLife, cutter: Cutter, moment: Moment, states: int) -> None:
+        """Cut the power while a store recovers from a cut."""
+        if not self.work.goes_on(self.result):
+            return
+        image = self.work.scratch / "again.img"
+        words = cutter.cut(moment, "some", self.chance, image)
+        with recorded(self.work.scratch, self.system, image) as disk:
+            if (disk.folder / "data/state.db").exists():
+                with Store(replace(life.config, data=disk.folder / "data")) as store:
+                    store.recover()
+                    store.catch_up()
+                    store.upkeep()
+            events = disk.events()
+        found = [each._replace(acknowledged=moment.acknowledged) for each in moments(events, self.chance)]
+        chosen = sorted(self.chance.sample(found, min(len(found), states)))
+        title = f"recovering from a cut at event {moment.number} with {words} writes there, "
+        self._cut(life, Cutter(disk.first, events), chosen, title)
+
+    def _cut(self, life: StoreLife | ClientLife, cutter: Cutter, chosen: list[Moment], title: str) -> None:
+        image = self.work.scratch / "cut.img"
+        for moment in chosen:
             if not self.work.goes_on(self.result):
                 return
             subset = self.chance.choice(SUBSETS) if cutter.pending(moment) else "all"
-            image = self.work.scratch / "cut.img"
             words = cutter.cut(moment, subset, self.chance, image)
-            trouble = self._trouble(life, image, folder, moment)
+            trouble = self._trouble(life, image, moment)
             self.result.points += 1
             self.result.count(f"{self.system} {subset if cutter.pending(moment) else 'nothing pending'}")
-            self.result.count(f"life {self.kind}")
+            self.result.count("in recovery" if title else f"in a life of {self.kind}")
             if trouble:
-                line = f"{self.title}: cut at event {moment.number} of {len(events)}, {words} writes there: {trouble}"
-                self.result.faults.append(line)
+                where = f"{title}cut at event {moment.number} of {len(cutter.events)}, {words} writes there"
+                self.result.faults.append(f"{self.title}: {where}: {trouble}")
                 self._keep(image)
-        self.result.count("ms in all", int(1000 * (time.monotonic() - began)))
 
-    def _trouble(self, life: StoreLife | ClientLife, image: Path, folder: Path, moment: Moment) -> str:
+    def _trouble(self, life: StoreLife | ClientLife, image: Path, moment: Moment) -> str:
+        folder = self.work.scratch / "disk"
         try:
             with mounted(image, folder, self.system):
                 if isinstance(life, ClientLife):
@@ -267,25 +298,42 @@ class _Recording:
 
 @contextmanager
 def _others(folder: Path, chance: random.Random) -> Iterator[None]:
-    """Let another program write to the same disk meanwhile, in some lives: its fsyncs take our renames along."""
+    """Let the rest of the machine use the same disk meanwhile, in some lives.
+
+    Another program's fsyncs commit our renames; the kernel writes files back when it likes, without a barrier.
+    """
     done, pauses = threading.Event(), [chance.random() * 0.02 for _ in range(50)]
+    commits, writes_back = chance.random() < 0.5, chance.random() < 0.5
 
-    def write() -> None:
+    def use() -> None:
         with (folder / "other").open("wb", buffering=0) as file:
-            while not done.wait(pauses[0]):
-                pauses.append(pauses.pop(0))
-                file.write(b"x")
-                os.fsync(file.fileno())
+            for pause in itertools.cycle(pauses):
+                if done.wait(pause):
+                    return
+                if commits:
+                    file.write(b"x")
+                    os.fsync(file.fileno())
+                if writes_back:
+                    _write_back(folder, pause)
 
-    thread = threading.Thread(target=write, daemon=True)
-    if chance.random() < 0.5:
+    thread = threading.Thread(target=use, daemon=True)
+    if commits or writes_back:
         thread.start()
     try:
         yield
     finally:
         done.set()
-        if thread.is_alive():
+        if thread.ident:
             thread.join()
+
+
+def _write_back(folder: Path, chance: float) -> None:
+    """Begin to write some files; no database, whose locks would go with the descriptor."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            if ".db" not in name and hash((name, chance)) % 3 == 0:
+                with contextlib.suppress(OSError), (Path(above) / name).open("rb") as file:
+                    start_writeback(file.fileno())
 
 
 if __name__ == "__main__":
