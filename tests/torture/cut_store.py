@@ -10,6 +10,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -17,12 +18,13 @@ from sender import DAY, Sender, meant, seen
 from trees import Flat, directory, symlink
 
 from deltasync.core import bundle, delta, recipe, wire
+from deltasync.core.bundle import BundleReader
 from deltasync.core.errors import DeltasyncError, Unauthorized
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import Kind, Operation
 from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
-from deltasync_server import intake
+from deltasync_server import intake, tls
 from deltasync_server.access import Access, Scope
 from deltasync_server.blobs import place_of
 from deltasync_server.check import check
@@ -49,7 +51,7 @@ LIVES = {
         "rename": 2,
     },
     "copies": {"small": 5, "trees": 4, "checkpoint": 4, "touch": 2, "rename": 1, "delete": 1},
-    "tokens": {"token": 5, "revoke": 3, "small": 1},
+    "tokens": {"token": 5, "revoke": 3, "tls": 1, "small": 1},
     "busy": {
         "small": 4,
         "large": 2,
@@ -70,10 +72,10 @@ class Fact:
     """Something that a store said, from then on."""
 
     kind: str
-    """head, stream, file, token."""
+    """head, stream, file, token, ca."""
     name: str
     value: object
-    """A sequence; how long a stream is; a digest; whether a token is good. None: it is about to change."""
+    """A sequence; how long a stream is; whether a token is good; a fingerprint. None: it is about to change."""
 
 
 @dataclass
@@ -99,11 +101,12 @@ class StoreLife:
         for number, name in enumerate(("one", "two")):
             self.senders[name] = Sender(client_id=str(number) * 32, name=WorkspaceName(name))
             self.history[name] = [replace(self.senders[name])]
-        sync_bytes = self.chance.choice((1, 1 << 20))
+        sync_bytes = self.chance.choice((1, 1, 1, 1 << 20))
         self.config = StoreConfig(
             self.data,
             link="copy" if self.kind == "copies" else "auto",
             keep_sequences=KEEP,
+            keep_bundles=self.kind in ("journal", "parts", "busy") and self.chance.random() < 0.25,
             gap_seconds=0.0,
             quiet_seconds=0.0,
             scrub_bytes=0,
@@ -119,6 +122,8 @@ class StoreLife:
             while steps > 0:
                 with self._opened(has_threads=has_threads) as store, Access(self.data) as access:
                     self._store, self._access = store, access
+                    if self.chance.random() < 0.6:
+                        self._long()
                     while steps > 0:
                         steps -= 1
                         (step,) = self.chance.choices(list(weights), list(weights.values()))
@@ -366,6 +371,10 @@ class StoreLife:
         _, text = self._access.create(DEFAULT, {Scope.PUSH}, "cut", None)
         self._note("token", text, True)
 
+    def _tls(self) -> None:
+        """Make the server's CA, or use it."""
+        self._note("ca", "", tls.own(self.data, [], datetime.now(UTC)).ca_sha256)
+
     def _revoke(self) -> None:
         good = sorted(name for name, value in believed(self.facts, "token").items() if value)
         if good:
@@ -416,7 +425,11 @@ def trouble_after_cut(life: StoreLife, data: Path, acknowledged: int, chance: ra
                 _stream_trouble(life, data, db, facts, heads),
                 _piece_trouble(data, db),
                 _file_trouble(data, db, facts),
+                _kept_trouble(data, db) if config.keep_bundles else "",
             ]
+        ca = believed(facts, "ca").get("")
+        if ca is not None and tls.own(data, [], datetime.now(UTC)).ca_sha256 != ca:
+            return "the CA that clients know is another one"
         troubles.append(_token_trouble(data, facts))
         if chance.random() < 0.3:
             troubles.append(_onward_trouble(life, config, heads))
@@ -481,6 +494,20 @@ def _file_trouble(data: Path, db: sqlite3.Connection, facts: list[Fact]) -> str:
         path = data / "cache" / place_of(bytes.fromhex(name))
         if name not in known or not path.exists() or digest_of(path.read_bytes()).hex() != name:
             return f"the file {name[:8]} is lost"
+    return ""
+
+
+def _kept_trouble(data: Path, db: sqlite3.Connection) -> str:
+    """Bundles that are kept are in the journal, or whole among those (spec ST-42)."""
+    for name, file, identity in db.execute("SELECT workspace, file_name, identity FROM receipts WHERE journal IS NULL"):
+        path = data / "bundles" / name / file
+        if not path.exists():
+            return f"the bundle {file} of {name} was not kept"
+        with path.open("rb") as source:
+            reader = BundleReader(source, wire.Limits())
+            if reader.metadata().identity != identity:
+                return f"{path.name} is another bundle"
+            reader.finish()
     return ""
 
 

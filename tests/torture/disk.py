@@ -37,6 +37,8 @@ MAKERS = {
     ),
     "xfs": ("mkfs.xfs", "-q", "-f", "-K"),
 }
+OPTIONS = {"ext4": ("", "", "data=writeback", "nodelalloc,data=writeback", "data=journal"), "xfs": ("",)}
+"""How a file system may be mounted while it is recorded; with the fewest promises, sizes come long before bytes."""
 SIZES = {"ext4": 48 << 20, "xfs": 320 << 20}
 """What a disk of each file system has at least, to hold a life; the images are sparse."""
 SUBSETS = ("none", "all", "all but one", "some", "torn")
@@ -82,11 +84,11 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def mounted(image: Path, folder: Path, kind: str) -> Iterator[Path]:
+def mounted(image: Path, folder: Path, kind: str, options: str = "") -> Iterator[Path]:
     """Mount a disk's image while the block runs; the file system's journal is replayed."""
     device = _attached(image)
     try:
-        _check(_libc.mount(device.path.encode(), os.fsencode(folder), kind.encode(), _MS_NOATIME, None))
+        _check(_libc.mount(device.path.encode(), os.fsencode(folder), kind.encode(), _MS_NOATIME, options.encode()))
     finally:
         os.close(device.descriptor)  # it lets itself go when the last one who has it does
     try:
@@ -189,14 +191,14 @@ def copied(image: Path, target: Path) -> Path:
 
 
 @contextmanager
-def recorded(scratch: Path, kind: str, image: Path) -> Iterator[Recorded]:
+def recorded(scratch: Path, kind: str, image: Path, options: str = "") -> Iterator[Recorded]:
     """Mount a disk and record all that is written to it in the block, also what its journal has to say."""
     served, folder, log = scratch / "served", scratch / "disk", scratch / "log"
     for each in (served, folder):
         each.mkdir(parents=True, exist_ok=True)
     first = copied(image, image.with_suffix(".first"))
     log.write_bytes(b"")
-    with _served(image, log, served), mounted(served / "disk", folder, kind):
+    with _served(image, log, served), mounted(served / "disk", folder, kind, options):
         disk = Recorded(folder, first, log, os.open(served / "marks", os.O_WRONLY))
         try:
             yield disk
