@@ -73,6 +73,28 @@ class ClientLife:
                 self._edit()
                 self._push(line if step == "online" else None)
 
+    def recover(self, mark: Callable[[int], None], acknowledged: int) -> None:
+        """Push again after a cut."""
+        self.mark, self.facts = mark, self.facts[:acknowledged]
+        with _server(self.restored(self.facts)) as store, _at_home(self.disk):
+            self._push(Line(store, self._note_received))
+
+    def trouble(self, acknowledged: int) -> str:
+        """Open the state that a power cut left and push once; return what is wrong, '' for nothing."""
+        return _trouble_after_cut(self, self.facts[:acknowledged])
+
+    def restored(self, facts: list[Fact]) -> Path:
+        """Return where the server is, as it was when the client's power was cut."""
+        data = self.beside / "server now"
+        shutil.rmtree(data, ignore_errors=True)
+        backup = believed(facts, "server").get("")
+        if backup is not None:
+            shutil.copytree(self.backups / str(backup), data)
+        return data
+
+    def close(self) -> None:
+        """Hold nothing."""
+
     def _push(self, line: Line | None) -> None:
         """Push, or seal into a file; what is said at the end is so from then on."""
         with opened(self.media, self.disk) as state:
@@ -237,14 +259,8 @@ def bundle_metadata(body: bytes) -> Metadata:
 # --- after the cut ---
 
 
-def client_trouble_after_cut(life: ClientLife, disk: Path, acknowledged: int) -> str:
-    """Open the state that a power cut left and push once; return what is wrong, '' for nothing."""
-    facts = life.facts[:acknowledged]
-    data = life.beside / "server now"
-    shutil.rmtree(data, ignore_errors=True)
-    backup = believed(facts, "server").get("")
-    if backup is not None:
-        shutil.copytree(life.backups / str(backup), data)
+def _trouble_after_cut(life: ClientLife, facts: list[Fact]) -> str:
+    disk, data = life.disk, life.restored(facts)
     identities = {fact.name: str(fact.value) for fact in facts if fact.kind in ("sent", "sealed")}
     reused: list[str] = []
 

@@ -145,6 +145,21 @@ class StoreLife:
         self.facts.append(Fact(kind, name, value))
         self.mark(len(self.facts))
 
+    def recover(self, mark: Callable[[int], None], acknowledged: int) -> None:
+        """Start again after a cut."""
+        self.mark, self.facts = mark, self.facts[:acknowledged]
+        if (self.data / "state.db").exists():
+            with self._opened(has_threads=False) as store:
+                store.catch_up()
+                store.upkeep()
+
+    def trouble(self, acknowledged: int) -> str:
+        """Open the store that a power cut left, and return what is wrong with it, '' for nothing."""
+        return _trouble_after_cut(self, self.facts[:acknowledged])
+
+    def close(self) -> None:
+        """Hold nothing."""
+
     # --- what is sent ---
 
     def _sender(self) -> Sender:
@@ -404,12 +419,10 @@ def believed(facts: list[Fact], kind: str) -> dict[str, object]:
 # --- after the cut ---
 
 
-def trouble_after_cut(life: StoreLife, data: Path, acknowledged: int, chance: random.Random) -> str:
-    """Open the store that a power cut left, and return what is wrong with it, '' for nothing."""
-    facts = life.facts[:acknowledged]
+def _trouble_after_cut(life: StoreLife, facts: list[Fact]) -> str:
+    data, config, chance = life.data, life.config, life.chance
     if not (data / "state.db").exists():
         return "there is no store" if facts else ""
-    config = replace(life.config, data=data)
     try:
         found = check(config, repair=True).findings
         wrong = [f"{each.kind} {each.subject}: {each.problem}" for each in found if each.kind != "stray"]

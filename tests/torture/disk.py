@@ -179,6 +179,7 @@ class Recorded:
 
 def new_disk(image: Path, kind: str) -> None:
     """Make a file system on a new disk."""
+    image.unlink(missing_ok=True)
     with image.open("wb") as file:
         file.truncate(SIZES[kind])
     subprocess.run([*MAKERS[kind], str(image)], check=True, capture_output=True)
@@ -329,6 +330,7 @@ class Cutter:
                 self._durable[event.offset : event.offset + len(event.body)] = event.body
                 self._used |= _chunks(event)
         self._at = moment.barrier
+        image.unlink(missing_ok=True)  # never the same file: a former disk may still be written by what held it open
         chosen, words = _chosen(self.pending(moment), subset, chance)
         with image.open("wb", buffering=0) as file:
             file.truncate(len(self._durable))

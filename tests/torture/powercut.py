@@ -1,8 +1,8 @@
 """Power cuts at any moment of a store's or a client's life: nothing that was acknowledged is lost, all is whole.
 
 A life is recorded with every write and barrier that reaches its disk, and then ends at many moments: the real code
-opens what each of these disks has. See `disk` for what a disk may have lost, `cut_store` and `cut_client` for what
-must be there.
+opens what each of these disks has. See `disk` for what a disk may have lost, `cut_store`, `cut_client` and
+`cut_fetch` for what must be there.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from deltasync.disk import start_writeback
-from deltasync_server.receive import Store
-from torture.cut_client import ClientLife, client_trouble_after_cut
-from torture.cut_store import LIVES, StoreLife, trouble_after_cut
+from torture.cut_client import ClientLife
+from torture.cut_fetch import FetchLife
+from torture.cut_store import LIVES, StoreLife
 from torture.disk import (
     OPTIONS,
     SUBSETS,
     Cutter,
     Moment,
+    Recorded,
     Unavailable,
     isolate,
     moments,
@@ -50,7 +51,7 @@ GOAL = 1000
 SLICE = 12
 WEIGHT = 3
 STEPS = 14
-CLIENT = "client"
+CLIENT, FETCH = "client", "fetch"
 STATES_MAX, STATES_MIN = 60, 4
 """How many disks one recording gives."""
 XFS_EVERY = 9
@@ -214,7 +215,7 @@ def main() -> None:
 
 
 def _visit(work: Work, result: Result) -> None:
-    kinds = sorted(name for name in (*LIVES, CLIENT, CLIENT) if name.startswith(work.hint))
+    kinds = sorted(name for name in (*LIVES, CLIENT, CLIENT, FETCH) if name.startswith(work.hint))
     random.Random(work.seed).shuffle(kinds)
     has_xfs = shutil.which("mkfs.xfs") is not None and not work.hint
     if not has_xfs and not work.hint:
@@ -229,6 +230,22 @@ def _visit(work: Work, result: Result) -> None:
     result.count("recordings", number)
 
 
+class Life(Protocol):
+    """What happens on a disk until its power is cut, and afterwards."""
+
+    def live(self, steps: int) -> None:
+        """Do so many things, and mark what was acknowledged."""
+
+    def recover(self, mark: Callable[[int], None], acknowledged: int) -> None:
+        """Go on after a cut, on a disk that is recorded as well."""
+
+    def trouble(self, acknowledged: int) -> str:
+        """Return what is wrong after a cut with as many marks, '' for nothing."""
+
+    def close(self) -> None:
+        """Let everything go."""
+
+
 class _Recording:
     """One life, and the disks that power cuts leave of it."""
 
@@ -236,50 +253,54 @@ class _Recording:
         self.work, self.result, self.kind, self.system = work, result, kind, system
         self.chance = random.Random(f"{work.seed}/{number}")
         self.options = self.chance.choice(OPTIONS[system])
-        self.title = f"{system} {self.options} {kind}, recording {number} of seed {work.seed}"
+        self.disk = f"{system} {self.options}".strip()
+        self.title = f"{self.disk} {kind}, recording {number} of seed {work.seed}"
 
     def visit(self, states: int) -> None:
-        """Live, and cut the power at so many moments; some of them while the store recovers from another one."""
+        """Live, and cut the power at so many moments; some of them while the life goes on after another one."""
         began = time.monotonic()
         image = self.work.scratch / "disk.img"
         new_disk(image, self.system)
-        with recorded(self.work.scratch, self.system, image, self.options) as disk:
-            life: StoreLife | ClientLife
-            if self.kind == CLIENT:
-                life = ClientLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
-            else:
-                life = StoreLife(disk.folder / "data", disk.mark, self.chance, self.kind)
-            with _others(disk.folder, self.chance):
-                life.live(STEPS)
-            events = disk.events()
-        self.result.count("seconds of recording", round(time.monotonic() - began))
-        found = moments(events, self.chance)
-        early = [each for each in found if not each.acknowledged]
-        found = [each for each in found if each.acknowledged] + self.chance.sample(early, min(len(early), states // 12))
-        chosen = sorted(self.chance.sample(found, min(len(found), states)))
-        self._cut(life, Cutter(disk.first, events), chosen, "")
-        if isinstance(life, StoreLife):
+        with contextlib.ExitStack() as held:
+            with recorded(self.work.scratch, self.system, image, self.options) as disk:
+                life = held.enter_context(contextlib.closing(self._life(disk)))
+                with _others(disk.folder, self.chance):
+                    life.live(STEPS)
+                events = disk.events()
+            self.result.count("seconds of recording", round(time.monotonic() - began))
+            found = moments(events, self.chance)
+            early = [each for each in found if not each.acknowledged]
+            found = [each for each in found if each.acknowledged]
+            found += self.chance.sample(early, min(len(early), states // 12))
+            chosen = sorted(self.chance.sample(found, min(len(found), states)))
+            self._cut(life, Cutter(disk.first, events), chosen, "")
             self._cut_again(life, Cutter(disk.first, events), self.chance.choice(chosen), states // 6)
 
-    def _cut_again(self, life: StoreLife, cutter: Cutter, moment: Moment, states: int) -> None:
-        """Cut the power while a store recovers from a cut."""
+    def _life(self, disk: Recorded) -> Life:
+        if self.kind == CLIENT:
+            return ClientLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
+        if self.kind == FETCH:
+            return FetchLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
+        return StoreLife(disk.folder / "data", disk.mark, self.chance, self.kind)
+
+    def _cut_again(self, life: Life, cutter: Cutter, moment: Moment, states: int) -> None:
+        """Cut the power while a store or a client recovers from a cut."""
         if not self.work.goes_on(self.result):
             return
         image = self.work.scratch / "again.img"
         words = cutter.cut(moment, "some", self.chance, image)
         with recorded(self.work.scratch, self.system, image, self.options) as disk:
-            if (disk.folder / "data/state.db").exists():
-                with Store(replace(life.config, data=disk.folder / "data")) as store:
-                    store.recover()
-                    store.catch_up()
-                    store.upkeep()
+            life.recover(disk.mark, moment.acknowledged)
             events = disk.events()
-        found = [each._replace(acknowledged=moment.acknowledged) for each in moments(events, self.chance)]
-        chosen = sorted(self.chance.sample(found, min(len(found), states)))
+        known = [
+            each._replace(acknowledged=max(each.acknowledged, moment.acknowledged))
+            for each in moments(events, self.chance)
+        ]
+        chosen = sorted(self.chance.sample(known, min(len(known), states)))
         title = f"recovering from a cut at event {moment.number} with {words} writes there, "
         self._cut(life, Cutter(disk.first, events), chosen, title)
 
-    def _cut(self, life: StoreLife | ClientLife, cutter: Cutter, chosen: list[Moment], title: str) -> None:
+    def _cut(self, life: Life, cutter: Cutter, chosen: list[Moment], title: str) -> None:
         image = self.work.scratch / "cut.img"
         for moment in chosen:
             if not self.work.goes_on(self.result):
@@ -288,7 +309,7 @@ class _Recording:
             words = cutter.cut(moment, subset, self.chance, image)
             trouble = self._trouble(life, image, moment)
             self.result.points += 1
-            self.result.count(f"{self.system} {self.options}".strip())
+            self.result.count(self.disk)
             self.result.count(f"{self.system} {subset if cutter.pending(moment) else 'nothing pending'}")
             self.result.count("in recovery" if title else f"in a life of {self.kind}")
             if trouble:
@@ -296,13 +317,11 @@ class _Recording:
                 self.result.faults.append(f"{self.title}: {where}: {trouble}")
                 self._keep(image)
 
-    def _trouble(self, life: StoreLife | ClientLife, image: Path, moment: Moment) -> str:
+    def _trouble(self, life: Life, image: Path, moment: Moment) -> str:
         folder = self.work.scratch / "disk"
         try:
             with mounted(image, folder, self.system):
-                if isinstance(life, ClientLife):
-                    return client_trouble_after_cut(life, folder, moment.acknowledged)
-                return trouble_after_cut(life, folder / "data", moment.acknowledged, self.chance)
+                return life.trouble(moment.acknowledged)
         except Exception:  # noqa: BLE001 - whatever is raised is the fault
             return traceback.format_exc()[-1500:]
 
