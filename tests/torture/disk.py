@@ -21,6 +21,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,7 +86,10 @@ def die_with_parent() -> None:
 
 @contextmanager
 def mounted(image: Path, folder: Path, kind: str, options: str = "") -> Iterator[Path]:
-    """Mount a disk's image while the block runs; the file system's journal is replayed."""
+    """Mount a disk's image while the block runs; the file system's journal is replayed.
+
+    Raises OSError where something on it is still open at the end; it is unmounted all the same.
+    """
     device = _attached(image)
     try:
         _check(_libc.mount(device.path.encode(), os.fsencode(folder), kind.encode(), _MS_NOATIME, options.encode()))
@@ -93,15 +97,24 @@ def mounted(image: Path, folder: Path, kind: str, options: str = "") -> Iterator
         os.close(device.descriptor)  # it lets itself go when the last one who has it does
     try:
         yield folder
-    finally:
+    except BaseException:
         _unmount(folder)
+        raise
+    if not _unmount(folder):
+        raise OSError(errno.EBUSY, "something on the disk is still open")
 
 
-def _unmount(folder: Path) -> None:
-    for flags in (0, _MNT_DETACH):  # the latter where a fault has left something open
-        if not _libc.umount2(os.fsencode(folder), flags):
-            return
-    _check(-1)
+def _unmount(folder: Path) -> bool:
+    """Unmount a disk; False where it was busy and goes only when the last one lets go."""
+    pause = threading.Event()
+    for _ in range(20):
+        if not _libc.umount2(os.fsencode(folder), 0):
+            return True
+        if ctypes.get_errno() != errno.EBUSY:
+            break
+        pause.wait(0.01)
+    _check(_libc.umount2(os.fsencode(folder), _MNT_DETACH))
+    return False
 
 
 class _Device(NamedTuple):
