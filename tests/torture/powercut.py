@@ -48,7 +48,7 @@ from torture.runner import scratch_folder
 
 NAME = "powercut"
 GOAL = 1000
-SLICE = 12
+SLICE = 8
 WEIGHT = 3
 STEPS = 14
 CLIENT, FETCH = "client", "fetch"
@@ -265,7 +265,7 @@ class _Recording:
             with recorded(self.work.scratch, self.system, image, self.options) as disk:
                 life = held.enter_context(contextlib.closing(self._life(disk)))
                 with _others(disk.folder, self.chance):
-                    life.live(STEPS)
+                    life.live(STEPS if states > STATES_MIN else STEPS // 2)
                 events = disk.events()
             self.result.count("seconds of recording", round(time.monotonic() - began))
             found = moments(events, self.chance)
@@ -285,7 +285,7 @@ class _Recording:
 
     def _cut_again(self, life: Life, cutter: Cutter, moment: Moment, states: int) -> None:
         """Cut the power while a store or a client recovers from a cut."""
-        if not self.work.goes_on(self.result):
+        if not states or not self.work.goes_on(self.result):
             return
         image = self.work.scratch / "again.img"
         words = cutter.cut(moment, "some", self.chance, image)
