@@ -157,6 +157,22 @@ class StoreLife:
         """Open the store that a power cut left, and return what is wrong with it, '' for nothing."""
         return _trouble_after_cut(self, self.facts[:acknowledged])
 
+    def trouble_after_lie(self) -> tuple[str, str]:
+        """Open the store of a disk that lost what it said was durable; return what came of that, and what is wrong.
+
+        What the disk lost may be lost, but then it is said, or asked for and sent again: nothing wrong is served.
+        """
+        try:
+            found = check(self.config, repair=True).findings
+            if any(not each.is_repaired and each.kind != "content" for each in found):
+                return "found", ""
+            with self._opened(has_threads=False) as store:
+                lacks = any(store.workspace(WorkspaceName(name)).wanted for name in self.senders)
+                troubles = [_unhealed(self, store, name) for name in self.senders]
+                return "healed" if lacks else "nothing is lacking", "; ".join(filter(None, troubles))
+        except DeltasyncError as error:
+            return f"refused by {type(error).__name__}", ""
+
     def close(self) -> None:
         """Hold nothing."""
 
@@ -449,6 +465,25 @@ def _trouble_after_cut(life: StoreLife, facts: list[Fact]) -> str:
     except DeltasyncError as error:
         return f"{type(error).__name__}: {error}"
     return "; ".join(filter(None, troubles))
+
+
+def _unhealed(life: StoreLife, store: Store, name: str) -> str:
+    state, past = store.workspace(WorkspaceName(name)), life.history[name]
+    if state.sequence >= len(past) or state.root != past[state.sequence].root.hex():
+        return f"{name} has a root at {state.sequence} that it never had"
+    last = past[state.sequence]
+    sender = replace(last, flat=dict(last.flat))
+    if state.wanted:
+        sender.heal(store, map(bytes.fromhex, state.wanted))
+    store.upkeep()
+    store.catch_up()
+    if store.workspace(WorkspaceName(name)).wanted or (state.sequence and seen(_tree(life, name)) != meant(sender)):
+        return f"{name} is not healed at {state.sequence}"
+    return ""
+
+
+def _tree(life: StoreLife, name: str) -> Path:
+    return life.data / "workspaces" / name / "tree"
 
 
 def _head_trouble(

@@ -22,6 +22,7 @@ import struct
 import subprocess
 import sys
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from typing import NamedTuple
 SECTOR = 512
 CHUNK = 1 << 16
 SUPERBLOCK_BYTES = 4096
+LIES_MAX = 8
+"""How many barriers, one after another, a disk that lies ignores."""
 MAKERS = {
     "ext4": (
         *("mkfs.ext4", "-q", "-F", "-b4096", "-N8192", "-Jsize=4"),
@@ -334,6 +337,17 @@ class Cutter:
     def pending(self, moment: Moment) -> list[Event]:
         """Return the writes that no barrier covers."""
         return [event for event in self.events[moment.barrier : moment.number] if event.kind == _WRITE]
+
+    def before_lies(self, chosen: Sequence[Moment], chance: random.Random) -> list[Moment]:
+        """Return moments as they are where the last barriers before each did nothing, those with something to lose."""
+        barriers = [0, *(number for number, event in enumerate(self.events) if event.kind == _BARRIER)]
+        found: list[Moment] = []
+        for each in chosen:
+            last = bisect_left(barriers, each.barrier)
+            lied = each._replace(barrier=barriers[max(0, last - chance.randint(1, LIES_MAX))])
+            if self.pending(lied):
+                found.append(lied)
+        return sorted(found, key=lambda each: each.barrier)
 
     def cut(self, moment: Moment, subset: str, chance: random.Random, image: Path) -> str:
         """Write the disk of a moment with a part of what was pending; moments never go back. Returns what is there."""

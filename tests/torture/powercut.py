@@ -54,6 +54,8 @@ STEPS = 14
 CLIENT, FETCH = "client", "fetch"
 STATES_MAX, STATES_MIN = 60, 4
 """How many disks one recording gives."""
+LIES_EVERY = 4
+"""One moment in so many is met once more on a disk that lied."""
 XFS_EVERY = 9
 """One recording in so many is of xfs, whose journal takes longer to replay."""
 _JOURNAL, _BLOBS, _INTAKE = (f"server/deltasync_server/{name}.py" for name in ("journal", "blobs", "intake"))
@@ -274,6 +276,8 @@ class _Recording:
             found += self.chance.sample(early, min(len(early), states // 12))
             chosen = sorted(self.chance.sample(found, min(len(found), states)))
             self._cut(life, Cutter(disk.first, events), chosen, "")
+            if isinstance(life, StoreLife):
+                self._cut_liar(life, Cutter(disk.first, events), chosen[::LIES_EVERY])
             self._cut_again(life, Cutter(disk.first, events), self.chance.choice(chosen), states // 6)
 
     def _life(self, disk: Recorded) -> Life:
@@ -282,6 +286,28 @@ class _Recording:
         if self.kind == FETCH:
             return FetchLife(disk.folder, self.work.scratch / "beside", disk.mark, self.chance)
         return StoreLife(disk.folder / "data", disk.mark, self.chance, self.kind)
+
+    def _cut_liar(self, life: StoreLife, cutter: Cutter, chosen: list[Moment]) -> None:
+        """Cut the power of a disk whose last barriers before each moment were none."""
+        image, folder = self.work.scratch / "lie.img", self.work.scratch / "disk"
+        for moment in cutter.before_lies(chosen, self.chance):
+            if not self.work.goes_on(self.result):
+                return
+            words = cutter.cut(moment, self.chance.choice(SUBSETS), self.chance, image)
+            what = "not mounted"
+            try:
+                with mounted(image, folder, self.system):
+                    what, trouble = life.trouble_after_lie()
+            except OSError as error:
+                trouble = "" if what == "not mounted" else repr(error)
+            except Exception:  # noqa: BLE001 - whatever is raised is the fault
+                trouble = traceback.format_exc()[-1500:]
+            self.result.points += 1
+            self.result.count(f"a lie: {what}")
+            if trouble:
+                where = f"cut at event {moment.number} of {len(cutter.events)} after a lie, {words} writes there"
+                self.result.faults.append(f"{self.title}: {where}: {trouble}")
+                self._keep(image)
 
     def _cut_again(self, life: Life, cutter: Cutter, moment: Moment, states: int) -> None:
         """Cut the power while a store or a client recovers from a cut."""
