@@ -127,7 +127,10 @@ class _Device(NamedTuple):
 
 def _attached(image: Path) -> _Device:
     """Lay a loop device over a file; another process may be quicker to take the one that is free."""
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise Unavailable("loop devices are not allowed here") from error
     backing = os.open(image, os.O_RDWR | os.O_CLOEXEC)
     # struct loop_config: the descriptor, the block size, then struct loop_info64 with its flags, then reserved.
     config = struct.pack("<II5Q4I", backing, 0, 0, 0, 0, 0, 0, 0, 0, 0, _LO_AUTOCLEAR) + bytes(64 + 64 + 32 + 16 + 64)
@@ -142,6 +145,8 @@ def _attached(image: Path) -> _Device:
             except OSError as error:
                 if descriptor >= 0:
                     os.close(descriptor)
+                if error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT):
+                    raise Unavailable(f"{path} cannot be used ({error.strerror})") from error
                 if error.errno not in (errno.EBUSY, errno.ENXIO):
                     raise
         raise Unavailable("no loop device is free")
