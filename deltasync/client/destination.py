@@ -81,6 +81,7 @@ class Destination:
 
     def close(self, *, is_done: bool) -> None:
         """Let go. is_done: nothing that arrived is wanted any more, so that no trace is left."""
+        self.forget_near()
         if is_done or self.arrivals.names() == [LOCK]:
             with self.folder.enter(RESERVED) as inside, contextlib.suppress(OSError):
                 remove_tree(inside, ARRIVALS)

@@ -63,10 +63,14 @@ class Run:
         outcome, missed = catch(name, defect, seed=seed, points=load(name).GOAL, seconds=DEFECT_SECONDS)
         record: dict[str, object] = {"harness": name, "name": defect.name, "row": defect.row, "path": defect.path}
         record |= {"caught": not missed, "points": outcome.result.points, "seconds": round(outcome.seconds, 1)}
-        record |= {"missed": missed} if missed else {"by": outcome.result.faults[0][:300]}
+        if outcome.is_untried:
+            record["untried"], word = outcome.result.skipped, "untried"
+        else:
+            record |= {"missed": missed} if missed else {"by": outcome.result.faults[0][:300]}
+            word = "MISSED" if missed else "caught"
         with self._lock:
             self.defects.append(record)
-        _say(f"{'MISSED' if missed else 'caught'} {name}: {defect.name} ({outcome.seconds:.1f} s) {missed[-2000:]}")
+        _say(f"{word} {name}: {defect.name} ({outcome.seconds:.1f} s) {missed[-2000:]}")
 
     def _run(self, name: str) -> None:
         harness, seconds = load(name), self._share(name)
@@ -92,7 +96,8 @@ class Run:
     def is_good(self) -> bool:
         """Nothing was found, and every planted defect was."""
         bad = any(each["faults"] or "died" in each for each in self.harnesses.values())
-        return not bad and all(each["caught"] for each in self.defects) and len(self.harnesses) == len(self.names)
+        is_missed = any(not each["caught"] and "untried" not in each for each in self.defects)
+        return not bad and not is_missed and len(self.harnesses) == len(self.names)
 
 
 def _say(line: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 PROJECT = Path(__file__).resolve().parents[2]
-NAMES = ("bits", "network", "routes", "hostile", "swaps", "world", "fuzz", "diskfaults", "kills")
+NAMES = ("bits", "network", "routes", "hostile", "swaps", "powercut", "world", "fuzz", "diskfaults", "kills")
 """Every harness, those first that reach their goal soonest: what they leave of their time is the others'."""
 
 

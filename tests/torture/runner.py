@@ -33,6 +33,11 @@ class Outcome:
     """Why the run gave no result, if it gave none."""
     seconds: float
 
+    @property
+    def is_untried(self) -> bool:
+        """Nothing of it can be tried on this machine, and the result says why."""
+        return not self.died and not self.result.points and bool(self.result.skipped)
+
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:

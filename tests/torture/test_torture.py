@@ -28,7 +28,8 @@ def test_a_harness_finds_nothing_in_a_moment(name: str, tmp_path: Path) -> None:
     print(f"seed {seed}")
     result = harness.run(Work(seed, harness.SLICE, time.monotonic() + _SECONDS, tmp_path))
     assert result.faults == []
-    assert result.points or result.skipped
+    if not result.points:
+        pytest.skip(f"{name} cannot be tried here: {result.skipped}")
 
 
 def test_a_foreign_name_is_like_one_that_never_was_on_every_route(tmp_path: Path) -> None:
@@ -53,7 +54,9 @@ def test_a_planted_defect_is_caught() -> None:
     name, defect = _chance.choice([(name, defect) for name in NAMES for defect in load(name).DEFECTS])
     seed = _chance.randrange(2**32)
     print(f"seed {seed}: {name}, {defect.name}")
-    _, missed = catch(name, defect, seed=seed, points=load(name).GOAL, seconds=_SECONDS)
+    outcome, missed = catch(name, defect, seed=seed, points=load(name).GOAL, seconds=_SECONDS)
+    if outcome.is_untried:
+        pytest.skip(f"{name} cannot be tried here: {outcome.result.skipped}")
     assert missed == ""
 
 

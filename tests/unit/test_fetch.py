@@ -139,6 +139,15 @@ def test_a_fetch_brings_everything_that_a_tree_carries(desk: Desk, origin: HttpT
     assert report.root == origin.workspace(desk.root.name).root
 
 
+def test_a_fetch_that_is_over_holds_nothing_open(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
+    """Whoever fetches in a process that goes on loses no descriptors, and may unmount DEST."""
+    dest = tmp_path / "dest"
+    folders.write(dest, "folder/too much", "goes")
+    assert fetched(origin, desk, dest, delete=True, allow_mass_delete=True).deleted == 2
+    held = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert [each for each in held if each.startswith(str(dest))] == []
+
+
 def test_what_is_here_is_not_fetched_again(desk: Desk, origin: HttpTransport, tmp_path: Path) -> None:
     """A second fetch asks for no content; a file with other times only gets its time back."""
     dest = tmp_path / "dest"
