@@ -19,6 +19,7 @@ from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, Kind, Operation, Verb
 from deltasync.core.names import shown
 from deltasync.disk import Folder, data_bytes, open_regular, pieces, reflink, space_guard
 from deltasync_server.blobs import Staging, hash_of, is_executable
+from deltasync_server.intake import LEASE_SECONDS
 from deltasync_server.receive import Store
 from deltasync_server.state import blob_row, blob_rows, grant, lease_adopted, write_blobs
 from deltasync_server.tenants import DEFAULT, Tenant
@@ -112,7 +113,8 @@ class Adoption:
         self._say, self._should_stop, self._clock = say, should_stop, clock
         self._result = Adopted()
         self._buffer = bytearray(_BUFFER_BYTES)
-        self._present: set[bytes] = set()
+        self._present: dict[bytes, int] = {}
+        """What is here already, each leased until its row says that it was adopted."""
         """Digests of this batch that the cache has already: the lease covers them as well."""
         self._without_reflink: set[int] = set()
         self._told_files = self._told_bytes = 0
@@ -240,7 +242,7 @@ class Adoption:
         self._tell()
         if digest in staging.staged or self._has_blob(digest):
             self._result.present += 1
-            self._present.add(digest)
+            self._present[digest] = self._store.leases.add([digest], LEASE_SECONDS)
             return
         operation = Operation(
             operation=Verb.CREATED,
@@ -387,9 +389,11 @@ class Adoption:
                 kept = blob_rows(db, staging.staged)
             with self._store.cache.published(staging, kept) as rows, state.write() as db:
                 write_blobs(db, rows, kept)
-                adopted = self._present.union(staging.staged)
+                adopted = {*self._present, *staging.staged}
                 grant(db, self._options.tenant, adopted)
                 lease_adopted(db, adopted, until)
+        for lease in self._present.values():
+            self._store.leases.drop(lease)
         self._present.clear()
 
     def _tell(self) -> None:

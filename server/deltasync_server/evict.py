@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from collections.abc import Collection as Values
 
 from deltasync.core.names import bytes_text
 from deltasync_server.blobs import Cache, Leases
@@ -71,43 +71,61 @@ class Evictor:
         return True
 
     def run(self, should_stop: ShouldStop) -> None:
-        """Remove what was asked for, and enough that the next one need not ask."""
+        """Remove what was asked for and enough that the next one need not ask, or nothing where that is not there."""
         if not self._asked:
             return
-        self._ledger.count()
-        self._journal.checkpoint(should_stop)  # spec ST-133: a blob that it names is not let go before
-        self._evict(max(self._asked, self._room.spare_shortage()), should_stop)
-
-    def keep_spare(self, should_stop: ShouldStop) -> None:
-        """Remove idle content before anyone asks, where little room is left, and look up what is idle now and then."""
-        if (short := self._room.spare_shortage()) and not should_stop():
-            self._evict(short, should_stop)
-        elif time.monotonic() - self._noted_at >= NOTE_SECONDS and not should_stop():
-            self._collection().note_idle(time.time())
-            self._noted_at = time.monotonic()
-
-    def _evict(self, size_bytes: int, should_stop: ShouldStop) -> None:
-        now = time.time()
-        before = now - self._config.evict_after_seconds
-        collection = self._collection()
-        collection.note_idle(now)
-        self._noted_at = time.monotonic()
-        freed = collection.evict(size_bytes, before, should_stop)
-        if freed:
-            _log.warning("removed %d blobs (%s) that nothing needs", collection.result.blobs, bytes_text(freed))
-        with self._state.read() as db:
-            select = "SELECT coalesce(sum(size), 0) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
-            (left,) = db.execute(select, (int(before),)).fetchone()
+        try:
+            self._ledger.count()
+            self._journal.checkpoint(should_stop)  # spec ST-133: a blob that it names is not let go before
+            collection = self._noted()
+            left = self._idle_bytes()
+            if left >= self._asked:
+                left -= self._evict(collection, max(self._asked, self._room.spare_shortage()), should_stop)
+        except Exception:  # noqa: BLE001  a worker reports it; whoever waits is told that there is no room
+            _log.exception("no room could be made")
+            left = 0
         with self._lock:
             self._asked = 0
             self._left = (time.monotonic() + KNOWN_SECONDS, left)
 
-    def _collection(self) -> Collection:
-        return Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
+    def keep_spare(self, should_stop: ShouldStop) -> None:
+        """Remove idle content before anyone asks, where little room is left, and look up what is idle now and then."""
+        if self._room.spare_shortage() and not should_stop():
+            self._ledger.count()
+            if short := self._room.spare_shortage():
+                self._evict(self._noted(), short, should_stop)
+        elif time.monotonic() - self._noted_at >= NOTE_SECONDS and not should_stop():
+            self._noted()
 
-    def note_used(self, digests: Iterable[bytes], db: sqlite3.Connection) -> None:
-        """Count content as idle only from now on: somebody asked for it. db: to look with."""
-        if db.execute("SELECT 1 FROM idle LIMIT 1").fetchone() is None:
+    def note_idle(self) -> None:
+        """Look up what nothing needs any more."""
+        self._noted()
+
+    def _noted(self) -> Collection:
+        collection = Collection(self._state, self._cache, self._leases, self._config.keep_sequences)
+        collection.note_idle(time.time())
+        self._noted_at = time.monotonic()
+        return collection
+
+    def _evict(self, collection: Collection, size_bytes: int, should_stop: ShouldStop) -> int:
+        freed = collection.evict(size_bytes, self._before(), should_stop)
+        if freed:
+            _log.warning("removed %d blobs (%s) that nothing needs", collection.result.blobs, bytes_text(freed))
+        return freed
+
+    def _before(self) -> float:
+        return time.time() - self._config.evict_after_seconds
+
+    def _idle_bytes(self) -> int:
+        with self._state.read() as db:
+            select = "SELECT coalesce(sum(size), 0) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
+            return int(db.execute(select, (int(self._before()),)).fetchone()[0])
+
+    def note_used(self, digests: Values[bytes]) -> None:
+        """Count content as idle only from now on: somebody asked for it."""
+        with self._state.read() as db:
+            found = db.execute("SELECT 1 FROM idle LIMIT 1").fetchone()
+        if not digests or found is None:
             return
         now = int(time.time())
         with self._state.write() as writer:

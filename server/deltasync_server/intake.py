@@ -288,8 +288,10 @@ class Intake:
             here = held(db, self._tenant, map(bytes.fromhex, named))
         size_bytes = sum(each.size for digest, each in named.items() if bytes.fromhex(digest) not in here)
         if part.FEATURE in metadata.manifest.requires:  # what came of it before counts as a stream
-            size_bytes = max(0, size_bytes - self.rooms.streams.size_of(self.arrival.workspace))
-        return self.rooms.room.reserved(self._tenant, size_bytes, files=_new_files(metadata.operations))
+            size_bytes -= self.rooms.streams.size_of(self.arrival.workspace)
+        if isinstance(self.spool, Adopted):  # it came in pieces, which count until it is taken
+            size_bytes -= self.spool.lying_bytes
+        return self.rooms.room.reserved(self._tenant, max(0, size_bytes), files=_new_files(metadata.operations))
 
     def _do_without_journal(self, staging: Staging) -> None:
         """Have the content itself made durable, unless the operator wants the bundle's file (spec ST-16)."""
@@ -446,13 +448,23 @@ class Intake:
         durable.result()  # spec ST-11: durable before any row names it
         self.permit()  # a token that was revoked meanwhile commits nothing (spec H-104)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
-        with state.hold():
-            with state.read() as db:
-                kept = self._present(db, metadata, staging, changed)
-            with self.rooms.cache.published(staging, kept) as rows:
-                receipt = self._record(metadata, staging, applied, _Published(rows, kept))
+        try:
+            with state.hold():
+                with state.read() as db:
+                    kept = self._present(db, metadata, staging, changed)
+                with self.rooms.cache.published(staging, kept) as rows:
+                    receipt = self._record(metadata, staging, applied, _Published(rows, kept))
+        except ContentMissing:
+            self._lease_present(metadata)  # not inside: leases come before the writer (spec ST-61)
+            raise
         objects = sum(map(len, applied.objects.values()))
         return Committed(receipt, self.spool.size_bytes, objects)
+
+    def _lease_present(self, metadata: Metadata) -> None:
+        """Keep what is here of a bundle until its sender has brought the rest (spec ST-62)."""
+        named = map(bytes.fromhex, content_operations(metadata))
+        with self.rooms.leases.guard, self.rooms.state.read() as db:
+            self.rooms.leases.add(held_rows(db, self._tenant, named), LEASE_SECONDS)
 
     def _changed(self, metadata: Metadata, staging: Staging) -> Collection[bytes]:
         """Return what the bundle names without bringing it, and whose file is not as its row says (spec ST-24)."""
@@ -477,7 +489,6 @@ class Intake:
         present = (known.keys() - lost) | staging.staged.keys()
         missing = [digest for digest in named if digest not in present]
         if missing:
-            self.rooms.leases.add(known, LEASE_SECONDS)
             raise ContentMissing([digest.hex() for digest in missing])
         rows = blob_rows(db, named)
         for digest, row in rows.items():

@@ -118,7 +118,7 @@ class Adopted:
         self._folder = folder
         self._whole = whole
         self._is_moved = False
-        self.size_bytes = whole.size_bytes
+        self.size_bytes = self.lying_bytes = whole.size_bytes
         self.name = f"{secrets.token_hex(8)}.spool"
         self.is_kept = False
         """Set just before the commit that names this file, as in `Spool`."""

@@ -8,6 +8,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from deltasync.core import wire
@@ -94,7 +95,7 @@ class Ledger:
     def usage(self, tenant: Tenant) -> wire.Usage:
         """Return what a tenant holds, with what is on its way, and what it may hold."""
         with self._state.read() as db:
-            held_bytes = share_of(db, tenant).bytes + _arrived_bytes(db, tenant)
+            held_bytes = share_of(db, tenant).bytes - _idle_bytes(db, tenant) + _arrived_bytes(db, tenant)
             files = files_of(db, tenant)
         with self._lock:
             held_bytes += self._coming[tenant]
@@ -106,6 +107,8 @@ class Ledger:
 def _bytes_below(folder: str, *, is_linked: bool) -> int:
     """Return the bytes of the regular files below a folder. is_linked: leave out those that have another name."""
     total = 0
+    if not Path(folder).is_dir():
+        return total  # a tenant without workspaces, or without bundles that are kept
     for _, _, files, descriptor in os.fwalk(folder, follow_symlinks=False):
         for name in files:
             try:
@@ -139,6 +142,15 @@ def files_of(db: sqlite3.Connection, tenant: Tenant) -> int:
     """Return how many files the heads of a tenant's workspaces name."""
     rows = db.execute("SELECT name, files FROM workspaces")
     return sum(files for name, files in rows if tenant_of(name) == tenant)
+
+
+def _idle_bytes(db: sqlite3.Connection, tenant: Tenant) -> int:
+    """Return what a tenant holds of content that nothing needs: it makes way for whatever comes."""
+    select = (
+        "SELECT coalesce(sum(size), 0) FROM idle JOIN holdings USING (digest) JOIN blobs USING (digest) "
+        "WHERE tenant = ?"
+    )
+    return int(db.execute(select, (tenant,)).fetchone()[0])
 
 
 def _arrived_bytes(db: sqlite3.Connection, tenant: Tenant) -> int:

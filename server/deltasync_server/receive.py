@@ -46,6 +46,7 @@ from deltasync_server.state import (
     held_row,
     held_rows,
     held_sizes,
+    keep_no_more_than,
     kept_receipts,
     pinned,
     settle_stamps,
@@ -108,6 +109,7 @@ class Store:
         self.ledger.live = (self.journal, self.uploads, self.streams)
         self._evictor = Evictor(config, self.state, self.cache, self.leases, self.journal, self.ledger, self.room)
         self.room.gives_way, self.room.evict = (self.uploads, self.streams), self._evictor.ask
+        self.room.give_back = self._give_back
         self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(
             config,
@@ -238,6 +240,11 @@ class Store:
     ) -> None:
         self.stop()
 
+    def _give_back(self, tenant: Tenant, size_bytes: int) -> None:
+        """See what a tenant holds without need: its own streams that nobody sends, and content that is idle by now."""
+        self.streams.release(size_bytes, tenant)
+        self._evictor.note_idle()
+
     # --- questions ---
 
     def workspace(self, name: WorkspaceName) -> wire.WorkspaceState:
@@ -310,7 +317,7 @@ class Store:
             present = held_rows(db, tenant, digests)
             if present:
                 self.leases.add(present, seconds)
-                self._evictor.note_used(present, db)
+        self._evictor.note_used(present)
         return present
 
     def directory(self, name: WorkspaceName, digest: bytes) -> bytes:
@@ -347,7 +354,8 @@ class Store:
         with self.state.write() as db:
             kept = self._kept(db, name)
             _sequence_in(kept, number)
-            if len(pinned(db, name)) >= PINS_MAX:
+            pins = pinned(db, name)
+            if number not in pins and len(pins) >= PINS_MAX:
                 raise LimitExceeded("H-110", f"more than {PINS_MAX} pinned sequences", limit=PINS_MAX)
             db.execute("INSERT OR IGNORE INTO pins VALUES (?, ?)", (name, number))
             return self._kept(db, name)
@@ -356,6 +364,7 @@ class Store:
         """Hold a sequence only as long as others of its age; one that is not pinned stays as it is."""
         with self.state.write() as db:
             db.execute("DELETE FROM pins WHERE workspace = ? AND sequence = ?", (name, number))
+            keep_no_more_than(db, self.config.keep_sequences)  # before a collection takes the first of its objects
             return self._kept(db, name)
 
     def sequence(self, name: WorkspaceName, number: int) -> wire.KeptSequence:
@@ -436,6 +445,8 @@ class Store:
             "blobs_wanted": wanted,
             "trees_behind": behind,
             "journal_bytes": self.journal.size_bytes(),
+            "held_bytes": self.ledger.held_bytes(),
+            "quota_bytes": self.config.quota or 0,
             "bundles_arriving": len(self._arrivals),
             **self.uploads.figures(),
             **self.streams.figures(),
@@ -467,7 +478,7 @@ class Store:
         """
         self._upkeep.note_arrival()
         try:
-            self.room.require()
+            self.room.require_disk()
             with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
                 done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook, permit=permit).run(
                     expected_identity

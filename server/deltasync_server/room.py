@@ -38,6 +38,8 @@ class Room:
         self.gives_way: tuple[GivesWay, ...] = ()
         self.evict: Callable[[int], bool] = lambda size_bytes: False
         """Has so many bytes removed of what nothing needs; True where that goes on when it returns."""
+        self.give_back: Callable[[Tenant, int], None] = lambda tenant, size_bytes: None
+        """Finds out what a tenant holds without need, up to so many bytes, so that it counts no more."""
 
     @property
     def bounds_tenants(self) -> bool:
@@ -79,7 +81,8 @@ class Room:
         """
         with self._lock:
             self.require_share(tenant, size_bytes, files=files)
-            self._fit(size_bytes, lambda: self._quota_shortage(size_bytes))
+            if size_bytes:  # what brings nothing may always delete
+                self._fit(size_bytes, lambda: self._quota_shortage(size_bytes))
             self._ledger.expect(tenant, size_bytes)
         try:
             yield
@@ -88,11 +91,17 @@ class Room:
 
     def require_share(self, tenant: Tenant, size_bytes: int = 0, *, files: int = 0) -> None:
         """Raise NoSpace when a tenant would hold more than its part, by bytes or by files (spec H-108)."""
+        if not self.bounds_tenants:
+            return
         usage = self._ledger.usage(tenant)
+        if size_bytes > 0 and usage.bytes_limit is not None and usage.bytes + size_bytes > usage.bytes_limit:
+            self.give_back(tenant, usage.bytes + size_bytes - usage.bytes_limit)
+            usage = self._ledger.usage(tenant)
         if size_bytes > 0 and usage.bytes_limit is not None and usage.bytes + size_bytes > usage.bytes_limit:
             raise NoSpace(
                 f"you may hold {bytes_text(usage.bytes_limit)} on this server: {bytes_text(usage.bytes)} are held and "
-                f"{bytes_text(size_bytes)} would come; delete or unpin something, or ask its operator",
+                f"{bytes_text(size_bytes)} would come; delete or unpin something and push: what is deleted counts as "
+                "long as one of the last sequences that are kept has it",
                 needed_bytes=size_bytes,
                 held_bytes=usage.bytes,
                 quota_bytes=usage.bytes_limit,
@@ -147,13 +156,12 @@ class Room:
 
     def _full(self, size_bytes: int) -> NoSpace:
         needed = f"{bytes_text(size_bytes)} to write, " if size_bytes else ""
-        quota, held_bytes = self._config.quota, self._ledger.held_bytes()
+        quota = self._config.quota
         if quota is not None and self._quota_shortage(size_bytes):
             return NoSpace(
-                f"the server's quota of {bytes_text(quota)} is used up: {needed}{bytes_text(held_bytes)} held; delete "
-                "or unpin something, have it keep fewer sequences, or ask for a larger --quota",
+                f"the server's quota of {bytes_text(quota)} is used up: {needed}delete or unpin something, have it "
+                "keep fewer sequences, or ask for a larger --quota",
                 needed_bytes=size_bytes or None,
-                held_bytes=held_bytes,
                 quota_bytes=quota,
             )
         free_bytes, reserve_bytes = self._space()

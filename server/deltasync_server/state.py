@@ -179,8 +179,8 @@ MIGRATIONS = (
     CREATE INDEX idle_since ON idle (since);
     CREATE TRIGGER blob_came AFTER INSERT ON blobs BEGIN
         UPDATE cached SET blobs = blobs + 1, bytes = bytes + new.size;
-        UPDATE shares SET blobs = blobs + 1, bytes = bytes + new.size
-            WHERE tenant IN (SELECT tenant FROM holdings WHERE digest = new.digest);
+        INSERT INTO shares SELECT tenant, 1, new.size FROM holdings WHERE digest = new.digest
+            ON CONFLICT (tenant) DO UPDATE SET blobs = blobs + 1, bytes = bytes + excluded.bytes;
     END;
     CREATE TRIGGER blob_goes BEFORE DELETE ON blobs BEGIN
         UPDATE cached SET blobs = blobs - 1, bytes = bytes - old.size;
@@ -541,7 +541,7 @@ def split_digests(packed: bytes | None) -> list[bytes]:
 
 
 _FIRST_KEPT = (
-    "SELECT coalesce(min(sequence), 0) FROM "
+    "SELECT coalesce(min(sequence), 9223372036854775807) FROM "
     "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT ?2)"
 )
 _PINNED = "SELECT sequence FROM pins WHERE workspace = ?1"

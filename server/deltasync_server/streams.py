@@ -22,6 +22,7 @@ from deltasync.core.part import Part
 from deltasync.disk import Folder, remove_tree, start_writeback
 from deltasync_server.blobs import EXECUTABLE_MODE, PLAIN_MODE
 from deltasync_server.state import State
+from deltasync_server.tenants import Tenant, tenant_of
 
 IDLE_SECONDS = 7 * 24 * 3600.0
 """A stream that no part came of for so long is removed."""
@@ -317,12 +318,16 @@ class Streams:
         self.remove(old)
         return len(old)
 
-    def release(self, size_bytes: int) -> None:
-        """Remove streams that nobody uses, the oldest first, where that frees so many bytes (spec ST-96)."""
+    def release(self, size_bytes: int, tenant: Tenant | None = None) -> None:
+        """Remove streams that nobody uses, the oldest first, where that frees so many bytes (spec ST-96).
+
+        tenant: only its own.
+        """
         before = time.time() - GIVES_WAY_SECONDS
         with self._state.hold():
             with self._state.read() as db:
                 rows = [row for row in stream_rows(db) if row.touched < before and not self._is_used(row)]
+            rows = [row for row in rows if tenant in (None, tenant_of(row.workspace))]
             if sum(row.size for row in rows) < size_bytes:
                 return
             for row in sorted(rows, key=lambda row: row.touched):

@@ -15,15 +15,16 @@ import pytest
 from sender import DAY, NAME, Sender, assert_tree, give, give_file, zero
 
 from deltasync.core import bundle, wire
-from deltasync.core.errors import HostBusy, LimitExceeded, NoSpace, SequenceGone, UsageError
+from deltasync.core.errors import ContentMissing, HostBusy, LimitExceeded, NoSpace, SequenceGone, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
 from deltasync_server import config as settings
-from deltasync_server import receive
+from deltasync_server import receive, streams
 from deltasync_server.adopt import Adoption, AdoptOptions
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
+from deltasync_server.ledger import count_again
 from deltasync_server.receive import Store
 from deltasync_server.tenants import DEFAULT, Tenant, qualified
 
@@ -385,3 +386,151 @@ def test_pins_are_bounded(config: StoreConfig, monkeypatch: pytest.MonkeyPatch) 
         store.pin(NAME, 1)
         with pytest.raises(LimitExceeded, match="more than 1 pinned"):
             store.pin(NAME, 2)
+
+
+# --- what a review found ---
+
+
+def test_a_tenant_without_kept_bundles_is_counted_too(config: StoreConfig) -> None:
+    """Its folder has what it has, and no more; a store with a quota opens all the same."""
+    with opened(config, quota=100 << 20) as store:
+        send_as(store, ALICE, Sender(), a=noise(1))
+        store.catch_up()
+        assert sum(store.ledger.count().values()) == du(config.data)
+    opened(config, quota=100 << 20).stop()
+
+
+def test_content_that_a_tenant_let_go_counts_no_more(config: StoreConfig) -> None:
+    """Who deletes can push again, without a collection: what is idle makes way for whatever comes."""
+    with opened(config, tenant_quota=160 * KIB) as store:
+        alice = Sender()
+        send_as(store, ALICE, alice, a=noise(1), b=noise(2))
+        send_as(store, ALICE, alice)
+        send_as(store, ALICE, alice, c=noise(3))
+        assert store.ledger.usage(ALICE).bytes == 64 * KIB
+        assert store.missing(qualified(ALICE, NAME), [digest_of(noise(1)).hex()]).missing == []  # a cache all the same
+
+
+def test_a_deletion_is_taken_beyond_the_quota(config: StoreConfig) -> None:
+    """Whatever became of the quota, who brings nothing is not refused."""
+    with opened(config) as store:
+        sender = Sender()
+        send(store, sender, a=large(1), b=large(2))
+    with opened(config, quota=1024 * KIB) as store:
+        send(store, sender, a=large(1))
+        assert_tree(store, sender)
+
+
+def test_a_request_that_cannot_fit_empties_no_cache(config: StoreConfig) -> None:
+    """Where all that is idle would not be enough, nothing of it goes, and the refusal tells no totals."""
+    with opened(config) as store:
+        sender = Sender()
+        send(store, sender, one=large(1))
+        send(store, sender, one=large(2))
+    with opened(room_for(config, 0)) as store:
+        asked = {"hostname": "h", "filepath": "/f", "file_size": 256 << 30, "blake3": "0" * 64}
+        with pytest.raises(NoSpace) as refused:
+            store.uploads.initiate(DEFAULT, wire.UploadRequest(kind="file", **asked))
+        assert "held_bytes" not in refused.value.facts and "held" not in refused.value.sentence
+        assert held(store) == {digest_of(large(1)), digest_of(large(2))}
+
+
+def test_trouble_while_room_is_made_ends_in_a_refusal(config: StoreConfig) -> None:
+    """A directory object of another workspace is gone: nobody is told to come again for ever."""
+    with opened(config) as store:
+        sender, other = Sender(), Sender(name=WorkspaceName("other"), client_id="c" * 32)
+        send(store, other, sub__x=b"x")
+        send(store, sender, one=large(1))
+        send(store, sender, one=large(2))
+        with store.state.write() as db:
+            db.execute("DELETE FROM objects WHERE digest = ?", (other.root,))
+    with Store(room_for(config, 512 * KIB)) as store:
+        with pytest.raises(NoSpace):
+            send(store, sender, one=large(2), two=large(3))
+        assert not store._evictor.is_asked
+
+
+def test_a_bundle_in_pieces_needs_no_more_room_than_in_one(config: StoreConfig) -> None:
+    """Its file is not counted beside its content while that is taken from it."""
+    sender = Sender()
+    flat = sender.tree(a=large(1), b=large(2))
+    metadata, sealed = sender.seal(flat)
+    with opened(config) as store:
+        store.ledger.count()
+    with opened(room_for(config, 3 * 1024 * KIB)) as store:
+        request = wire.UploadRequest(
+            kind="bundle",
+            workspace=NAME,
+            identity=metadata.identity.hex(),
+            file_size=len(sealed),
+            chunk_size=len(sealed),
+        )
+        upload = store.uploads.initiate(DEFAULT, request, NAME).upload_id
+        store.uploads.put(DEFAULT, upload, 0, io.BytesIO(sealed))
+        store.complete_upload(DEFAULT, upload, wire.UploadComplete())
+        sender.move_on(flat)
+        assert_tree(store, sender)
+
+
+def test_copies_that_went_are_found_out_before_anything_else_goes(config: StoreConfig) -> None:
+    """A file that is edited again and again leaves nothing behind that counts."""
+    with opened(config, link="copy") as store:
+        sender = Sender()
+        send(store, sender, one=large(0))
+    with opened(room_for(config, 3 * 1024 * KIB), link="copy") as store:
+        for number in range(1, 8):
+            send(store, sender, one=large(number))
+        assert_tree(store, sender)
+
+
+def test_a_share_that_was_counted_without_a_damaged_blob_comes_back_right(config: StoreConfig) -> None:
+    """Healing adds to a row that is not there."""
+    with opened(config) as store:
+        alice = Sender()
+        send_as(store, ALICE, alice, a=noise(1))
+        store.trees.quarantine([digest_of(noise(1))])
+        with store.state.write() as db:
+            count_again(db)
+        send_as(store, BOB, Sender(client_id="b" * 32), a=noise(1))
+        assert_books(store)
+        assert store.ledger.usage(ALICE).bytes == 64 * KIB
+
+
+def test_a_tenants_own_abandoned_stream_makes_way(config: StoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could be begun anew; nobody else's does."""
+    monkeypatch.setattr(streams, "GIVES_WAY_SECONDS", -1.0)
+    with opened(config, tenant_quota=100 * KIB) as store:
+        send_part(store, Sender(), noise(1))
+        send(store, Sender(name=WorkspaceName("other")), a=noise(2))
+        assert store.streams.size_bytes() == 0
+
+
+def test_questions_and_thin_bundles_wait_for_each_other_in_one_order(config: StoreConfig) -> None:
+    """What is missing at a commit is leased outside of the writer's lock: nobody waits for ever."""
+    with opened(config) as store:
+        sender = Sender()
+        send(store, sender, a=noise(1))
+        send(store, sender)
+        note_idle(store, 0)
+        flat = sender.tree(a=noise(1), b=noise(7))
+        asking = threading.Thread(
+            target=lambda: [store.missing(NAME, [digest_of(noise(1)).hex()]) for _ in range(200)], daemon=True
+        )
+        asking.start()
+        for _ in range(60):
+            with pytest.raises(ContentMissing):
+                sender.send(store, flat, is_thin=True)
+        asking.join(60)
+        assert not asking.is_alive()
+
+
+def test_an_unpinned_sequence_is_listed_no_more_at_once(config: StoreConfig) -> None:
+    """Nobody can be promised its objects from then on; a repeated pin takes no second place."""
+    with opened(config) as store:
+        sender = Sender()
+        send(store, sender, one=noise(1))
+        store.pin(NAME, 1)
+        send(store, sender, one=noise(2))
+        store.unpin(NAME, 1)
+    with opened(config, keep_sequences=10) as store:
+        assert [each.sequence for each in store.sequences(NAME).sequences] == [2]
