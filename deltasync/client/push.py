@@ -635,10 +635,12 @@ class Pusher:
 
     def _restart(self, parcel: Parcel, error: Refused | ContentMissing, lacking: set[str]) -> None:
         """Meet a receiver that lacks content: what came in parts begins anew, anything else is added to the bundle."""
-        lost = parts.note_lost(self._state, lacking)
-        if not lost and isinstance(error, ContentMissing):
+        in_parts = {*parts.named_by(self._state, parcel.sequence)}
+        in_parts |= {parcel.part.stream.hex()} if parcel.part else set()
+        if isinstance(error, ContentMissing) and not lacking & in_parts:  # also where a stream once began with that
             self._add_content(parcel, error)
             return
+        lost = parts.note_lost(self._state, lacking)
         self._carriage.streams.drop(lost)
         self._restarts += 1
         if self._restarts > CHANGES_MAX:
