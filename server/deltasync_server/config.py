@@ -55,7 +55,7 @@ class StoreConfig:
     """How many files the workspaces of each tenant may have."""
     evict_after_seconds: float = 900.0
     """Content that nothing needs stays at least so long, also when its room is needed (spec ST-133)."""
-    gap_seconds: float = 0.25
+    gap_seconds: float = 1.0
     """How long a bundle whose predecessor is missing waits for it to begin to arrive, on another connection."""
     quiet_seconds: float = 5.0
     """A checkpoint begins after this long without a received bundle."""
