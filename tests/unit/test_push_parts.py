@@ -13,18 +13,15 @@ import folders
 import pytest
 from desk import Desk
 from narrow import LIMIT, Narrow, assert_arrived, cut_off, edit, fine, streams_of
-from sender import zero
 from serving import Served, serving
 
 from deltasync.client import outbox, parts, replay
 from deltasync.client import status as halves
 from deltasync.client.push import Progress, Pusher, PushOptions, PushReport
-from deltasync.client.state import State
 from deltasync.client.transport import open_transport
 from deltasync.core import wire
 from deltasync.core.errors import HostUnreachable, SequenceConflict
 from deltasync.core.hashing import digest_of
-from deltasync.core.manifest import Kind, Operation, Verb
 
 SIZE = 5 * LIMIT + 4321
 BIG = "clips/big.mov"
@@ -340,29 +337,6 @@ def test_content_that_the_server_asks_for_again_goes_in_parts(served: Served, de
     report = desk.push(transport=way)
     assert max(way.sent) < LIMIT + 10_000
     assert (report.content_bytes, report.still_wanted) == (SIZE, 0)
-    assert_arrived(served, desk, report)
-
-
-def test_what_the_server_lost_is_added_also_where_a_stream_once_began_with_it(
-    served: Served, desk: Desk, way: Narrow
-) -> None:
-    """A stream of another push is none that this bundle names: the content that is asked for comes with the bundle."""
-    name = "touched.bin"
-    touched = folders.write(desk.root, name, random.Random("touched").randbytes(LIMIT // 2))
-    desk.push(transport=way)
-    digest = digest_of(touched.read_bytes())
-
-    def begin_and_lose(state: State) -> None:
-        operation = Operation(
-            operation=Verb.UPDATED, kind=Kind.FILE, path="other", digest=digest.hex(), size=LIMIT // 2
-        )
-        parts.note_begun(state, b"\x07" * 32, operation, size=LIMIT // 2, most=LIMIT, ends=[])
-        zero(served.data / "cache" / digest.hex()[:2] / digest.hex())
-        os.utime(served.data / "cache" / digest.hex()[:2] / digest.hex(), ns=(0, 0))  # its fingerprint tells
-
-    os.utime(touched, ns=(10**18, 10**18))
-    report = desk.push(transport=way, before=begin_and_lose)
-    assert report.content_bytes == LIMIT // 2
     assert_arrived(served, desk, report)
 
 
