@@ -85,11 +85,16 @@ def run_harness(
     return Outcome(Result(**found), why, taken)
 
 
+def unmeasured() -> dict[str, str]:
+    """Return the environment without what has coverage measure a child: a copy of the product is gone afterwards."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+
+
 def _work(asked: dict[str, object], product: Path, seconds: float) -> str:
     """Let a worker do something; returns what it said when it ended badly."""
     # What is named here comes before the installed packages, also for the commands that a harness starts.
     names = (product, product / "server", PROJECT / "tests")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, names)), "PYTHONHASHSEED": "0"}
+    environment = {**unmeasured(), "PYTHONPATH": os.pathsep.join(map(str, names)), "PYTHONHASHSEED": "0"}
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-m", "torture.worker"],
         cwd=str(asked["scratch"]),
