@@ -116,7 +116,8 @@ class Processes:
             self.client = self.start_client()
 
     def push(self) -> dict[str, object]:
-        words = [BIN / "deltasync", "push", self.media, "--to", self.url, "--json"]
+        # What is moved and written anew between two looks counts as deleted: much of it may be, while nobody looks.
+        words = [BIN / "deltasync", "push", self.media, "--to", self.url, "--allow-mass-delete", "--json"]
         for _ in range(30):
             done = subprocess.run(words, capture_output=True, text=True, timeout=120)
             if done.returncode not in (3, 4):  # a file is still being written, or the watcher is just starting
