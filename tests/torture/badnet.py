@@ -7,7 +7,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ class BadNet:
     _late: list[bytes] = field(default_factory=list)
     _receipts: dict[str, tuple[str, int, str]] = field(default_factory=dict)
     """By identity: what the first receipt said."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -78,6 +77,7 @@ class BadNet:
                 return
             with self._lock:
                 self.exchanges += 1
+                self._lock.notify_all()
                 way = self.random.choices(list(_WAYS), list(_WAYS.values()))[0] if self.is_bad else "pass"
                 share, due = self.random.random(), self.random.random() < 0.3
                 self.ways[way] += 1
@@ -100,7 +100,8 @@ class BadNet:
             _reset(near)
         else:
             if way == "delay":
-                time.sleep(share / 20)  # the network's own time, which nothing is asserted of
+                with self._lock:  # until another one overtakes it, if one comes soon
+                    self._lock.wait(share / 20)
             others = [threading.Thread(target=self._forwarded, args=(asked,))] if way == "twice at once" else []
             for each in others:
                 each.start()
