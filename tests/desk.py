@@ -81,7 +81,7 @@ class Desk:
                 rescan = (lambda folders: self.observe(state, folders)) if rescans else None
                 with Pusher(state, mine, PushOptions(**options), rescan=rescan) as pusher:
                     if scans:
-                        self.observe(state, recorded=pusher.send_ahead, follow=pusher.follow)
+                        self.observe(state, recorded=pusher.ahead.send_recorded, follow=pusher.ahead.follow)
                     if before is not None:
                         before(state)
                     return pusher.run()

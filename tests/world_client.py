@@ -158,7 +158,7 @@ class Client:
                 raise Killed
 
         with Pusher(state, network, how.options(), progress=progress, rescan=rescan) as pusher:
-            scan(state, options, recorded=pusher.send_ahead, follow=pusher.follow)
+            scan(state, options, recorded=pusher.ahead.send_recorded, follow=pusher.ahead.follow)
             if state.get_meta(REHASH_DUE):  # every inode had changed, and the user does as the note says
                 scan(state, dataclasses.replace(options, rehash=True))
             self._note_files(state)

@@ -156,9 +156,9 @@ def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
                 state,
                 look,
                 progress=progress.read,
-                recorded=pusher.send_ahead,
+                recorded=pusher.ahead.send_recorded,
                 expect=pusher.expect,
-                follow=pusher.follow,
+                follow=pusher.ahead.follow,
             )
             progress.all_is_read()
             _say_found(call, found)

@@ -111,11 +111,11 @@ class Delivery:
     def send_ahead(self) -> None:
         """Send what a first look has recorded so far, if that is enough for a bundle."""
         if self._prepared is not None:
-            self._prepared.send_ahead()
+            self._prepared.ahead.send_recorded()
 
     def follow(self, path: str, status: os.stat_result) -> Follower | None:
         """Hear that a large file is read in a first look; return what sends it meanwhile, if that may be done."""
-        return self._prepared.follow(path, status) if self._prepared is not None else None
+        return self._prepared.ahead.follow(path, status) if self._prepared is not None else None
 
     def drop_ahead(self) -> None:
         """Stop what was sent ahead of a look that failed; what was delivered since is not concerned."""
@@ -248,7 +248,7 @@ class Delivery:
 
     def _run(self, options: PushOptions, *, is_online: bool) -> PushReport:
         pusher = self._prepared if is_online else None
-        if pusher is None or not pusher.is_ahead:
+        if pusher is None or not pusher.ahead.is_begun:
             pusher = self._pusher(options, self._transport if is_online else None)
         with pusher:
             report = pusher.run()

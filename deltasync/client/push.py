@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from deltasync import db
 from deltasync.client import opening, outbox, pack, parts, resync, seal
+from deltasync.client.ahead import Ahead, Begun, Making
 from deltasync.client.carriage import Carriage
 from deltasync.client.difference import Difference
 from deltasync.client.outbox import OutboxRow
@@ -37,27 +35,20 @@ from deltasync.core.errors import (
     SequenceConflict,
     UsageError,
 )
-from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES, Metadata, content_operations, file_name
 from deltasync.core.names import NameRefused, parse_workspace, shown
-from deltasync.core.part import FEATURE as PARTS
 from deltasync.core.part import Part
 from deltasync.core.tree import Loader, find
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from deltasync.client.courier import Courier, Parcel, Undelivered
-    from deltasync.client.observation import Follower
+    from deltasync.client.courier import Parcel, Undelivered
     from deltasync.client.state import State
-    from deltasync.client.streams import Stream
-    from deltasync.core.hashing import Hasher
 
 POLL_SECONDS = 30.0
 CHANGES_MAX = 3
 """How often one file may change while it is sent before it is left out of this push."""
-AHEAD_FILES, AHEAD_BYTES = 8_000, 32 << 20
-"""What a first scan must have recorded anew before it is worth a bundle of its own."""
 RESYNCS_MAX = 10
 """How often one push begins anew from the receiver's tree, also when it gets receipts in between (spec H-142)."""
 ROUNDS_MAX = 40
@@ -72,45 +63,6 @@ __all__ = [
     "Pusher",
     "Transport",
 ]
-
-
-class _Pursuit:
-    """Sends a file in parts right behind its first reading; the last part waits for the digest of the whole."""
-
-    def __init__(
-        self, stream: Stream, send: Callable[[Stream, Part, Hasher], bool], end: Callable[[Stream, bytes | None], None]
-    ) -> None:
-        """send: sends a part that was hashed up to its end; False: no more. end: hears of the digest, or None."""
-        self._stream, self._send, self._end = stream, send, end
-        self._left = stream.parts(0)
-        self._part: Part | None = next(self._left)
-
-    @property
-    def at(self) -> int:
-        """Where the next part ends, unless it is the last."""
-        return self._part.end if self._part and self._part.end < self._stream.size else sys.maxsize
-
-    def reach(self, content: Hasher) -> None:
-        """Send the part that ends here."""
-        is_sent = self._part is not None and self._send(self._stream, self._part, content)
-        self._part = next(self._left) if is_sent else None
-
-    def finish(self, digest: bytes) -> None:
-        """Have the content named by the digest, which brings the last part."""
-        self._end(self._stream, digest)
-
-    def give_up(self) -> None:
-        """Leave it at what was sent: the file goes on from there once it was read again."""
-        self._end(self._stream, None)
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """What is on its way before the scan is at its end."""
-
-    server: wire.WorkspaceState
-    courier: Courier
-    trouble: Exception | None = None
 
 
 Rescan = Callable[[Collection[str]], object]
@@ -137,18 +89,20 @@ class Pusher:
         self._reasons = Reasons(state.load) if options.explain else None
         self._carriage = Carriage(state, transport, self._name, options, self._tally)
         self._also: dict[bytes, set[str]] = {}
-        self._ahead: _Ahead | None = None
-        is_first = state.observed_root() == EMPTY_ROOT
-        self._may_go_ahead = is_first and transport is not None and transport.has_cache and not options.dry_run
-        self._counts_ahead = 0, 0
-        self._followed: set[str] = set()
-        self._followed_bytes = 0
-        """How much of what is expected no operation names yet."""
-        self._sizes: dict[int, bool] = {}
-        """Whether the receiver may have had a content of that size before any was sent."""
         self._sent_before = transport.sent_bytes if transport else 0
         self._changes: dict[str, int] = {}
         self._difference = Difference(state, self._name, options)
+        making = Making(partial(self._parcels, follows=True, is_whole=False), self._sealed_now, self._received)
+        self.ahead = Ahead(
+            state,
+            transport,
+            self._name,
+            options,
+            tally=self._tally,
+            carriage=self._carriage,
+            difference=self._difference,
+            make=making,
+        )
         self._takes_over = self._is_claim_due = False
         self._wanted: frozenset[str] = frozenset()
         """What the receiver asked for at the beginning of this round."""
@@ -173,8 +127,8 @@ class Pusher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop what was sent ahead of a scan that failed."""
-        if self._ahead is not None:
-            self._ahead.courier.__exit__(kind, error, trace)
+        if (begun := self.ahead.hand_over()) is not None:
+            begun.courier.__exit__(kind, error, trace)
 
     def run(self) -> PushReport:
         """Seal and send everything that differs; returns when the server's plain tree has it, or `wait` is over."""
@@ -202,7 +156,7 @@ class Pusher:
 
     def _push(self) -> None:
         transport = self._transport
-        if self._ahead is None:  # a file of a bundle that is on its way has no row yet
+        if not self.ahead.is_begun:  # a file of a bundle that is on its way has no row yet
             outbox.bind(self._state, self._name, transport.url if transport else None)
             outbox.drop_old(self._state, self._options.keep_sent_seconds, datetime.now(UTC))
         outbox.note_no_delete(self._state, self._options.no_delete)
@@ -223,11 +177,11 @@ class Pusher:
         from deltasync.client.courier import Undelivered
 
         while self._rounds < ROUNDS_MAX:
-            ahead, self._ahead = self._ahead, None
-            server = ahead.server if ahead else self._greet(transport)
+            begun = self.ahead.hand_over()
+            server = begun.server if begun else self._greet(transport)
             before = outbox.head(self._state).acknowledged_sequence
             try:
-                self._deliver(transport, server, ahead)
+                self._deliver(transport, server, begun)
             except Undelivered as trouble:
                 self._rounds += 1
                 if outbox.head(self._state).acknowledged_sequence > before:
@@ -243,120 +197,6 @@ class Pusher:
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True
         return False
-
-    # Ahead of the end of a first scan
-
-    @property
-    def is_ahead(self) -> bool:
-        """Whether something is on its way already."""
-        return self._ahead is not None
-
-    def send_ahead(self) -> None:
-        """Send what an unfinished first scan has recorded so far, if that is enough for a bundle.
-
-        Only a history that begins now goes ahead: nothing can be moved or deleted in it. Trouble on the way is kept
-        for `run`, which meets it as if it had come later.
-        """
-        transport, (files, size_bytes) = self._transport, self._state.counts()
-        is_enough = files >= self._counts_ahead[0] + AHEAD_FILES or size_bytes >= self._counts_ahead[1] + AHEAD_BYTES
-        if transport is None or not (self._may_go_ahead and is_enough):
-            return
-        from deltasync.client.courier import Undelivered
-
-        self._counts_ahead = files, size_bytes
-        try:
-            ahead = self._ahead = self._ahead or self._begin_ahead(transport)
-            if ahead is None:
-                self._may_go_ahead = False
-                return
-            for parcel in self._parcels(transport, ahead.server, follows=True, is_whole=False):
-                ahead.courier.send(parcel)
-                ahead.courier.make_room()
-        except (DeltasyncError, Undelivered) as trouble:
-            self._stop_ahead(trouble)
-
-    def follow(self, path: str, status: os.stat_result) -> Follower | None:
-        """Hear that a large file is read in a first scan, like none before; return what sends it meanwhile in parts.
-
-        None where the receiver may have its content, or takes no parts: it is sent once that is known (spec S-18).
-        """
-        transport, size = self._transport, status.st_size
-        if transport is None or not self._may_go_ahead or size <= AHEAD_BYTES or path in self._followed:
-            return None
-        try:
-            ahead = self._ahead = self._ahead or self._begin_ahead(transport)
-            if ahead is None or not self._is_new(transport, ahead.server, size):
-                self._may_go_ahead = ahead is not None
-                return None
-        except DeltasyncError as trouble:
-            self._stop_ahead(trouble)
-            return None
-        self._followed.add(path)
-        self._expect_followed(size)
-        stream = self._carriage.streams.begin(path, status, seal.content_max(ahead.server.limits))
-        return _Pursuit(stream, self._send_behind, self._end_pursuit)
-
-    def _expect_followed(self, size_bytes: int) -> None:
-        expected_bytes = self._tally.expected() + size_bytes
-        self._tally.expected = lambda: expected_bytes
-        self._followed_bytes += size_bytes
-
-    def _is_new(self, transport: Transport, server: wire.WorkspaceState, size: int) -> bool:
-        """Tell whether a file needs parts, and has a size of which the receiver had nothing before this push."""
-        most, limit = seal.content_max(server.limits), server.limits.bundle_bytes
-        if PARTS not in server.features or not most < size <= limit:
-            return False
-        if size not in self._sizes:
-            self._sizes[size] = bool(transport.sizes(self._name, [size]))
-        return not self._sizes[size]
-
-    def _send_behind(self, stream: Stream, carried: Part, content: Hasher) -> bool:
-        """Send a part of a file that is still read, which is in the page cache now; False when there can be no more."""
-        from deltasync.client.courier import Undelivered
-
-        if self._ahead is None or not self._may_go_ahead:
-            return False
-        try:
-            self._ahead.courier.make_room(for_part=True)  # first: of the hashes only those of the last parts are kept
-            stream.keep(carried.end, content.copy())
-            for cut in self._difference.parts([carried]):
-                self._ahead.courier.send(self._sealed_now(cut))
-        except (DeltasyncError, Undelivered) as trouble:
-            self._stop_ahead(trouble)
-        return self._may_go_ahead
-
-    def _end_pursuit(self, stream: Stream, digest: bytes | None) -> None:
-        from deltasync.client.courier import Undelivered
-
-        if digest is not None:
-            self._carriage.streams.settle(stream, digest.hex())
-            return
-        self._expect_followed(-stream.size)
-        if self._ahead is not None and self._may_go_ahead:
-            try:
-                self._ahead.courier.finish()  # what arrived of it is known before it is read again
-            except (DeltasyncError, Undelivered) as trouble:
-                self._stop_ahead(trouble)
-
-    def _stop_ahead(self, trouble: Exception) -> None:
-        """Keep trouble for `run`, and send nothing more before."""
-        self._may_go_ahead = False
-        if self._ahead is not None:  # otherwise `run` greets the receiver itself
-            self._ahead.trouble = trouble
-
-    def _begin_ahead(self, transport: Transport) -> _Ahead | None:
-        """Meet a receiver that has nothing of this workspace; None when it has, and the scan must end first."""
-        from deltasync.client.courier import Courier
-
-        if outbox.bind(self._state, self._name, transport.url).sealed_sequence:
-            return None
-        server = transport.workspace(self._name)
-        if server.sequence or server.client_id or server.wanted:
-            return None
-        if not self._options.take_over:
-            opening.claim(self._state.folder, transport.url, self._name)
-        self._difference.knows_all = True
-        return _Ahead(server, Courier(transport, self._name, self._received))
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""
@@ -412,19 +252,19 @@ class Pusher:
             self._state.store(fetched)
         return base, seal.overlaid(self._state.load, fetched)
 
-    def _deliver(self, transport: Transport, server: wire.WorkspaceState, ahead: _Ahead | None) -> None:
+    def _deliver(self, transport: Transport, server: wire.WorkspaceState, begun: Begun | None) -> None:
         """Send what is sealed, then seal and send what differs, behind what is on its way; raises Undelivered."""
-        parcels = self._parcels(transport, server, follows=ahead is not None)
-        parcel = None if ahead else next(parcels, None)
-        if parcel is None and ahead is None:
+        parcels = self._parcels(transport, server, follows=begun is not None)
+        parcel = None if begun else next(parcels, None)
+        if parcel is None and begun is None:
             return
         from deltasync.client.courier import Courier
 
-        with ahead.courier if ahead else Courier(transport, self._name, self._received) as courier:
+        with begun.courier if begun else Courier(transport, self._name, self._received) as courier:
             try:
-                if ahead is not None:
-                    if ahead.trouble is not None:
-                        raise ahead.trouble
+                if begun is not None:
+                    if begun.trouble is not None:
+                        raise begun.trouble
                     parcel = next(parcels, None)
                 while parcel is not None:
                     courier.send(parcel, wait_seconds=min(self._options.wait, POLL_SECONDS) if parcel.is_last else 0.0)
@@ -488,8 +328,8 @@ class Pusher:
         return rows
 
     def _expect(self, contents: seal.Contents, *, follows: bool) -> None:
-        sent_ahead = self._tally.expected() - self._followed_bytes if follows else 0
-        self._followed_bytes = 0
+        followed_bytes = self.ahead.take_followed()
+        sent_ahead = self._tally.expected() - followed_bytes if follows else 0
         self._tally.expected = lambda: sent_ahead + contents.total_bytes
 
     def _asking(self, transport: Transport, limits: wire.Limits) -> seal.Ask:

@@ -1,13 +1,10 @@
-"""Reach a receiver: a server over HTTP, or a folder that carries bundle files; the one module that imports requests."""
+"""Reach a receiver: a server over HTTP, or a folder that carries bundle files."""
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import re
-import select
-import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +13,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
-from http.client import BadStatusLine, RemoteDisconnected
 from http.cookiejar import DefaultCookiePolicy
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -24,31 +20,26 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import SKIP_HEADER
 
 from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, normal_url, ssh_address
-from deltasync.client.answer import BoundedAnswer, Deadline, Unbounded
 from deltasync.client.bandwidth import Bandwidth, limited
+from deltasync.client.connection import Adapter, Sending, Session, tls_options
 from deltasync.client.folder import FolderTransport
 from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
 from deltasync.client.incoming import DIRECTORY_BYTES_MAX, READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
 from deltasync.client.ssh import SshOptions, Tunnel
-from deltasync.client.trust import SYSTEM, Trust, distrust
+from deltasync.client.trouble import BELOW_HTTP, meaning
+from deltasync.client.trust import SYSTEM, Trust
 from deltasync.core import wire
 from deltasync.core.errors import (
     DeltasyncError,
     Fact,
     HostBusy,
     HostUnreachable,
-    HostUntrusted,
     NotADeltasyncServer,
     NotFound,
     Unauthorized,
@@ -63,17 +54,13 @@ if TYPE_CHECKING:
 
 API_VERSION = "1"
 CONNECT_SECONDS = 5.0
-HANDSHAKE_SECONDS = 10.0
-"""How long it takes at most until a connection is secure."""
 ANSWER_BYTES_MAX = 16 * 2**20
 BACKOFF_SECONDS = 0.25
 BACKOFF_SECONDS_MAX = 30.0
 
 _RETRY_AFTER = "retry_after_seconds"
 _GATEWAY_STATUS = (502, 503, 504)
-_BELOW_HTTP = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 _T = TypeVar("_T")
-_local = threading.local()
 
 
 def open_transport(
@@ -117,177 +104,6 @@ def open_transport(
     )
 
 
-class _Watched:
-    """Makes the connection that is used known to the body it sends, and waits for slow disks (mixin)."""
-
-    timeout: Any
-    patience_seconds = 0.0
-    response_class: Any = BoundedAnswer
-
-    def request(self, *args: Any, **options: Any) -> None:
-        """Send a request; its body finds this connection in the thread's variable."""
-        self.patience_seconds = 0.0
-        _local.connection = self
-        try:
-            super().request(*args, **options)  # type: ignore[misc]
-        finally:
-            _local.connection = None
-
-    def getresponse(self) -> Any:
-        """Wait for the answer, longer after a large body."""
-        if self.patience_seconds and isinstance(self.timeout, (int, float)):
-            self.timeout += self.patience_seconds
-        return super().getresponse()  # type: ignore[misc]
-
-
-class _Connection(_Watched, HTTPConnection):
-    """A plain connection."""
-
-
-class _TlsConnection(_Watched, HTTPSConnection):
-    """A TLS connection."""
-
-    _deadline: Deadline | None = None
-
-    def connect(self) -> None:
-        """Connect, and be done with the handshake in time, also where its bytes come drop by drop (spec H-141)."""
-        try:
-            super().connect()
-        finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
-
-    def _new_conn(self) -> Any:
-        plain: Any = super()._new_conn()
-        self._deadline = Deadline(plain, HANDSHAKE_SECONDS)
-        return plain
-
-    def send(self, content: Any) -> None:
-        """Send, and call a connection that is gone what it is called without TLS: an answer may be there to be read."""
-        try:
-            super().send(content)
-        except ssl.SSLEOFError as error:
-            raise BrokenPipeError from error
-
-
-class _Begun(io.RawIOBase):
-    """An answer whose first byte was read before the rest."""
-
-    def __init__(self, first: bytes, rest: io.RawIOBase) -> None:
-        self._first, self._rest = first, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if not self._first:
-            return self._rest.readinto(buffer)
-        buffer[:1], self._first = self._first, b""
-        return 1
-
-    def close(self) -> None:
-        self._rest.close()
-        super().close()
-
-
-class _BegunSocket:
-    """A socket of whose answer the first byte was read."""
-
-    def __init__(self, socket: Any, first: bytes) -> None:
-        self._socket, self._first = socket, first
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        first, self._first = self._first, b""
-        return io.BufferedReader(_Begun(first, self._socket.makefile(mode, buffering=0)))
-
-
-def _has_answer(connection: Any) -> bool:
-    """Tell whether what came to a connection is of an answer: under TLS it may be a session ticket, which is taken."""
-    if not isinstance(connection, _TlsConnection):
-        return True
-    socket: Any = connection.sock
-    seconds = socket.gettimeout()
-    socket.settimeout(0)
-    try:
-        first = socket.recv(1)
-    except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-        return False
-    finally:
-        socket.settimeout(seconds)
-    connection.sock = _BegunSocket(socket, first)
-    return True
-
-
-class _TunnelConnection(_Connection):
-    """A plain connection through a tunnel."""
-
-    def __init__(self, tunnel: Tunnel, **options: Any) -> None:
-        super().__init__(**options)
-        self._way = tunnel
-
-    def _new_conn(self) -> Any:
-        line = self._way.connect()
-        line.settimeout(self.timeout)
-        return line
-
-
-class _Pool(HTTPConnectionPool):
-    """Plain connections to one host."""
-
-    ConnectionCls = _Connection
-
-
-class _TunnelPool(HTTPConnectionPool):
-    """Plain connections through a tunnel."""
-
-    def __init__(self, tunnel: Tunnel, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.ConnectionCls = partial(_TunnelConnection, tunnel)  # type: ignore[assignment]
-
-
-class _TlsPool(HTTPSConnectionPool):
-    """TLS connections to one host."""
-
-    ConnectionCls = _TlsConnection
-
-
-class _Adapter(HTTPAdapter):
-    """Makes pools of watched connections; never retries: an upload that is sent again is sent empty.
-
-    tls: what every TLS connection is made with, also one through a proxy; requests' own choices are left out, because
-    they would add CAs to those that were chosen.
-    """
-
-    def __init__(self, tls: Mapping[str, Any], tunnel: Tunnel | None = None) -> None:
-        """tunnel: what all connections go through, if there is one."""
-        self._tls, self._tunnel = tls, tunnel
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def build_connection_pool_key_attributes(self, *args: Any, **options: Any) -> Any:
-        """Return where a connection goes, and how it is secured."""
-        where, _ = super().build_connection_pool_key_attributes(*args, **options)
-        return where, dict(self._tls)
-
-    def cert_verify(self, *args: Any, **options: Any) -> None:
-        """Leave a connection's TLS as it was made."""
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """Set the pools' classes."""
-        super().init_poolmanager(*args, **options)
-        plain = _Pool if self._tunnel is None else partial(_TunnelPool, self._tunnel)
-        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": _TlsPool}
-
-
-class _Session(requests.Session):
-    """Follows no redirect, and reads nothing of one: requests would read all of its body to be ready to follow."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        """Tell of none (spec H-96)."""
-
-
 class _Streamed(NamedTuple):
     """A good answer whose body is still to be read."""
 
@@ -325,7 +141,7 @@ class HttpTransport:
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
         self._token, self._trust, self._has_withheld = token, trust, has_withheld
-        self._tls = _tls(trust) if self.url.startswith("https:") else {}
+        self._tls = tls_options(trust) if self.url.startswith("https:") else {}
         self._tunnel = tunnel
         self._base = self.url if tunnel is None else "http://localhost"
         self.sent_bytes = 0
@@ -600,7 +416,7 @@ class HttpTransport:
                 allow_redirects=False,
                 timeout=(CONNECT_SECONDS, self._timeout + extra_seconds),
             )
-        except _BELOW_HTTP as error:
+        except BELOW_HTTP as error:
             raise self._trouble(error) from error
 
     def _all(self, response: requests.Response, limit_bytes: int) -> bytes:
@@ -615,7 +431,7 @@ class HttpTransport:
         """Read at most so much of an answer's body."""
         try:
             return response.raw.read(size_bytes, decode_content=False)
-        except _BELOW_HTTP as error:
+        except BELOW_HTTP as error:
             raise self._trouble(error) from error
 
     def _read_limited(self, response: requests.Response, size_bytes: int) -> bytes:
@@ -639,7 +455,7 @@ class HttpTransport:
             self._sessions.append(session)
 
     def _new_session(self) -> requests.Session:
-        session = _Session()
+        session = Session()
         session.trust_env = False  # REQUESTS_CA_BUNDLE, .netrc and proxies of the environment stay out
         session.headers = CaseInsensitiveDict({"User-Agent": "deltasync", "Accept-Encoding": SKIP_HEADER})
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -647,57 +463,31 @@ class HttpTransport:
             session.proxies = dict(requests.utils.get_environ_proxies(self.url))
         if self._token is not None:  # no redirect is followed: it goes to this origin alone (spec H-98)
             session.headers["Authorization"] = f"Bearer {self._token}"
-        session.mount("http://", _Adapter(self._tls, self._tunnel))
-        session.mount("https://", _Adapter(self._tls))
+        session.mount("http://", Adapter(self._tls, self._tunnel))
+        session.mount("https://", Adapter(self._tls))
         return session
 
     def _body(self, chunks: Iterable[bytes], patience: float = 0.0) -> Iterator[bytes]:
         """Yield the body piece by piece; stop early when the server has answered already."""
-        connection = getattr(_local, "connection", None)
-        socket = getattr(connection, "sock", None)
-        if socket is not None:
-            socket.settimeout(
-                self._timeout + patience
-            )  # urllib3 sends under the connect timeout, too short for a busy disk
-        answered = _poll(socket) if isinstance(connection, _Connection | _TlsConnection) else None
+        sending = Sending(self._timeout + patience)
         total_bytes = 0
         for piece in limited(chunks, self._bandwidth):
-            if answered is not None and answered.poll(0) and _has_answer(connection):
+            if sending.is_answered():
                 break  # what the server says now does not depend on the rest
             yield piece
             total_bytes += len(piece)
             with self._lock:
                 self.sent_bytes += len(piece)
-        if connection is not None:
-            connection.patience_seconds = total_bytes / SLOWEST_DISK_BYTES_PER_SECOND
+        sending.wait_longer(total_bytes / SLOWEST_DISK_BYTES_PER_SECOND)
 
     def _trouble(self, error: Exception) -> DeltasyncError:
-        """Say what a failure below HTTP means."""
-        reasons = [*_causes(error)]
-        if any(isinstance(each, BadStatusLine) and not isinstance(each, RemoteDisconnected) for each in reasons):
-            return NotADeltasyncServer(f"what answers at {self.url} does not speak HTTP; check the address")
-        if any(isinstance(each, Unbounded) for each in reasons):
-            return NotADeltasyncServer(f"{self.url} gives an answer without an end, or one that is no HTTP")
-        if isinstance(error, requests.exceptions.SSLError) and any(
-            getattr(each, "reason", None) in _PLAIN_ANSWERS for each in reasons
-        ):
-            plain = self.url.replace("https://", "http://", 1)
-            if is_exposed(plain):
-                sentence = "answers without TLS: it was started with --insecure, or somebody in between takes TLS away"
-                return HostUntrusted(f"{self.url} {sentence}; nothing was sent")
-            return NotADeltasyncServer(f"{self.url} answers plain http; use {plain}")
-        if (doubt := distrust(self.url, reasons, is_pinned=self._trust.is_pinned)) is not None:
-            return HostUntrusted(doubt)
-        if isinstance(error, requests.exceptions.SSLError) and not any(isinstance(each, _CUT) for each in reasons):
-            return HostUntrusted(f"no trusted TLS connection to {self.url}: {_last(reasons)}")
-        if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
-            return UsageError(f"{self.url} is no address of a server: {shown(str(error))}")
-        self._pace.note_loss()
-        if self._tunnel is not None:
-            self._tunnel.forget()
-        is_hung_up = any(isinstance(each, RemoteDisconnected | ConnectionResetError) for each in reasons)
-        hint = ", and without TLS" if is_hung_up and self.url.startswith("http:") else ""
-        return HostUnreachable(f"no answer from {self.url} ({_last(reasons)}); is the server running{hint}?")
+        """Say what a failure below HTTP means; a way that failed is opened anew."""
+        found = meaning(error, self.url, is_pinned=self._trust.is_pinned)
+        if isinstance(found, HostUnreachable):
+            self._pace.note_loss()
+            if self._tunnel is not None:
+                self._tunnel.forget()
+        return found
 
     def _check(self, response: requests.Response) -> None:
         """Raise unless the head of an answer is that of a deltasync server (T6)."""
@@ -747,14 +537,6 @@ def _workspace(name: str) -> str:
     return f"/workspaces/{quote(name, safe='')}"
 
 
-def _poll(socket: Any) -> select.poll | None:
-    if socket is None:
-        return None
-    poll = select.poll()
-    poll.register(socket, select.POLLIN | select.POLLHUP)
-    return poll
-
-
 def _drained(chunks: list[bytes]) -> Iterator[bytes]:
     """Yield a list's items and let each go, so that they are not held until the last is out."""
     chunks.reverse()
@@ -771,38 +553,3 @@ def _require_secrecy(url: str, *, has_token: bool, proxies: bool) -> None:
         )
     if has_token and proxies and url.startswith("http:"):
         raise UsageError(f"--proxy would hand the token for {url} to the proxy; leave it out")
-
-
-def _tls(trust: Trust) -> dict[str, Any]:
-    """Return the options of urllib3 that make it connect by this trust alone."""
-    context = trust.context(DEFAULT_CA_BUNDLE_PATH)
-    return {
-        "ssl_context": context,
-        "assert_hostname": None if context.check_hostname else False,
-        "assert_fingerprint": trust.fingerprint,
-    }
-
-
-_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, TimeoutError, ConnectionError)
-"""What a lost connection is called where it was encrypted."""
-_PLAIN_ANSWERS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
-"""What OpenSSL calls an answer that is no TLS, in its releases."""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error with every error inside and behind it."""
-    queue, seen = [error], set()
-    while queue:
-        each = queue.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        inner = (*each.args, getattr(each, "reason", None), each.__cause__, each.__context__)
-        queue.extend(other for other in inner if isinstance(other, BaseException))
-
-
-def _last(reasons: Sequence[BaseException]) -> str:
-    """Return the most telling text: the operating system's, else the innermost."""
-    system = next((each.strerror for each in reasons if isinstance(each, OSError) and each.strerror), None)
-    return shown(system or str(reasons[-1]) or type(reasons[-1]).__name__)[:200]

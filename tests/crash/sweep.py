@@ -138,7 +138,7 @@ def client(*words: object) -> int:
 
 def server(*words: object) -> int:
     """Run `deltasync-server`."""
-    from deltasync_server.cli import main
+    from deltasync_server.cli.main import main
 
     return command(main, *words)
 
@@ -598,7 +598,7 @@ PRELOADED = (
     "deltasync.cli.status",
     "deltasync.client.transport",
     "deltasync_server.check",
-    "deltasync_server.cli",
+    "deltasync_server.cli.main",
     "deltasync_server.http.problems",
     "deltasync_server.opening",
     "deltasync_server.replay",

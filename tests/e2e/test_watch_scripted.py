@@ -12,7 +12,7 @@ import pytest
 from folders import write
 from watching import Site, at_home, inside, site
 
-from deltasync.client import daemon, ledger, push
+from deltasync.client import ahead, daemon, ledger
 from deltasync.client.hints import Hints
 from deltasync.client.watch import Coverage, InotifySource, NoSource, Place, Source
 
@@ -70,7 +70,7 @@ def test_a_first_look_sends_before_it_has_seen_everything(
     base: Path, server: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a first look has read is on its way while it reads on, in bundles of their own."""
-    monkeypatch.setattr(push, "AHEAD_FILES", 4)
+    monkeypatch.setattr(ahead, "AHEAD_FILES", 4)
     monkeypatch.setattr(ledger, "_FLUSH_FILES", 2)
     for number in range(40):
         write(base / "media", f"many/{number:02}", f"{number}")

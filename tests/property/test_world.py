@@ -17,7 +17,7 @@ from world import World
 from world_client import Client, How
 from world_network import DEADLY, LOUD, SILENT, Fault
 
-from deltasync.client import digest, ledger, push
+from deltasync.client import ahead, digest, ledger
 from deltasync_server import intake
 
 EXAMPLES = int(os.environ.get("WORLD_EXAMPLES", "0"))
@@ -76,10 +76,10 @@ class Worlds(RuleBasedStateMachine):
         changes: list[Change],
     ) -> None:
         if goes_ahead:  # of a first scan: otherwise nothing here is large enough for it
-            self.patch.setattr(push, "AHEAD_FILES", 2)
+            self.patch.setattr(ahead, "AHEAD_FILES", 2)
             self.patch.setattr(ledger, "_FLUSH_FILES", 1)
         if follows:  # the first reading of a file: the same
-            self.patch.setattr(push, "AHEAD_BYTES", 100)
+            self.patch.setattr(ahead, "AHEAD_BYTES", 100)
             self.patch.setattr(digest, "_SMALL_BYTES", 100)
             self.patch.setattr(digest, "BUFFER_BYTES", 70)
             self.patch.setattr(world_client, "CHUNK_FROM_BYTES", 100)

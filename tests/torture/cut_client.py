@@ -175,7 +175,7 @@ def pushed(state: State, line: Line | None, *, keeps: bool = False) -> None:
         return scan(state, options, folders=names)
 
     with Pusher(state, line, told, rescan=rescan) as pusher:
-        scan(state, options, recorded=pusher.send_ahead)
+        scan(state, options, recorded=pusher.ahead.send_recorded)
         pusher.run()
 
 

@@ -13,7 +13,7 @@ from desk import Desk, Meddler, assert_in_step
 from lossy import Fault, Proxy, lossy
 from serving import Served, serving
 
-from deltasync.client import ledger, push
+from deltasync.client import ahead, ledger
 from deltasync.client.push import Pusher, PushOptions, PushReport
 from deltasync.client.transport import open_transport
 from deltasync.core.errors import HostUnreachable, RootUnavailable
@@ -25,7 +25,7 @@ BUNDLES = b"/bundles"
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a few files be enough to go ahead."""
-    monkeypatch.setattr(push, "AHEAD_FILES", 4)
+    monkeypatch.setattr(ahead, "AHEAD_FILES", 4)
     monkeypatch.setattr(ledger, "_FLUSH_FILES", 2)
 
 
@@ -71,7 +71,7 @@ def test_a_first_push_sends_before_it_has_read_everything(served: Served, desk: 
         sequences.append(served.get(f"/api/v1/workspaces/{desk.root.name}").json["sequence"])
 
     with desk.open() as state, Pusher(state, meddler, PushOptions()) as pusher:
-        desk.observe(state, recorded=pusher.send_ahead)
+        desk.observe(state, recorded=pusher.ahead.send_recorded)
         look_at_head()
         report = pusher.run()
     assert sequences[0] > 0
@@ -144,8 +144,8 @@ def test_a_scan_that_fails_stops_what_was_sent_ahead(served: Served, desk: Desk,
         desk.root.mkdir()
 
     with desk.open() as state, pytest.raises(RootUnavailable), Pusher(state, meddler, PushOptions()) as pusher:
-        calls = iter([pusher.send_ahead, hide])
-        desk.observe(state, recorded=lambda: next(calls, pusher.send_ahead)())
+        calls = iter([pusher.ahead.send_recorded, hide])
+        desk.observe(state, recorded=lambda: next(calls, pusher.ahead.send_recorded)())
         desk.observe(state)
     assert not [thread for thread in threading.enumerate() if thread.name == "courier"]
     desk.root.rmdir()
@@ -160,8 +160,8 @@ def test_a_killed_push_goes_on_where_it_was(served: Served, desk: Desk) -> None:
             transport = open_transport(desk.url or "")
             with desk.open() as state:
                 pusher = Pusher(state, transport, PushOptions())
-                ahead = iter([pusher.send_ahead] * 6)
-                desk.observe(state, recorded=lambda: next(ahead, lambda: os._exit(9))())
+                calls = iter([pusher.ahead.send_recorded] * 6)
+                desk.observe(state, recorded=lambda: next(calls, lambda: os._exit(9))())
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -17,7 +17,7 @@ from narrow import LIMIT, Narrow, assert_arrived, cut_off, edit, fine, streams_o
 from serving import Served, serving
 from watching import at_home, inside
 
-from deltasync.client import digest, ledger, parts, push
+from deltasync.client import ahead, digest, ledger, parts
 from deltasync.client.push import Progress, Pusher, PushOptions
 from deltasync.client.transport import open_transport
 from deltasync.core import wire
@@ -30,7 +30,7 @@ BIG = "clips/big.mov"
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have files of some MiB be large, and read in pieces that do not end where parts do."""
-    monkeypatch.setattr(push, "AHEAD_BYTES", LIMIT)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", LIMIT)
     monkeypatch.setattr(digest, "BUFFER_BYTES", 300_000)
     monkeypatch.setattr(ledger, "_FLUSH_HASHED_BYTES", LIMIT)
 
@@ -88,7 +88,7 @@ def test_parts_are_sent_while_the_file_is_read(served: Served, desk: Desk, way: 
     """All but the last part are under way before its digest is known; each byte goes once, and progress tells of it."""
     told: list[Progress] = []
     with desk.open() as state, Pusher(state, way, PushOptions(explain=True), progress=told.append) as pusher:
-        desk.observe(state, recorded=pusher.send_ahead, follow=pusher.follow)
+        desk.observe(state, recorded=pusher.ahead.send_recorded, follow=pusher.ahead.follow)
         report = pusher.run()
     assert (way.asked_sizes, ahead_of(way)) == ([[size]], 5)
     assert report.bundles == len(way.sent) == 6 + 2
@@ -250,7 +250,7 @@ def test_a_scan_that_fails_leaves_parts_to_the_next_push(served: Served, desk: D
         raise Stop("stop")
 
     with desk.open() as state, pytest.raises(Stop), Pusher(state, way, PushOptions()) as pusher:
-        desk.observe(state, recorded=stop, follow=pusher.follow)
+        desk.observe(state, recorded=stop, follow=pusher.ahead.follow)
     with desk.open() as state:
         arrived = sum(each.parts_sent for each in parts.sent(state))
     assert arrived >= 3

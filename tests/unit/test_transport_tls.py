@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from certificates import CLIENT, Made, made, presenting
 
-from deltasync.client import transport as transport_module
+from deltasync.client import connection
 from deltasync.client.transport import HttpTransport
 from deltasync.client.trust import Trust, parse_fingerprint
 from deltasync.core import wire
@@ -163,7 +163,7 @@ def test_a_lost_connection_is_one_also_under_tls(own: tls.Tls) -> None:
 
 def test_a_handshake_drop_by_drop_ends_in_time(own: tls.Tls, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever answers a handshake byte by byte, before it had to prove anything, holds a client only so long."""
-    monkeypatch.setattr(transport_module, "HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "HANDSHAKE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def drip() -> None:

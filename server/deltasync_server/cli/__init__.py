@@ -1,0 +1,1 @@
+"""The deltasync-server commands: parse, call one function, print."""
