@@ -69,14 +69,19 @@ class Books:
         self.forgotten_by_server: set[tuple[str, int]] = set()
         self.forgotten_by_client: set[tuple[str, int]] = set()
         self.lock = threading.Lock()
+        self._head = Head()
 
     def head(self) -> Head:
         """Return the head that the receipts lead to."""
+        return self._head
+
+    def _move_head(self) -> None:
         if not self.line:
-            return Head()
+            self._head = Head()
+            return
         last = self.line[max(self.line)].letter
         epochs = {applied.letter.header.epoch for applied in self.line.values()} - {last.header.epoch}
-        return Head(last.header.client_id, last.header.epoch, last.header.sequence, last.root, frozenset(epochs))
+        self._head = Head(last.header.client_id, last.header.epoch, last.header.sequence, last.root, frozenset(epochs))
 
     def take(self, letter: Letter, receipt: wire.Receipt | None) -> None:
         """Record that the store has taken a bundle, or gives a receipt again."""
@@ -90,6 +95,7 @@ class Books:
             assert former == letter.identity or self._may_reuse(letter.key, former), f"{letter.key} was reused"
             self.spent[letter.key] = letter.identity
             self.line[letter.header.sequence] = Applied(letter, None)
+            self._move_head()
             self._repeat(self.line[letter.header.sequence], receipt)
 
     def _may_reuse(self, key: tuple[str, int], former: bytes) -> bool:
@@ -117,6 +123,7 @@ class Books:
         self.forgotten_by_server |= {each.letter.key for each in self.line.values()}
         self.forgotten_by_server -= {each.letter.key for each in line.values()}
         self.line = dict(line)
+        self._move_head()
 
     def check(self) -> None:
         """Fail unless the numbers are 1, 2, 3 … and each bundle continues the one before it (spec S-5 to S-8)."""
