@@ -13,7 +13,7 @@ WEIGHT = 4
 SCENARIOS = tuple(name for name in kills.SCENARIOS if name != "server-upload")
 """That one is no command: whoever calls it is told by an exception."""
 MOMENTS = ("ENOSPC", "EDQUOT", "EIO", "EIO-read", "EMFILE", "EROFS", "short")
-STRIDES = (17, 29, 41, 61, 89)
+STRIDES = (5, 7, 11, 13, 17)
 DEFECTS = (
     Defect(
         "half a write is a whole one",

@@ -26,7 +26,7 @@ SCENARIOS = (
     "server-adopt-trust",
 )
 MOMENTS = ("before", "after", "middle")
-STRIDES = (17, 29, 41, 61, 89, 113)
+STRIDES = (5, 7, 11, 13, 17)
 DEFECTS = (
     Defect(
         "a transaction is none",
