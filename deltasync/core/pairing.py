@@ -10,15 +10,14 @@ import enum
 import hmac
 import re
 from collections.abc import Callable
-from typing import NamedTuple
-
-from spake2 import SPAKE2_A, SPAKE2_B
-from spake2.ed25519_basic import NotOnCurve
-from spake2.spake2 import SPAKEError
+from typing import TYPE_CHECKING, NamedTuple
 
 from deltasync.core.errors import Unauthorized, UsageError
 from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.names import shown
+
+if TYPE_CHECKING:
+    from spake2 import SPAKE2_A
 
 CODE_BYTES = 5
 MESSAGE_BYTES = 33
@@ -69,6 +68,8 @@ class Exchange:
 
     def __init__(self, side: Side, code: Code, certificate_sha256: bytes) -> None:
         """certificate_sha256: of the server's certificate, as this side sees it."""
+        from spake2 import SPAKE2_A, SPAKE2_B  # it reckons its tables first, and a server seldom pairs
+
         kind: Callable[..., SPAKE2_A] = SPAKE2_A if side is Side.CLIENT else SPAKE2_B
         self._side = side
         self._spake = kind(str(code).encode(), idA=_CLIENT, idB=_SERVER)
@@ -77,6 +78,9 @@ class Exchange:
 
     def finish(self, theirs: bytes) -> Confirmations:
         """Return what proves that both sides know the code, from the other side's message; called once."""
+        from spake2.ed25519_basic import NotOnCurve
+        from spake2.spake2 import SPAKEError
+
         try:
             if len(theirs) != MESSAGE_BYTES:
                 raise ValueError(f"a message has {MESSAGE_BYTES} bytes")

@@ -357,6 +357,12 @@ def test_small_commands_do_not_import_the_routes() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_server_without_tls_loads_nothing_for_it() -> None:
+    """What only pairing and certificates need stays out of a server's memory until it is needed."""
+    code = "import deltasync_server.http.serve, sys; assert not {'cryptography', 'spake2'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_is_served_can_be_read_by_other_programs(tmp_path: Path) -> None:
     """Whatever umask the server was started with, the tree's folders and files can be read by the jobs of the host."""
     before = os.umask(0o077)

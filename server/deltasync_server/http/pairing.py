@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
@@ -17,11 +17,13 @@ from starlette.responses import Response
 from deltasync.core import wire
 from deltasync.core.errors import Unauthorized, UsageError
 from deltasync.core.pairing import Code, Confirmations, Exchange, Side, is_same
-from deltasync_server import tls
 from deltasync_server.access import NO_PAIRING
 from deltasync_server.http import openapi
 from deltasync_server.http.context import Context, body_of, caller_of, context_of
 from deltasync_server.http.problems import answer
+
+if TYPE_CHECKING:
+    from deltasync_server.tls import Tls
 
 router = APIRouter(prefix=wire.API, tags=["pairing"])
 
@@ -154,11 +156,13 @@ def _issued(here: Context, public_key: str, name: str) -> _Issued | None:
     ca = _tls(here).ca
     if ca is None:
         return None
+    from deltasync_server import tls  # with a library that a server without TLS never needs
+
     pem = tls.issue_client(tls.load_authority(ca.parent), public_key.encode(), name, datetime.now(UTC)).decode()
     return _Issued(pem, hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest(), ca.read_text())
 
 
-def _tls(here: Context) -> tls.Tls:
+def _tls(here: Context) -> Tls:
     if here.tls is None:
         raise UsageError("pairing is for servers that other machines reach by https; this one needs none")
     return here.tls
