@@ -14,13 +14,14 @@ from pathlib import Path
 
 from bench import backups
 from bench.contestants import Contestant, deltasync_server, environment, has_rsync, pushed, rsync_server
+from bench.floor import measure_floor
 from bench.links import measure_cut, measure_limit
 from bench.measure import CountingProxy, Failed, PeakMemory, run, tree_cpu_seconds, wait_until_idle
 from bench.report import Results, Sample, bytes_text, write
 from bench.watching import measure_watching
 from bench.workloads import FETCH, STEPS, Workload, difference, workloads
 
-_ALONE = ("watch", "cut", "limit", "backups")
+_ALONE = ("floor", "watch", "cut", "limit", "backups")
 
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[Contestant]]] = {
     "deltasync": deltasync_server,
@@ -87,6 +88,11 @@ def _parse() -> Options:
 
 def _measure_alone(options: Options, work: Path, results: Results) -> None:
     """Measure what has no counterpart in rsync."""
+    if "floor" in options.only:
+        print("floor: hashing, copying and fsync alone", flush=True)
+        media, model = (each.total_bytes for each in workloads(options.scale) if each.name in ("media", "model"))
+        results.floors = measure_floor(work / "floor", media, model)
+        shutil.rmtree(work / "floor")
     if "watch" in options.only:
         tiny = workloads(options.scale)[-1]
         print(f"watch: {tiny.title}", flush=True)

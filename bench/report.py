@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.backups import PROGRAMS, Backup
+from bench.floor import Floor
 from bench.links import CUT_BYTES, CUT_EVERY_BYTES, LIMIT, LIMIT_BYTES, Cut, Limited
 from bench.measure import Counts
 from bench.watching import Watching
@@ -40,6 +41,7 @@ class Results:
     scale: float
     runs: int
     workloads: list[Workload] = field(default_factory=list)
+    floors: list[Floor] = field(default_factory=list)
     watching: Watching | None = None
     cut: Cut | None = None
     limited: Limited | None = None
@@ -82,7 +84,7 @@ class Results:
 
 def write(results: Results, path: Path) -> None:
     """Write the results as one markdown page."""
-    sections = (_preface, _goals, _steps, _memory, _watching, _links, _backups)
+    sections = (_preface, _goals, _floors, _steps, _memory, _watching, _links, _backups)
     path.write_text("\n".join(line for section in sections for line in section(results)).rstrip("\n") + "\n")
 
 
@@ -253,6 +255,30 @@ def _memory_goals(results: Results) -> Iterator[Goal]:
         peak = results.peak(workload, OURS)
         yield Goal(f"peak memory, {workload}, client", peak[0] if peak else None, 150 * 2**20, "bytes")
         yield Goal(f"peak memory, {workload}, server", peak[1] if peak else None, 150 * 2**20, "bytes")
+
+
+_FLOORS = """\
+What the promises ask of this machine before any protocol, in a few lines of Python around the system's calls: media
+are read, hashed, passed through a socket of loopback between two processes, hashed and written; of the edited model the
+new version is cut and hashed, and the old one copied, hashed and fsynced. A goal below these figures cannot be met here
+by a program that proves content by its BLAKE3 on both sides and acknowledges what is durable.
+"""
+
+
+def _floors(results: Results) -> Iterator[str]:
+    if not results.floors:
+        return
+    yield "## The least that is asked"
+    yield ""
+    yield _FLOORS
+    yield "| workload | step | what | wall s | of rsync's | CPU s | of rsync's |"
+    yield "|---|---|---|---|---|---|---|"
+    for each in results.floors:
+        wall = _ratio(each.wall_seconds, results.wall(each.workload, each.step, THEIRS))
+        cpu = _ratio(each.cpu_seconds, _both_cpu(results, each.workload, each.step, THEIRS))
+        figures = f"{each.wall_seconds:.2f} | {_number(wall)} | {each.cpu_seconds:.2f} | {_number(cpu)}"
+        yield f"| {each.workload} | {each.step} | {each.what} | {figures} |"
+    yield ""
 
 
 def _steps(results: Results) -> Iterator[str]:
