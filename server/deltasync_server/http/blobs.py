@@ -124,7 +124,7 @@ Pieces = Generator[bytes, None, None]
     "/workspaces/{workspace}/recipes/{digest}", summary="The recipe of a blob", **openapi.gives_bytes(200, 400, 404)
 )
 async def recipe(request: Request, workspace: str, digest: str, average: Average = AVERAGE_BYTES) -> Response:
-    """Return the list of a blob's chunks, cut now, so that a sender finds out which of them it need not send (H-40)."""
+    """Return the list of a blob's chunks, cut now: a sender finds out which of them it need not send (H-136)."""
     here, tenant = context_of(request), tenant_of(workspace_of(request, workspace))
     offer = partial(here.store.offer_chunks, tenant, digest_of_path(digest), average)
     return _PiecesResponse(here, await here.workers.quick(offer))
