@@ -10,12 +10,15 @@ from typing import Protocol
 
 from deltasync.core.errors import HostBusy, NoSpace
 from deltasync.core.names import bytes_text
+from deltasync.disk import DiskFull
 from deltasync_server.config import StoreConfig
 from deltasync_server.ledger import Ledger
 from deltasync_server.tenants import Tenant
 
 RESERVE_SHARE = 20
 """The reserve of free space and of inodes is at most this part of the disk's: a small disk can still be used."""
+COARSE_INODES = 1000
+"""In what a sender is told of free inodes: one by one they would say whether somebody else had a content before."""
 SPARE_SHARE = 20
 """Less than this part of the quota free, or twice the reserve: what nothing needs goes in the next quiet moment."""
 
@@ -134,9 +137,9 @@ class Room:
         reserve = min(self._config.low_disk_inodes, disk.f_files // RESERVE_SHARE)  # 0 where they are made as needed
         if disk.f_favail < reserve:
             raise NoSpace(
-                f"fewer than the reserve of {reserve} inodes are free at {self._config.data}: {disk.f_favail}; remove "
-                "some files there and try again",
-                free_inodes=disk.f_favail,
+                f"fewer than the reserve of {reserve} inodes are free at {self._config.data}; remove some files there "
+                "and try again",
+                free_inodes=disk.f_favail // COARSE_INODES * COARSE_INODES,
                 reserve_inodes=reserve,
             )
 
@@ -165,10 +168,10 @@ class Room:
                 quota_bytes=quota,
             )
         free_bytes, reserve_bytes = self._space()
-        return NoSpace(
+        return DiskFull(
             f"less than the reserve of {bytes_text(reserve_bytes)} would be free at {self._config.data}: {needed}"
-            f"{bytes_text(free_bytes)} free; free some space and try again",
+            "{free} free; free some space and try again",
+            free_bytes,
             needed_bytes=size_bytes or None,
-            free_bytes=free_bytes,
             reserve_bytes=reserve_bytes,
         )

@@ -19,6 +19,7 @@ from serving import BINARY, Answer, Bundle, Served, Writer, serving, until
 from deltasync.core import frames
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.names import bytes_text
 
 API = "/api/v1"
 NOBODY = "dst_" + "0" * 12 + "_" + "0" * 64
@@ -421,6 +422,26 @@ def test_free_space_is_told_coarsely(server: Served, admin: Served, alice: Serve
     """To the byte it would say whether somebody else had a content before; the operator may know."""
     exact, told = (each.get("/health").json["disk_free_bytes"] for each in (admin, alice))
     assert told % (1 << 30) == 0 and abs(exact - told) < 3 << 30
+
+
+def test_a_refusal_tells_free_space_coarsely(tmp_path: Path) -> None:
+    """Facts and sentence have whole GiB for who has no `admin`; the operator knows to the byte."""
+    settings = tmp_path / "server.toml"
+    settings.write_text(f"[limits]\nbundle_bytes = {1 << 62}\nupload_piece_bytes = {1 << 40}\n")
+    with serving(tmp_path / "data", "--require-token", "--config", str(settings)) as served:
+        sizes = {"file_size": 1 << 60, "chunk_size": 1 << 40}
+        asked = {"kind": "file", "hostname": "h", "filepath": "/f", "blake3": "0" * 64, **sizes}
+        for scope, is_exact in (("push", False), ("push admin", True)):
+            caller = served.showing(token(served.data, "--scope", scope)["token"])
+            while (
+                answer := caller.request("POST", f"{API}/uploads/initiate", json.dumps(asked).encode())
+            ).status == 503:
+                pass  # until it is known that nothing can make way
+            refused(answer, 507, "NO_SPACE")
+            free_bytes, sentence = answer.json["facts"]["free_bytes"], answer.json["detail"]
+            assert (free_bytes % (1 << 30) != 0) is is_exact
+            said = bytes_text(free_bytes) if free_bytes else "less than 1.0 GiB"
+            assert f"{said} free" in sentence
 
 
 def test_no_secret_is_written_down(server: Served, alice: Served) -> None:
