@@ -135,21 +135,25 @@ class Collection:
             with self._state.write() as db:  # what a commit needs again by now is seen before it is removed
                 db.executemany("INSERT OR IGNORE INTO idle VALUES (?, ?)", [(digest, int(now)) for digest in batch])
 
-    def evict(self, size_bytes: int, before: float, should_stop: ShouldStop = lambda: False) -> int:
+    def evict(self, size_bytes: int, before: float, should_stop: ShouldStop = lambda: False, *, blobs: int = 0) -> int:
         """Remove so many bytes of what `note_idle` recorded, the longest idle first; returns how many went.
 
-        before: seconds since 1970; what nothing has needed only since then stays.
+        before: seconds since 1970; what nothing has needed only since then stays. blobs: and at least so many blobs.
         """
         select = "SELECT digest, size FROM idle JOIN blobs USING (digest) WHERE since <= ? ORDER BY since, digest"
         with self._state.read() as db:
             idle = db.execute(select, (int(before),)).fetchall()
-        batch, batch_bytes = list[bytes](), 0
+        batch, batch_bytes, gone = list[bytes](), 0, self.result
+
+        def is_enough() -> bool:
+            return gone.blob_bytes + batch_bytes >= size_bytes and gone.blobs + len(batch) >= blobs
+
         for digest, size in idle:
-            if should_stop() or self.result.blob_bytes >= size_bytes:
+            if should_stop() or (not batch and is_enough()):
                 break
             batch.append(digest)
             batch_bytes += size
-            if len(batch) == BATCH or self.result.blob_bytes + batch_bytes >= size_bytes:
+            if len(batch) == BATCH or is_enough():
                 self._remove_blobs(batch)
                 batch, batch_bytes = [], 0
         else:
