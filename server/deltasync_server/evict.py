@@ -16,6 +16,7 @@ from deltasync_server.journal import Journal
 from deltasync_server.ledger import Ledger
 from deltasync_server.room import Room, Shortage
 from deltasync_server.state import BATCH, State, batched
+from deltasync_server.tenants import Tenant
 
 KNOWN_SECONDS = 30.0
 """So long it is believed that no more could be removed."""
@@ -123,14 +124,16 @@ class Evictor:
             select = "SELECT coalesce(sum(size), 0), count(*) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
             return Shortage(*db.execute(select, (int(self._before()),)).fetchone())
 
-    def note_used(self, digests: Values[bytes]) -> None:
-        """Count content as idle only from now on: somebody asked for it."""
+    def note_used(self, tenant: Tenant, digests: Values[bytes]) -> None:
+        """Count content as idle, and as let go by a tenant, only from now on: it asked for it."""
         with self._state.read() as db:
-            found = db.execute("SELECT 1 FROM idle LIMIT 1").fetchone()
+            found = db.execute("SELECT 1 FROM let_go WHERE tenant = ? LIMIT 1", (tenant,)).fetchone()
         if not digests or found is None:
             return
         now = int(time.time())
         with self._state.write() as writer:
-            update = "UPDATE idle SET since = ? WHERE digest = ?"
             for batch in batched(digests, BATCH):
+                update = "UPDATE idle SET since = ? WHERE digest = ?"
                 writer.executemany(update, [(now, digest) for digest in batch])
+                update = "UPDATE let_go SET since = ? WHERE tenant = ? AND digest = ?"
+                writer.executemany(update, [(now, tenant, digest) for digest in batch])

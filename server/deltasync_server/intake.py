@@ -381,7 +381,7 @@ class Intake:
         named = [bytes.fromhex(digest) for digest in content_operations(metadata)]
         with self.rooms.leases.guard, self.rooms.state.read() as db:
             present = held_rows(db, self._tenant, named)
-            self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
+            self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS, self._tenant)
         is_of_parts = part.FEATURE in metadata.manifest.requires
         if is_of_parts and metadata.operations:  # the last part may be on its way into its row
             self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
@@ -464,7 +464,7 @@ class Intake:
         """Keep what is here of a bundle until its sender has brought the rest (spec ST-62)."""
         named = map(bytes.fromhex, content_operations(metadata))
         with self.rooms.leases.guard, self.rooms.state.read() as db:
-            self.rooms.leases.add(held_rows(db, self._tenant, named), LEASE_SECONDS)
+            self.rooms.leases.add(held_rows(db, self._tenant, named), LEASE_SECONDS, self._tenant)
 
     def _changed(self, metadata: Metadata, staging: Staging) -> Collection[bytes]:
         """Return what the bundle names without bringing it, and whose file is not as its row says (spec ST-24)."""

@@ -145,11 +145,8 @@ def files_of(db: sqlite3.Connection, tenant: Tenant) -> int:
 
 
 def _idle_bytes(db: sqlite3.Connection, tenant: Tenant) -> int:
-    """Return what a tenant holds of content that nothing needs: it makes way for whatever comes."""
-    select = (
-        "SELECT coalesce(sum(size), 0) FROM idle JOIN holdings USING (digest) JOIN blobs USING (digest) "
-        "WHERE tenant = ?"
-    )
+    """Return what a tenant holds of content that nothing of its own needs, whoever else does (spec ST-105)."""
+    select = "SELECT coalesce(sum(size), 0) FROM let_go JOIN blobs USING (digest) WHERE tenant = ?"
     return int(db.execute(select, (tenant,)).fetchone()[0])
 
 

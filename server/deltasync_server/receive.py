@@ -316,8 +316,8 @@ class Store:
         with self.leases.guard, self.state.read() as db:
             present = held_rows(db, tenant, digests)
             if present:
-                self.leases.add(present, seconds)
-        self._evictor.note_used(present)
+                self.leases.add(present, seconds, tenant)
+        self._evictor.note_used(tenant, present)
         return present
 
     def directory(self, name: WorkspaceName, digest: bytes) -> bytes:

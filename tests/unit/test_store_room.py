@@ -154,7 +154,7 @@ def test_shares_follow_whatever_happens_to_blobs(config: StoreConfig) -> None:
         send_as(store, BOB, bob)
         store.collect()
         assert_books(store)
-        assert [store.ledger.usage(tenant).bytes for tenant in (ALICE, BOB)] == [128 * KIB, 64 * KIB]  # one needs it
+        assert [store.ledger.usage(tenant).bytes for tenant in (ALICE, BOB)] == [64 * KIB, 64 * KIB]  # one needs it
 
 
 def test_wrong_books_are_found_and_mended(config: StoreConfig) -> None:
