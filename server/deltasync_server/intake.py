@@ -444,12 +444,13 @@ class Intake:
             applied = delta.apply(head_of(db, name).root, metadata.operations, loader(db))
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
-        self.rooms.room.require_share(self._tenant, files=applied.files)
         durable.result()  # spec ST-11: durable before any row names it
         self.permit()  # a token that was revoked meanwhile commits nothing (spec H-104)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
         try:
             with state.hold():
+                # Here, where no other commit comes between: two that also delete were not weighed before (spec H-108).
+                self.rooms.room.require_files(self._tenant, applied.files)
                 with state.read() as db:
                     kept = self._present(db, metadata, staging, changed)
                 with self.rooms.cache.published(staging, kept) as rows:

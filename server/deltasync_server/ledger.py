@@ -92,6 +92,11 @@ class Ledger:
         with self._lock:
             self._coming[tenant] += size_bytes
 
+    def files(self, tenant: Tenant) -> int:
+        """Return how many files the workspaces of a tenant have."""
+        with self._state.read() as db:
+            return files_of(db, tenant)
+
     def usage(self, tenant: Tenant) -> wire.Usage:
         """Return what a tenant holds, with what is on its way, and what it may hold."""
         with self._state.read() as db:

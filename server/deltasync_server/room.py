@@ -132,12 +132,17 @@ class Room:
                 held_bytes=usage.bytes,
                 quota_bytes=usage.bytes_limit,
             )
-        if files > 0 and usage.files_limit is not None and usage.files + files > usage.files_limit:
+        self.require_files(tenant, files)
+
+    def require_files(self, tenant: Tenant, files: int) -> None:
+        """Raise NoSpace when the workspaces of a tenant would have more files than they may."""
+        limit = self._config.tenant_files
+        if files > 0 and limit is not None and (there := self._ledger.files(tenant)) + files > limit:
             raise NoSpace(
-                f"you may have {usage.files_limit} files on this server: {usage.files} are there and {files} would "
-                "come; delete some, or ask its operator",
-                files=usage.files,
-                files_limit=usage.files_limit,
+                f"you may have {limit} files on this server: {there} are there and {files} would come; delete some, or "
+                "ask its operator",
+                files=there,
+                files_limit=limit,
             )
 
     def _fit(self, size_bytes: int, shortage: Callable[[], int]) -> None:
