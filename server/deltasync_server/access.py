@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hmac
+import math
 import os
 import re
 import secrets
@@ -122,6 +123,23 @@ LOCAL = Caller()
 """Who reaches a server that asks for no token: nobody but this machine's users can."""
 
 
+class Leave:
+    """Whether a caller may go on with what takes long; its token is looked up again only after a change."""
+
+    def __init__(self, access: Access, caller: Caller) -> None:
+        self._access, self._caller = access, caller
+        self._version, self._expires_at = -1, math.inf
+
+    def require(self) -> None:
+        """Raise Unauthorized where the token is good no longer (spec H-104)."""
+        if self._caller.token is None:
+            return
+        version = self._access.version()  # before the row: a change in between is looked up next time
+        if version != self._version or time.time() >= self._expires_at:
+            expires_at = self._access.require_still(self._caller)
+            self._version, self._expires_at = version, math.inf if expires_at is None else expires_at
+
+
 class PairingRow(NamedTuple):
     """A code that was given out: pending until it is used, over, or tried too often; then its secret is gone."""
 
@@ -187,13 +205,23 @@ class Access:
             raise Unauthorized("the token is not one of this server's")
         return _caller(row)
 
-    def require_still(self, caller: Caller) -> None:
-        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown."""
-        if caller.token is not None:
-            row = self._row(caller.token)
-            if row is None or row.digest != caller.digest:
-                raise Unauthorized("the token is not one of this server's")
-            _caller(row)
+    def require_still(self, caller: Caller) -> int | None:
+        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown.
+
+        Returns when it ends, in seconds since 1970; None for never.
+        """
+        if caller.token is None:
+            return None
+        row = self._row(caller.token)
+        if row is None or row.digest != caller.digest:
+            raise Unauthorized("the token is not one of this server's")
+        _caller(row)
+        return row.expires_at
+
+    def version(self) -> int:
+        """Return a number that is another one after each change, by whichever process; no page is read for it."""
+        with self._reading() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
     def certified(self, sha256: bytes) -> Caller:
         """Return who shows a client certificate of this server's CA, or raise Unauthorized (spec H-124)."""
