@@ -27,6 +27,8 @@ from deltasync_server.tenants import DEFAULT, Tenant
 DATABASE = "access.db"
 SECRET_BYTES = 32
 TRIES = 5
+CLAIM_SECONDS = 600
+"""So long a token that came of a pairing waits for its first use: its client may never have got it."""
 NUMBER_MIN, NUMBER_MAX = 100_000, 1_000_000
 NO_PAIRING = "the pairing code is wrong, was used or is over; `deltasync-server pair` makes another"
 _TOKEN = re.compile(r"dst_([0-9a-f]{12})_([0-9a-f]{64})")
@@ -54,6 +56,9 @@ _MIGRATIONS = (
         tries INTEGER NOT NULL,
         token TEXT
     )
+    """,
+    """
+    ALTER TABLE tokens ADD COLUMN claim_by INTEGER
     """,
 )
 
@@ -87,6 +92,8 @@ class TokenRow(NamedTuple):
     revoked_at: int | None
     certificate: bytes | None = None
     """The SHA-256 of the client certificate that stands for it as well."""
+    claim_by: int | None = None
+    """Until when it must be used for the first time; None where it was, or need not be."""
 
     def allowed(self) -> frozenset[Scope]:
         """Return what it is good for."""
@@ -96,7 +103,7 @@ class TokenRow(NamedTuple):
         """Say why it is good for nothing any more; None while it is."""
         if self.revoked_at is not None:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
+        if any(end is not None and end <= now for end in (self.expires_at, self.claim_by)):
             return "expired"
         return None
 
@@ -111,6 +118,8 @@ class Caller:
     """The id of the token that was shown; None where none is needed."""
     digest: bytes = field(default=b"", repr=False)
     """Of its secret at that time: another one may take its place."""
+    is_fresh: bool = False
+    """The token is used for the first time."""
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller may do that."""
@@ -232,6 +241,12 @@ class Access:
             raise Unauthorized("the client certificate is not one that this server takes any more")
         return _caller(TokenRow._make(row))
 
+    def claim(self, caller: Caller) -> None:
+        """Let a token that came of a pairing stay: its client has it (spec H-123)."""
+        with self._writing() as connection:
+            update = "UPDATE tokens SET claim_by = NULL WHERE id = ? AND digest = ? AND claim_by > ?"
+            connection.execute(update, (caller.token, caller.digest, int(time.time())))
+
     def rotate(self, caller: Caller, digest: bytes, certificate: bytes | None) -> None:
         """Put another secret and certificate in the place of a caller's; what it had is good for nothing from then on.
 
@@ -281,9 +296,8 @@ class Access:
             if found is None:
                 raise Unauthorized(NO_PAIRING)
             row = PairingRow._make(found)
-            made = TokenRow(
-                token_id, digest_of(secret), row.tenant, row.scopes, row.label, now, None, None, certificate
-            )
+            kept = (row.tenant, row.scopes, row.label, now, None, None, certificate, now + CLAIM_SECONDS)
+            made = TokenRow(token_id, digest_of(secret), *kept)
             connection.execute(_INSERT_TOKEN, made)
             connection.execute("UPDATE pairings SET secret = NULL, token = ? WHERE number = ?", (token_id, number))
         return _text(token_id, secret)
@@ -327,7 +341,7 @@ class Access:
 def _caller(row: TokenRow) -> Caller:
     if (reason := row.why_not(time.time())) is not None:
         raise Unauthorized(f"the token was {reason}" if reason == "revoked" else f"the token has {reason}")
-    return Caller(row.tenant, row.allowed(), row.id, row.digest)
+    return Caller(row.tenant, row.allowed(), row.id, row.digest, is_fresh=row.claim_by is not None)
 
 
 def _text(token_id: str, secret: bytes) -> str:
