@@ -83,7 +83,7 @@ class Room:
         return Shortage(self._spare_bytes(), self._inode_shortage(3) if self._inode_shortage(2) else 0)
 
     def _spare_bytes(self) -> int:
-        reserve_bytes, spare_bytes = self._space()[1], (self._config.quota or 0) // SPARE_SHARE
+        reserve_bytes, spare_bytes = space_of(self._config)[1], (self._config.quota or 0) // SPARE_SHARE
         if not (self._disk_shortage(reserve_bytes) or self._quota_shortage(spare_bytes)):
             return 0
         return max(self._disk_shortage(2 * reserve_bytes), self._quota_shortage(2 * spare_bytes))
@@ -164,16 +164,11 @@ class Room:
 
     def _inode_shortage(self, reserves: int = 1) -> int:
         """Return how many inodes are lacking to so many times the reserve."""
-        free, reserve = self._inodes()
+        free, reserve = inodes_of(self._config)
         return max(0, reserves * reserve - free)
 
-    def _inodes(self) -> tuple[int, int]:
-        """Return how many inodes of the disk are free, and how many of them are the reserve."""
-        disk = os.statvfs(self._config.data)
-        return disk.f_favail, min(self._config.low_disk_inodes, disk.f_files // RESERVE_SHARE)  # 0 where made as needed
-
     def _few_inodes(self) -> NoSpace:
-        free, reserve = self._inodes()
+        free, reserve = inodes_of(self._config)
         return NoSpace(
             f"fewer than the reserve of {reserve} inodes are free at {self._config.data}; remove some files there and "
             "try again",
@@ -182,18 +177,12 @@ class Room:
         )
 
     def _disk_shortage(self, size_bytes: int) -> int:
-        free_bytes, reserve_bytes = self._space()
+        free_bytes, reserve_bytes = space_of(self._config)
         return max(0, size_bytes + reserve_bytes - free_bytes)
 
     def _quota_shortage(self, size_bytes: int) -> int:
         quota = self._config.quota
         return 0 if quota is None else max(0, self._ledger.held_bytes() + size_bytes - quota)
-
-    def _space(self) -> tuple[int, int]:
-        """Return how many bytes of the disk are free, and how many of them are the reserve."""
-        disk = os.statvfs(self._config.data)
-        reserve_bytes = min(self._config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
-        return disk.f_bavail * disk.f_frsize, reserve_bytes
 
     def _full(self, size_bytes: int) -> NoSpace:
         needed = f"{bytes_text(size_bytes)} to write, " if size_bytes else ""
@@ -205,7 +194,7 @@ class Room:
                 needed_bytes=size_bytes or None,
                 quota_bytes=quota,
             )
-        free_bytes, reserve_bytes = self._space()
+        free_bytes, reserve_bytes = space_of(self._config)
         return DiskFull(
             f"less than the reserve of {bytes_text(reserve_bytes)} would be free at {self._config.data}: {needed}"
             "{free} free; free some space and try again",
@@ -213,3 +202,16 @@ class Room:
             needed_bytes=size_bytes or None,
             reserve_bytes=reserve_bytes,
         )
+
+
+def space_of(config: StoreConfig) -> tuple[int, int]:
+    """Return how many bytes of a store's disk are free, and how many of them are the reserve."""
+    disk = os.statvfs(config.data)
+    reserve_bytes = min(config.low_disk_bytes, disk.f_blocks * disk.f_frsize // RESERVE_SHARE)
+    return disk.f_bavail * disk.f_frsize, reserve_bytes
+
+
+def inodes_of(config: StoreConfig) -> tuple[int, int]:
+    """Return how many inodes of a store's disk are free, and how many of them are the reserve."""
+    disk = os.statvfs(config.data)
+    return disk.f_favail, min(config.low_disk_inodes, disk.f_files // RESERVE_SHARE)  # 0 where they are made as needed

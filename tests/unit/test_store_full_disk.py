@@ -18,6 +18,7 @@ from deltasync.core.part import Part
 from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.room import space_of
 from deltasync_server.state import blob_rows
 from deltasync_server.tenants import DEFAULT
 
@@ -148,7 +149,7 @@ def test_an_upload_that_does_not_fit_gives_its_space_back(disk: Path) -> None:
             except NoSpace as error:
                 refusal = error
                 break
-            assert free(disk) >= store.room._space()[1]
+            assert free(disk) >= space_of(store.config)[1]
         free_bytes, reserve_bytes = refusal.facts["free_bytes"], refusal.facts["reserve_bytes"]
         assert isinstance(free_bytes, int) and isinstance(reserve_bytes, int)
         assert refusal.facts["needed_bytes"] == PIECE and free_bytes - PIECE < reserve_bytes <= free_bytes
