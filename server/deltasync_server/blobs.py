@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -38,6 +39,8 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_LINK = "link"
+"""A name that no content has."""
 _log = logging.getLogger(__name__)
 
 
@@ -153,6 +156,17 @@ class Staging:
         if new_bytes is not None:
             self.assembled.add(digest)
         self.content_bytes += operation.size if new_bytes is None else new_bytes
+
+    def takes_link(self, target: str) -> bool:
+        """Tell whether this file system holds a link with such a target."""
+        try:
+            os.symlink(target, _LINK, dir_fd=self.folder.fd)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return False
+        os.unlink(_LINK, dir_fd=self.folder.fd)
+        return True
 
     def drop(self, operation: Operation) -> None:
         """Remove the file of a content that was not taken."""

@@ -26,6 +26,7 @@ from deltasync.core.errors import (
     Corrupt,
     DeltasyncError,
     HostBusy,
+    LimitExceeded,
     NotOwner,
     Refused,
     RootMismatch,
@@ -34,7 +35,7 @@ from deltasync.core.errors import (
     StaleEpoch,
 )
 from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
-from deltasync.core.names import WorkspaceName
+from deltasync.core.names import WorkspaceName, shown
 from deltasync.core.recipe import Recipe
 from deltasync.core.sequence import Head, Header, Verdict, decide
 from deltasync.disk import space_guard
@@ -265,6 +266,7 @@ class Intake:
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with ExitStack() as borrowed, self.rooms.cache.staging() as staging:
+            _require_links(metadata, staging)
             if _brings_large_content(metadata):
                 self._do_without_journal(staging)
             if self.rooms.room.is_bounded:
@@ -622,6 +624,20 @@ def _new_files(operations: Sequence[Operation]) -> int:
     if any(each.operation is Verb.DELETED for each in operations):
         return 0
     return sum(each.operation is Verb.CREATED and each.kind is Kind.FILE for each in operations)
+
+
+def _require_links(metadata: Metadata, staging: Staging) -> None:
+    """Raise LimitExceeded where a link's target is longer than the disk takes: no tree could hold it (spec ST-38)."""
+    links = [each for each in metadata.operations if each.target is not None]
+    longest = max(links, key=lambda each: len((each.target or "").encode()), default=None)
+    if longest is not None and not staging.takes_link(longest.target or ""):
+        size = len((longest.target or "").encode())
+        raise LimitExceeded(
+            "ST-38",
+            f"the target of the link {shown(longest.path)} has {size} bytes, more than the file system of the server's "
+            "data takes; shorten it, or have it ignored",
+            path=longest.path,
+        )
 
 
 def _brings_large_content(metadata: Metadata) -> bool:
