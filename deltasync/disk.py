@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from deltasync.core.errors import AlreadyRunning, DeltasyncError, NoSpace, UsageError
+from deltasync.core.errors import AlreadyRunning, DeltasyncError, Fact, NoSpace, UsageError
 from deltasync.core.names import bytes_text
 
 try:
@@ -57,6 +57,23 @@ _FICLONE = 0x40049409
 _WRITE_NOW = 2
 
 
+class DiskFull(NoSpace):
+    """A disk that takes no more, and how much is free on it."""
+
+    def __init__(self, sentence: str, free_bytes: int, **facts: Fact) -> None:
+        """Make the error; sentence: what is free stands where it has `{free}`."""
+        super().__init__(sentence.replace("{free}", bytes_text(free_bytes)), free_bytes=free_bytes, **facts)
+        self._sentence, self._free_bytes = sentence, free_bytes
+
+    def coarse(self, unit_bytes: int) -> DiskFull:
+        """Return the same for who may not know to the byte what is free: in whole units."""
+        free_bytes = self._free_bytes // unit_bytes * unit_bytes
+        sentence, facts = self._sentence, {name: fact for name, fact in self.facts.items() if name != "free_bytes"}
+        if not free_bytes:
+            sentence = sentence.replace("{free}", f"less than {bytes_text(unit_bytes)}")
+        return DiskFull(sentence, free_bytes, **facts)
+
+
 def require_confinement() -> None:
     """Raise UsageError where the system cannot name files below a held folder, as every path operation here does."""
     if fcntl is None or os.open not in os.supports_dir_fd:
@@ -91,8 +108,7 @@ def full(where: Path | str) -> NoSpace:
     for place in (Path(where), *Path(where).absolute().parents):
         with contextlib.suppress(OSError):
             free_bytes = disk_usage(place).free
-            left = f"({bytes_text(free_bytes)} free)"
-            return NoSpace(f"no space left at {where} {left}; free some and try again", free_bytes=free_bytes)
+            return DiskFull(f"no space left at {where} ({{free}} free); free some and try again", free_bytes)
     return NoSpace(f"no space left at {where}; free some and try again")
 
 

@@ -27,7 +27,7 @@ from deltasync.client.address import folder_of, is_exposed, is_folder, is_ssh, n
 from deltasync.client.bandwidth import Bandwidth, limited
 from deltasync.client.connection import Adapter, Sending, Session, tls_options
 from deltasync.client.folder import FolderTransport
-from deltasync.client.hosts import TOKEN_VARIABLE, HostBook, has_token, token_of
+from deltasync.client.hosts import TOKEN_VARIABLE, Host, HostBook, has_token, token_of
 from deltasync.client.incoming import DIRECTORY_BYTES_MAX, READ_BYTES, Incoming
 from deltasync.client.pace import Pace
 from deltasync.client.pieces import JOBS, PROBE_BYTES, SLOWEST_DISK_BYTES_PER_SECOND, UPLOAD_FROM_BYTES, Upload, begun
@@ -94,7 +94,7 @@ def open_transport(
         url,
         trust=host.trust if host is not None else SYSTEM,
         token=token,
-        has_withheld=token is None and has_token(os.environ),
+        if_unauthorized=_why_unauthorized(host, token),
         bandwidth=bandwidth,
         timeout=timeout,
         max_retries=max_retries,
@@ -102,6 +102,15 @@ def open_transport(
         proxies=proxies,
         insecure=insecure,
     )
+
+
+def _why_unauthorized(host: Host | None, token: str | None) -> str:
+    """Return what may be the reason, and the remedy, where the server refuses a request for its token."""
+    if host is not None and host.next_token is not None:  # the server may have heard of it
+        return f"a change of this token was broken off; run `deltasync host rotate {host.name}` to finish it"
+    if token is None and has_token(os.environ):
+        return f"{TOKEN_VARIABLE} was not shown: it is for DELTASYNC_TO, or without that for --to"
+    return ""
 
 
 class _Streamed(NamedTuple):
@@ -122,7 +131,7 @@ class HttpTransport:
         *,
         trust: Trust = SYSTEM,
         token: str | None = None,
-        has_withheld: bool = False,
+        if_unauthorized: str = "",
         bandwidth: int | None = None,
         timeout: float = 60.0,
         max_retries: int = 3,
@@ -134,13 +143,13 @@ class HttpTransport:
     ) -> None:
         """Connect to nothing yet. timeout: seconds to wait for an answer; pause: how a retry waits.
 
-        has_withheld: there is a token that is not for this server. tunnel: the way to the server, for an address that
-        is none of HTTP's.
+        if_unauthorized: what is said behind the server's own words where the token is refused, or none was shown.
+        tunnel: the way to the server, for an address that is none of HTTP's.
         """
         self.url = normal_url(url)
         if not insecure:
             _require_secrecy(self.url, has_token=token is not None, proxies=proxies)
-        self._token, self._trust, self._has_withheld = token, trust, has_withheld
+        self._token, self._trust, self._if_unauthorized = token, trust, if_unauthorized
         self._tls = tls_options(trust) if self.url.startswith("https:") else {}
         self._tunnel = tunnel
         self._base = self.url if tunnel is None else "http://localhost"
@@ -515,8 +524,8 @@ class HttpTransport:
             return NotADeltasyncServer(f"{self.url} answers {status} without saying why")
         code = problem.code if problem.code in wire.PROBLEM_CODES else ""  # no server says what is wrong on this side
         sentence = shown(problem.detail)
-        if code == Unauthorized.code and self._has_withheld:
-            sentence += f"; {TOKEN_VARIABLE} was not shown: it is for DELTASYNC_TO, or without that for --to"
+        if code == Unauthorized.code and self._if_unauthorized:
+            sentence += f"; {self._if_unauthorized}"
         return from_problem(code, sentence, {**problem.facts, **facts})
 
     def _parsed(self, content: bytes, kind: type[_T]) -> _T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hmac
+import math
 import os
 import re
 import secrets
@@ -26,6 +27,8 @@ from deltasync_server.tenants import DEFAULT, Tenant
 DATABASE = "access.db"
 SECRET_BYTES = 32
 TRIES = 5
+CLAIM_SECONDS = 600
+"""So long a token that came of a pairing waits for its first use: its client may never have got it."""
 NUMBER_MIN, NUMBER_MAX = 100_000, 1_000_000
 NO_PAIRING = "the pairing code is wrong, was used or is over; `deltasync-server pair` makes another"
 _TOKEN = re.compile(r"dst_([0-9a-f]{12})_([0-9a-f]{64})")
@@ -53,6 +56,9 @@ _MIGRATIONS = (
         tries INTEGER NOT NULL,
         token TEXT
     )
+    """,
+    """
+    ALTER TABLE tokens ADD COLUMN claim_by INTEGER
     """,
 )
 
@@ -86,6 +92,8 @@ class TokenRow(NamedTuple):
     revoked_at: int | None
     certificate: bytes | None = None
     """The SHA-256 of the client certificate that stands for it as well."""
+    claim_by: int | None = None
+    """Until when it must be used for the first time; None where it was, or need not be."""
 
     def allowed(self) -> frozenset[Scope]:
         """Return what it is good for."""
@@ -95,7 +103,7 @@ class TokenRow(NamedTuple):
         """Say why it is good for nothing any more; None while it is."""
         if self.revoked_at is not None:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= now:
+        if any(end is not None and end <= now for end in (self.expires_at, self.claim_by)):
             return "expired"
         return None
 
@@ -110,6 +118,8 @@ class Caller:
     """The id of the token that was shown; None where none is needed."""
     digest: bytes = field(default=b"", repr=False)
     """Of its secret at that time: another one may take its place."""
+    is_fresh: bool = False
+    """The token is used for the first time."""
 
     def require(self, scope: Scope) -> None:
         """Raise Forbidden unless the caller may do that."""
@@ -120,6 +130,23 @@ class Caller:
 
 LOCAL = Caller()
 """Who reaches a server that asks for no token: nobody but this machine's users can."""
+
+
+class Leave:
+    """Whether a caller may go on with what takes long; its token is looked up again only after a change."""
+
+    def __init__(self, access: Access, caller: Caller) -> None:
+        self._access, self._caller = access, caller
+        self._version, self._expires_at = -1, math.inf
+
+    def require(self) -> None:
+        """Raise Unauthorized where the token is good no longer (spec H-104)."""
+        if self._caller.token is None:
+            return
+        version = self._access.version()  # before the row: a change in between is looked up next time
+        if version != self._version or time.time() >= self._expires_at:
+            expires_at = self._access.require_still(self._caller)
+            self._version, self._expires_at = version, math.inf if expires_at is None else expires_at
 
 
 class PairingRow(NamedTuple):
@@ -187,13 +214,23 @@ class Access:
             raise Unauthorized("the token is not one of this server's")
         return _caller(row)
 
-    def require_still(self, caller: Caller) -> None:
-        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown."""
-        if caller.token is not None:
-            row = self._row(caller.token)
-            if row is None or row.digest != caller.digest:
-                raise Unauthorized("the token is not one of this server's")
-            _caller(row)
+    def require_still(self, caller: Caller) -> int | None:
+        """Raise Unauthorized where a caller's token was revoked or rotated, or its time ran out, since it was shown.
+
+        Returns when it ends, in seconds since 1970; None for never.
+        """
+        if caller.token is None:
+            return None
+        row = self._row(caller.token)
+        if row is None or row.digest != caller.digest:
+            raise Unauthorized("the token is not one of this server's")
+        _caller(row)
+        return row.expires_at
+
+    def version(self) -> int:
+        """Return a number that is another one after each change, by whichever process; no page is read for it."""
+        with self._reading() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
     def certified(self, sha256: bytes) -> Caller:
         """Return who shows a client certificate of this server's CA, or raise Unauthorized (spec H-124)."""
@@ -203,6 +240,12 @@ class Access:
         if row is None:
             raise Unauthorized("the client certificate is not one that this server takes any more")
         return _caller(TokenRow._make(row))
+
+    def claim(self, caller: Caller) -> None:
+        """Let a token that came of a pairing stay: its client has it (spec H-123)."""
+        with self._writing() as connection:
+            update = "UPDATE tokens SET claim_by = NULL WHERE id = ? AND digest = ? AND claim_by > ?"
+            connection.execute(update, (caller.token, caller.digest, int(time.time())))
 
     def rotate(self, caller: Caller, digest: bytes, certificate: bytes | None) -> None:
         """Put another secret and certificate in the place of a caller's; what it had is good for nothing from then on.
@@ -253,9 +296,8 @@ class Access:
             if found is None:
                 raise Unauthorized(NO_PAIRING)
             row = PairingRow._make(found)
-            made = TokenRow(
-                token_id, digest_of(secret), row.tenant, row.scopes, row.label, now, None, None, certificate
-            )
+            kept = (row.tenant, row.scopes, row.label, now, None, None, certificate, now + CLAIM_SECONDS)
+            made = TokenRow(token_id, digest_of(secret), *kept)
             connection.execute(_INSERT_TOKEN, made)
             connection.execute("UPDATE pairings SET secret = NULL, token = ? WHERE number = ?", (token_id, number))
         return _text(token_id, secret)
@@ -299,7 +341,7 @@ class Access:
 def _caller(row: TokenRow) -> Caller:
     if (reason := row.why_not(time.time())) is not None:
         raise Unauthorized(f"the token was {reason}" if reason == "revoked" else f"the token has {reason}")
-    return Caller(row.tenant, row.allowed(), row.id, row.digest)
+    return Caller(row.tenant, row.allowed(), row.id, row.digest, is_fresh=row.claim_by is not None)
 
 
 def _text(token_id: str, secret: bytes) -> str:

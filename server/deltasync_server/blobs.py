@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.hashing import hasher
@@ -30,6 +31,7 @@ from deltasync.disk import (
     write_piece,
 )
 from deltasync_server.state import BlobRow, split_digests
+from deltasync_server.tenants import Tenant
 
 PLAIN_MODE, EXECUTABLE_MODE = 0o444, 0o555
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -37,6 +39,8 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_LINK = "link"
+"""A name that no content has."""
 _log = logging.getLogger(__name__)
 
 
@@ -152,6 +156,17 @@ class Staging:
         if new_bytes is not None:
             self.assembled.add(digest)
         self.content_bytes += operation.size if new_bytes is None else new_bytes
+
+    def takes_link(self, target: str) -> bool:
+        """Tell whether this file system holds a link with such a target."""
+        try:
+            os.symlink(target, _LINK, dir_fd=self.folder.fd)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return False
+        os.unlink(_LINK, dir_fd=self.folder.fd)
+        return True
 
     def drop(self, operation: Operation) -> None:
         """Remove the file of a content that was not taken."""
@@ -383,21 +398,27 @@ def place_of(digest: bytes) -> str:
     return f"{name[:2]}/{name}"
 
 
+class _Lease(NamedTuple):
+    until: float
+    packed: bytes
+    tenant: Tenant | None
+
+
 class Leases:
     """Digests that no collection may remove for a while, by a clock that no one can set."""
 
     def __init__(self) -> None:
         self.guard = threading.RLock()
         """Held while digests are looked up and leased, and while unleased ones are removed: neither comes between."""
-        self._held: dict[int, tuple[float, bytes]] = {}
+        self._held: dict[int, _Lease] = {}
         self._next = 0
 
-    def add(self, digests: Iterable[bytes], seconds: float) -> int:
-        """Lease digests; returns the lease's number."""
+    def add(self, digests: Iterable[bytes], seconds: float, tenant: Tenant | None = None) -> int:
+        """Lease digests; returns the lease's number. tenant: for whom; None is for all."""
         with self.guard:
             self._drop_expired()
             self._next += 1
-            self._held[self._next] = (time.monotonic() + seconds, b"".join(digests))
+            self._held[self._next] = _Lease(time.monotonic() + seconds, b"".join(digests), tenant)
             return self._next
 
     def drop(self, number: int) -> None:
@@ -405,13 +426,14 @@ class Leases:
         with self.guard:
             self._held.pop(number, None)
 
-    def digests(self) -> set[bytes]:
-        """Return every digest that is leased now."""
+    def digests(self, tenant: Tenant | None = None) -> set[bytes]:
+        """Return every digest that is leased now. tenant: only what is leased for this one, or for all."""
         with self.guard:
             self._drop_expired()
-            return {digest for _, packed in self._held.values() for digest in split_digests(packed)}
+            of = [each for each in self._held.values() if None in (tenant, each.tenant) or each.tenant == tenant]
+            return {digest for each in of for digest in split_digests(each.packed)}
 
     def _drop_expired(self) -> None:
         now = time.monotonic()
-        for number in [number for number, (until, _) in self._held.items() if until <= now]:
+        for number in [number for number, each in self._held.items() if each.until <= now]:
             del self._held[number]

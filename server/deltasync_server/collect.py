@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,14 +16,18 @@ from deltasync_server.state import (
     adopted_digests,
     batched,
     compared_roots,
-    file_digests,
+    file_digests_of,
     forget_digests,
+    held_by_tenant,
     keep_no_more_than,
-    kept_roots,
+    kept_roots_of,
     loader,
 )
+from deltasync_server.tenants import Tenant
 
 ShouldStop = Callable[[], bool]
+EVER = 2**62
+"""Seconds since 1970 that are never reached."""
 NOTED_AT_ONCE = 5_000
 """Rows of idle content that are written in one transaction."""
 
@@ -78,7 +83,8 @@ class Collection:
         self._cache = cache
         self._leases = leases
         self._keep_sequences = keep_sequences
-        self._marks = Marks()
+        self._marks: defaultdict[Tenant, Marks] = defaultdict(Marks)
+        """What each tenant's heads, kept sequences and files need."""
         self._compared = Marks()
         self._adopted: set[bytes] = set()
         self.result = Collected(is_dry_run=is_dry_run)
@@ -93,6 +99,9 @@ class Collection:
         self.prune_objects(should_stop)
         self._release_adopted(now)
         self._sweep_blobs(should_stop)
+        if not (should_stop() or self.result.is_dry_run):
+            self._note_let_go(0)
+            self._end_holdings(EVER, b"")
         if not should_stop():
             self._sweep_strays()
         return self.result
@@ -127,34 +136,78 @@ class Collection:
         with self._state.read() as db:
             known = {digest for (digest,) in db.execute("SELECT digest FROM idle")}
             found = {digest for (digest,) in db.execute("SELECT digest FROM blobs")}
-        found -= self._marks.blobs | self._adopted | self._leases.digests()
+        found -= self._adopted | self._leases.digests()
+        for marks in self._marks.values():
+            found -= marks.blobs
         for batch in batched(known - found, NOTED_AT_ONCE):
             with self._state.write() as db:
                 db.executemany("DELETE FROM idle WHERE digest = ?", [(digest,) for digest in batch])
         for batch in batched(found - known, NOTED_AT_ONCE):
             with self._state.write() as db:  # what a commit needs again by now is seen before it is removed
                 db.executemany("INSERT OR IGNORE INTO idle VALUES (?, ?)", [(digest, int(now)) for digest in batch])
+        self._note_let_go(int(now))
 
-    def evict(self, size_bytes: int, before: float, should_stop: ShouldStop = lambda: False) -> int:
+    def _note_let_go(self, now: int) -> None:
+        """Record what each tenant holds and needs no more, whatever the others do (spec ST-105)."""
+        with self._state.read() as db:
+            holdings = held_by_tenant(db)
+            known = set(db.execute("SELECT tenant, digest FROM let_go"))
+        for tenant, found in holdings.items():
+            found -= self._marks[tenant].blobs | self._adopted | self._leases.digests(tenant)
+            former = {digest for whose, digest in known if whose == tenant}
+            for batch in batched(former - found, NOTED_AT_ONCE):
+                with self._state.write() as db:
+                    delete = "DELETE FROM let_go WHERE tenant = ? AND digest = ?"
+                    db.executemany(delete, [(tenant, digest) for digest in batch])
+            for batch in batched(found - former, NOTED_AT_ONCE):
+                with self._state.write() as db:
+                    insert = "INSERT OR IGNORE INTO let_go VALUES (?, ?, ?)"
+                    db.executemany(insert, [(tenant, digest, now) for digest in batch])
+
+    def evict(self, size_bytes: int, before: float, should_stop: ShouldStop = lambda: False, *, blobs: int = 0) -> int:
         """Remove so many bytes of what `note_idle` recorded, the longest idle first; returns how many went.
 
-        before: seconds since 1970; what nothing has needed only since then stays.
+        before: seconds since 1970; what nothing has needed only since then stays. blobs: and at least so many blobs.
         """
-        select = "SELECT digest, size FROM idle JOIN blobs USING (digest) WHERE since <= ? ORDER BY since, digest"
+        select = "SELECT since, digest, size FROM idle JOIN blobs USING (digest) WHERE since <= ? ORDER BY 1, 2"
         with self._state.read() as db:
             idle = db.execute(select, (int(before),)).fetchall()
-        batch, batch_bytes = list[bytes](), 0
-        for digest, size in idle:
-            if should_stop() or self.result.blob_bytes >= size_bytes:
+        batch, batch_bytes, gone = list[bytes](), 0, self.result
+
+        def is_enough() -> bool:
+            return gone.blob_bytes + batch_bytes >= size_bytes and gone.blobs + len(batch) >= blobs
+
+        last = None
+        for since, digest, size in idle:
+            if should_stop() or (not batch and is_enough()):
                 break
             batch.append(digest)
             batch_bytes += size
-            if len(batch) == BATCH or self.result.blob_bytes + batch_bytes >= size_bytes:
+            last = (since, digest)
+            if len(batch) == BATCH or is_enough():
                 self._remove_blobs(batch)
                 batch, batch_bytes = [], 0
-        else:
-            self._remove_blobs(batch)
-        return self.result.blob_bytes
+        self._remove_blobs(batch)
+        if last is not None:
+            self._end_holdings(*last)
+        return gone.blob_bytes
+
+    def _end_holdings(self, since: int, digest: bytes) -> None:
+        """End what tenants let go no later than a blob that went, as if nobody else needed it (spec ST-105)."""
+        with self._state.read() as db:
+            select = "SELECT tenant, digest FROM let_go WHERE (since, digest) <= (?, ?)"
+            ended = db.execute(select, (since, digest)).fetchall()
+        for start in range(0, len(ended), BATCH):
+            with self._leases.guard, self._state.hold():
+                self._mark()
+                leased = {tenant: self._leases.digests(tenant) for tenant, _ in ended[start : start + BATCH]}
+                gone = [
+                    (digest, tenant)
+                    for tenant, digest in ended[start : start + BATCH]
+                    if digest not in self._marks[tenant].blobs and digest not in leased[tenant]
+                ]
+                with self._state.write() as db:
+                    db.executemany("DELETE FROM holdings WHERE digest = ? AND tenant = ?", gone)
 
     def _release_adopted(self, now: float) -> None:
         """Let go of adopted content whose time is over (spec ST-73); its blobs are like any others from then on."""
@@ -170,7 +223,7 @@ class Collection:
         self._mark()
         with self._state.read() as db:
             digests = [digest for (digest,) in db.execute("SELECT digest FROM blobs")]
-        unnamed = [digest for digest in digests if digest not in self._marks.blobs]
+        unnamed = [digest for digest in digests if not self._is_named(digest)]
         dead = [digest for digest in unnamed if digest not in self._adopted]
         self.result.kept_adopted = len(unnamed) - len(dead)
         for batch in batched(dead, BATCH):
@@ -187,7 +240,7 @@ class Collection:
         with self._cache.staging() as waste, self._leases.guard, self._state.hold():
             self._mark()
             leased = self._leases.digests()
-            gone = [digest for digest in batch if digest not in self._marks.blobs and digest not in leased]
+            gone = [digest for digest in batch if not self._is_named(digest) and digest not in leased]
             with self._state.read() as db:
                 for digest in gone:
                     (size,) = db.execute("SELECT size FROM blobs WHERE digest = ?", (digest,)).fetchone() or (0,)
@@ -210,9 +263,16 @@ class Collection:
 
     def _mark(self) -> None:
         with self._state.read() as db:
-            self._marks.add(kept_roots(db, self._keep_sequences), loader(db))
+            for tenant, roots in kept_roots_of(db, self._keep_sequences).items():
+                self._marks[tenant].add(roots, loader(db))
+            for tenant, digests in file_digests_of(db).items():
+                self._marks[tenant].blobs |= digests
             self._compared.add(compared_roots(db), loader(db))
-            self._marks.blobs |= file_digests(db)
+
+    def _is_named(self, digest: bytes) -> bool:
+        return any(digest in marks.blobs for marks in self._marks.values())
 
     def _is_dead_object(self, digest: bytes) -> bool:
-        return digest not in self._marks.objects and digest not in self._compared.objects
+        return digest not in self._compared.objects and all(
+            digest not in marks.objects for marks in self._marks.values()
+        )

@@ -14,8 +14,9 @@ from deltasync_server.collect import Collection, ShouldStop
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
 from deltasync_server.ledger import Ledger
-from deltasync_server.room import Room
+from deltasync_server.room import Room, Shortage
 from deltasync_server.state import BATCH, State, batched
+from deltasync_server.tenants import Tenant
 
 KNOWN_SECONDS = 30.0
 """So long it is believed that no more could be removed."""
@@ -47,9 +48,9 @@ class Evictor:
         self.wake: Callable[[], None] | None = None
         """Has the thread run that removes things; None while there is none."""
         self._lock = threading.Lock()
-        self._asked = 0
-        self._left = (0.0, 0)
-        """Until when it is known, by the monotonic clock, how many bytes can still be removed."""
+        self._asked = Shortage()
+        self._left = (0.0, Shortage())
+        """Until when it is known, by the monotonic clock, how much can still be removed."""
         self._noted_at = time.monotonic()
 
     @property
@@ -57,13 +58,13 @@ class Evictor:
         """Whether somebody waits for room."""
         return bool(self._asked)
 
-    def ask(self, size_bytes: int) -> bool:
-        """Have so many bytes removed, and say whether the asker should wait for it; without a thread it is done now."""
+    def ask(self, short: Shortage) -> bool:
+        """Have so much removed, and say whether the asker should wait for it; without a thread it is done now."""
         with self._lock:
             until, left = self._left
-            if time.monotonic() < until and left < size_bytes:
+            if time.monotonic() < until and not short.is_met_by(left):
                 return False
-            self._asked = max(self._asked, size_bytes)
+            self._asked = self._asked.or_more(short)
         if (wake := self.wake) is None:
             self.run(lambda: False)
             return False
@@ -78,14 +79,15 @@ class Evictor:
             self._ledger.count()
             self._journal.checkpoint(should_stop)  # spec ST-133: a blob that it names is not let go before
             collection = self._noted()
-            left = self._idle_bytes()
-            if left >= self._asked:
-                left -= self._evict(collection, max(self._asked, self._room.spare_shortage()), should_stop)
+            left = self._idle()
+            if self._asked.is_met_by(left):
+                gone = self._evict(collection, self._asked.or_more(self._room.spare_shortage()), should_stop)
+                left = Shortage(left.bytes - gone.bytes, left.inodes - gone.inodes)
         except Exception:  # noqa: BLE001  a worker reports it; whoever waits is told that there is no room
             _log.exception("no room could be made")
-            left = 0
+            left = Shortage()
         with self._lock:
-            self._asked = 0
+            self._asked = Shortage()
             self._left = (time.monotonic() + KNOWN_SECONDS, left)
 
     def keep_spare(self, should_stop: ShouldStop) -> None:
@@ -107,28 +109,31 @@ class Evictor:
         self._noted_at = time.monotonic()
         return collection
 
-    def _evict(self, collection: Collection, size_bytes: int, should_stop: ShouldStop) -> int:
-        freed = collection.evict(size_bytes, self._before(), should_stop)
-        if freed:
-            _log.warning("removed %d blobs (%s) that nothing needs", collection.result.blobs, bytes_text(freed))
-        return freed
+    def _evict(self, collection: Collection, short: Shortage, should_stop: ShouldStop) -> Shortage:
+        freed = collection.evict(short.bytes, self._before(), should_stop, blobs=short.inodes)
+        if blobs := collection.result.blobs:
+            _log.warning("removed %d blobs (%s) that nothing needs", blobs, bytes_text(freed))
+        return Shortage(freed, blobs)
 
     def _before(self) -> float:
         return time.time() - self._config.evict_after_seconds
 
-    def _idle_bytes(self) -> int:
+    def _idle(self) -> Shortage:
+        """Return how much could go; a blob is an inode."""
         with self._state.read() as db:
-            select = "SELECT coalesce(sum(size), 0) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
-            return int(db.execute(select, (int(self._before()),)).fetchone()[0])
+            select = "SELECT coalesce(sum(size), 0), count(*) FROM idle JOIN blobs USING (digest) WHERE since <= ?"
+            return Shortage(*db.execute(select, (int(self._before()),)).fetchone())
 
-    def note_used(self, digests: Values[bytes]) -> None:
-        """Count content as idle only from now on: somebody asked for it."""
+    def note_used(self, tenant: Tenant, digests: Values[bytes]) -> None:
+        """Count content as idle, and as let go by a tenant, only from now on: it asked for it."""
         with self._state.read() as db:
-            found = db.execute("SELECT 1 FROM idle LIMIT 1").fetchone()
+            found = db.execute("SELECT 1 FROM let_go WHERE tenant = ? LIMIT 1", (tenant,)).fetchone()
         if not digests or found is None:
             return
         now = int(time.time())
         with self._state.write() as writer:
-            update = "UPDATE idle SET since = ? WHERE digest = ?"
             for batch in batched(digests, BATCH):
+                update = "UPDATE idle SET since = ? WHERE digest = ?"
                 writer.executemany(update, [(now, digest) for digest in batch])
+                update = "UPDATE let_go SET since = ? WHERE tenant = ? AND digest = ?"
+                writer.executemany(update, [(now, tenant, digest) for digest in batch])

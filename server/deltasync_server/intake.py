@@ -26,6 +26,7 @@ from deltasync.core.errors import (
     Corrupt,
     DeltasyncError,
     HostBusy,
+    LimitExceeded,
     NotOwner,
     Refused,
     RootMismatch,
@@ -34,7 +35,7 @@ from deltasync.core.errors import (
     StaleEpoch,
 )
 from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
-from deltasync.core.names import WorkspaceName
+from deltasync.core.names import WorkspaceName, shown
 from deltasync.core.recipe import Recipe
 from deltasync.core.sequence import Head, Header, Verdict, decide
 from deltasync.disk import space_guard
@@ -265,6 +266,7 @@ class Intake:
         if first is not None:
             return Committed(first, 0, 0)  # the rest is not read: the routes answer while it still arrives (spec H-14)
         with ExitStack() as borrowed, self.rooms.cache.staging() as staging:
+            _require_links(metadata, staging)
             if _brings_large_content(metadata):
                 self._do_without_journal(staging)
             if self.rooms.room.is_bounded:
@@ -381,7 +383,7 @@ class Intake:
         named = [bytes.fromhex(digest) for digest in content_operations(metadata)]
         with self.rooms.leases.guard, self.rooms.state.read() as db:
             present = held_rows(db, self._tenant, named)
-            self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS)
+            self._lease = self.rooms.leases.add(present, ARRIVAL_SECONDS, self._tenant)
         is_of_parts = part.FEATURE in metadata.manifest.requires
         if is_of_parts and metadata.operations:  # the last part may be on its way into its row
             self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
@@ -444,12 +446,13 @@ class Intake:
             applied = delta.apply(head_of(db, name).root, metadata.operations, loader(db))
         if applied.root.hex() != metadata.manifest.root:
             raise RootMismatch(f"the operations give the root {applied.root.hex()}, not {metadata.manifest.root}")
-        self.rooms.room.require_share(self._tenant, files=applied.files)
         durable.result()  # spec ST-11: durable before any row names it
         self.permit()  # a token that was revoked meanwhile commits nothing (spec H-104)
         changed = self._changed(metadata, staging)  # before the lock: a first look at many files takes long
         try:
             with state.hold():
+                # Here, where no other commit comes between: two that also delete were not weighed before (spec H-108).
+                self.rooms.room.require_files(self._tenant, applied.files)
                 with state.read() as db:
                     kept = self._present(db, metadata, staging, changed)
                 with self.rooms.cache.published(staging, kept) as rows:
@@ -464,7 +467,7 @@ class Intake:
         """Keep what is here of a bundle until its sender has brought the rest (spec ST-62)."""
         named = map(bytes.fromhex, content_operations(metadata))
         with self.rooms.leases.guard, self.rooms.state.read() as db:
-            self.rooms.leases.add(held_rows(db, self._tenant, named), LEASE_SECONDS)
+            self.rooms.leases.add(held_rows(db, self._tenant, named), LEASE_SECONDS, self._tenant)
 
     def _changed(self, metadata: Metadata, staging: Staging) -> Collection[bytes]:
         """Return what the bundle names without bringing it, and whose file is not as its row says (spec ST-24)."""
@@ -621,6 +624,20 @@ def _new_files(operations: Sequence[Operation]) -> int:
     if any(each.operation is Verb.DELETED for each in operations):
         return 0
     return sum(each.operation is Verb.CREATED and each.kind is Kind.FILE for each in operations)
+
+
+def _require_links(metadata: Metadata, staging: Staging) -> None:
+    """Raise LimitExceeded where a link's target is longer than the disk takes: no tree could hold it (spec ST-38)."""
+    links = [each for each in metadata.operations if each.target is not None]
+    longest = max(links, key=lambda each: len((each.target or "").encode()), default=None)
+    if longest is not None and not staging.takes_link(longest.target or ""):
+        size = len((longest.target or "").encode())
+        raise LimitExceeded(
+            "ST-38",
+            f"the target of the link {shown(longest.path)} has {size} bytes, more than the file system of the server's "
+            "data takes; shorten it, or have it ignored",
+            path=longest.path,
+        )
 
 
 def _brings_large_content(metadata: Metadata) -> bool:

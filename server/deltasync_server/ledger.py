@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from deltasync.core import wire
 from deltasync_server.config import StoreConfig
 from deltasync_server.state import State
@@ -49,30 +51,12 @@ class Ledger:
         self._coming: Counter[Tenant] = Counter()
 
     def count(self) -> dict[str, int]:
-        """Return the bytes of every regular file below DATA, by what they are for; a hard link counts once.
-
-        The cache is counted by its rows, a file of a tree only where it is no link of a blob.
-        """
-        found = dict.fromkeys((_CACHE, _TREES, _BUNDLES, "quarantine", "staging", *_LIVE, "other"), 0)
-        for entry in os.scandir(self._config.data):
-            if not entry.is_dir(follow_symlinks=False):
-                found["other"] += _size_of(entry)
-            elif entry.name == FOLDER:
-                for kind, size in self._of_tenants(entry.path):
-                    found[kind] += size
-            elif entry.name != _CACHE:
-                kind = entry.name if entry.name in found else "other"
-                found[kind] += _bytes_below(entry.path, is_linked=kind == _TREES)
+        """Return the bytes of every regular file below DATA, by what they are for."""
         with self._state.read() as db:
-            found[_CACHE] = cached(db).bytes
+            found = bytes_by_kind(self._config.data, db)
         with self._lock:
             self._beside = sum(size for kind, size in found.items() if kind not in (_CACHE, "staging", *_LIVE))
         return found
-
-    def _of_tenants(self, folder: str) -> Iterator[tuple[str, int]]:
-        for tenant in os.scandir(folder):
-            for kind in (_TREES, _BUNDLES):
-                yield kind, _bytes_below(f"{tenant.path}/{kind}", is_linked=kind == _TREES)
 
     def held_bytes(self) -> int:
         """Return what the store takes: the last count of what changes seldom, everything else as it is now."""
@@ -92,16 +76,52 @@ class Ledger:
         with self._lock:
             self._coming[tenant] += size_bytes
 
+    def files(self, tenant: Tenant) -> int:
+        """Return how many files the workspaces of a tenant have."""
+        with self._state.read() as db:
+            return files_of(db, tenant)
+
     def usage(self, tenant: Tenant) -> wire.Usage:
         """Return what a tenant holds, with what is on its way, and what it may hold."""
         with self._state.read() as db:
-            held_bytes = share_of(db, tenant).bytes - _idle_bytes(db, tenant) + _arrived_bytes(db, tenant)
-            files = files_of(db, tenant)
+            usage = usage_of(db, self._config, tenant)
         with self._lock:
-            held_bytes += self._coming[tenant]
-        return wire.Usage(
-            bytes=held_bytes, bytes_limit=self._config.tenant_quota, files=files, files_limit=self._config.tenant_files
-        )
+            return msgspec.structs.replace(usage, bytes=usage.bytes + self._coming[tenant])
+
+
+def bytes_by_kind(data: Path, db: sqlite3.Connection) -> dict[str, int]:
+    """Return the bytes of every regular file below DATA, by what they are for; a hard link counts once.
+
+    The cache is counted by its rows, a file of a tree only where it is no link of a blob.
+    """
+    found = dict.fromkeys((_CACHE, _TREES, _BUNDLES, "quarantine", "staging", *_LIVE, "other"), 0)
+    for entry in os.scandir(data):
+        if not entry.is_dir(follow_symlinks=False):
+            found["other"] += _size_of(entry)
+        elif entry.name == FOLDER:
+            for kind, size in _of_tenants(entry.path):
+                found[kind] += size
+        elif entry.name != _CACHE:
+            kind = entry.name if entry.name in found else "other"
+            found[kind] += _bytes_below(entry.path, is_linked=kind == _TREES)
+    found[_CACHE] = cached(db).bytes
+    return found
+
+
+def _of_tenants(folder: str) -> Iterator[tuple[str, int]]:
+    for tenant in os.scandir(folder):
+        for kind in (_TREES, _BUNDLES):
+            yield kind, _bytes_below(f"{tenant.path}/{kind}", is_linked=kind == _TREES)
+
+
+def usage_of(db: sqlite3.Connection, config: StoreConfig, tenant: Tenant) -> wire.Usage:
+    """Return what a tenant holds and may hold, without what is on its way."""
+    return wire.Usage(
+        bytes=share_of(db, tenant).bytes - _idle_bytes(db, tenant) + _arrived_bytes(db, tenant),
+        bytes_limit=config.tenant_quota,
+        files=files_of(db, tenant),
+        files_limit=config.tenant_files,
+    )
 
 
 def _bytes_below(folder: str, *, is_linked: bool) -> int:
@@ -145,11 +165,8 @@ def files_of(db: sqlite3.Connection, tenant: Tenant) -> int:
 
 
 def _idle_bytes(db: sqlite3.Connection, tenant: Tenant) -> int:
-    """Return what a tenant holds of content that nothing needs: it makes way for whatever comes."""
-    select = (
-        "SELECT coalesce(sum(size), 0) FROM idle JOIN holdings USING (digest) JOIN blobs USING (digest) "
-        "WHERE tenant = ?"
-    )
+    """Return what a tenant holds of content that nothing of its own needs, whoever else does (spec ST-105)."""
+    select = "SELECT coalesce(sum(size), 0) FROM let_go JOIN blobs USING (digest) WHERE tenant = ?"
     return int(db.execute(select, (tenant,)).fetchone()[0])
 
 

@@ -71,7 +71,7 @@ def _contents(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 def chunk_pieces(blob: BinaryIO, average_bytes: int, doubt: Callable[[], object]) -> Generator[bytes, None, None]:
-    """Yield the packed list of an open blob's chunks, and close it (spec H-40). doubt: told if that fails."""
+    """Yield the packed list of an open blob's chunks, and close it (spec H-136). doubt: told if that fails."""
     chunker, buffer = Chunker(average_bytes), memoryview(bytearray(CUT_BYTES))
     with blob:
         try:

@@ -316,8 +316,8 @@ class Store:
         with self.leases.guard, self.state.read() as db:
             present = held_rows(db, tenant, digests)
             if present:
-                self.leases.add(present, seconds)
-        self._evictor.note_used(present)
+                self.leases.add(present, seconds, tenant)
+        self._evictor.note_used(tenant, present)
         return present
 
     def directory(self, name: WorkspaceName, digest: bytes) -> bytes:
@@ -394,7 +394,7 @@ class Store:
         return blob_pieces(self.state, tenant, self._opened, self._asked(digests))
 
     def offer_chunks(self, tenant: Tenant, digest: bytes, average_bytes: int) -> Generator[bytes, None, None]:
-        """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-40)."""
+        """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-136)."""
         if not is_average(average_bytes):
             raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
         return chunk_pieces(self.open_blob(tenant, digest)[0], average_bytes, partial(self.trees.prove, [digest]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -20,7 +21,7 @@ from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
 from deltasync.db import connect, damaged, transaction
 from deltasync.decoding import decoded
-from deltasync_server.tenants import Tenant
+from deltasync_server.tenants import Tenant, tenant_of
 
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""
@@ -205,6 +206,18 @@ MIGRATIONS = (
     """
     CREATE INDEX blobs_large ON blobs (size) WHERE size >= 1048576
     """,
+    """
+    CREATE TABLE let_go (
+        tenant TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        since INTEGER NOT NULL,
+        PRIMARY KEY (tenant, digest)
+    ) WITHOUT ROWID;
+    INSERT INTO let_go SELECT tenant, digest, since FROM idle JOIN holdings USING (digest);
+    CREATE TRIGGER holding_went AFTER DELETE ON holdings BEGIN
+        DELETE FROM let_go WHERE tenant = old.tenant AND digest = old.digest;
+    END
+    """,
 )
 
 
@@ -383,13 +396,20 @@ def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
 
 def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
     """Return every root whose whole tree must stay, with content: heads, kept sequences, and where trees move to."""
-    roots: set[bytes] = set()
+    return set().union(*kept_roots_of(db, keep_sequences).values())
+
+
+def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, set[bytes]]:
+    """Return those roots by whose workspaces need them."""
+    found: defaultdict[Tenant, set[bytes]] = defaultdict(set)
     for row in workspace_rows(db):
+        roots = found[tenant_of(row.name)]
         roots |= {row.root, *(receipt.root for receipt in kept_receipts(db, row.name, keep_sequences))}
         if row.moving_to is not None:
             select = "SELECT root FROM receipts WHERE workspace = ? AND sequence = ?"
             roots |= {root for (root,) in db.execute(select, (row.name, row.moving_to))}
-    return roots - {EMPTY_ROOT}
+        roots.discard(EMPTY_ROOT)
+    return found
 
 
 def compared_roots(db: sqlite3.Connection) -> set[bytes]:
@@ -398,9 +418,12 @@ def compared_roots(db: sqlite3.Connection) -> set[bytes]:
     return {root for row in rows for root in (row.tree_root, row.durable_root)} - {EMPTY_ROOT}
 
 
-def file_digests(db: sqlite3.Connection) -> set[bytes]:
-    """Return the blobs that files uploaded by themselves need; deleted ones need none."""
-    return {digest for (digest,) in db.execute("SELECT digest FROM files WHERE deleted_at IS NULL")}
+def file_digests_of(db: sqlite3.Connection) -> dict[Tenant, set[bytes]]:
+    """Return the blobs that each tenant's files uploaded by themselves need; deleted ones need none."""
+    found: defaultdict[Tenant, set[bytes]] = defaultdict(set)
+    for tenant, digest in db.execute("SELECT tenant, digest FROM files WHERE deleted_at IS NULL"):
+        found[tenant].add(digest)
+    return found
 
 
 def object_body(db: sqlite3.Connection, digest: bytes) -> bytes | None:
@@ -472,6 +495,14 @@ def grant(db: sqlite3.Connection, tenant: Tenant, digests: Iterable[bytes]) -> N
     """Record that a tenant holds the content, or the directory objects, of these digests."""
     insert = "INSERT OR IGNORE INTO holdings VALUES (?, ?)"
     db.executemany(insert, [(digest, tenant) for digest in sorted(digests)])
+
+
+def held_by_tenant(db: sqlite3.Connection) -> dict[Tenant, set[bytes]]:
+    """Return the contents in the cache that each tenant holds."""
+    found: defaultdict[Tenant, set[bytes]] = defaultdict(set)
+    for tenant, digest in db.execute("SELECT tenant, digest FROM holdings JOIN blobs USING (digest)"):
+        found[tenant].add(digest)
+    return found
 
 
 def forget_digests(db: sqlite3.Connection, table: str, digests: Collection[bytes]) -> None:

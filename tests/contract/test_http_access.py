@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -19,6 +21,7 @@ from serving import BINARY, Answer, Bundle, Served, Writer, serving, until
 from deltasync.core import frames
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.names import bytes_text
 
 API = "/api/v1"
 NOBODY = "dst_" + "0" * 12 + "_" + "0" * 64
@@ -366,6 +369,24 @@ def test_a_token_that_is_revoked_during_an_upload_commits_nothing(server: Served
     assert again.request("POST", f"{API}/uploads/{upload}/complete", told).json["sequence"] == 1
 
 
+def test_a_token_that_is_revoked_while_it_reads_gets_no_further_piece(server: Served) -> None:
+    """H-104: the stream breaks off, so that nobody takes what came for whole."""
+    content = os.urandom(1 << 20) * 24
+    digest = digest_of(content).hex()
+    sent(server.showing(token(server.data, "--tenant", "reader")["token"]), "long", content)
+    asked = {"GET": f"{API}/blobs/{digest}", "POST": f"{API}/workspaces/long/blobs"}
+    for method, path in asked.items():
+        made = token(server.data, "--tenant", "reader")
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
+            body = json.dumps({"digests": [digest]}) if method == "POST" else None
+            connection.request(method, path, body, {"Authorization": f"Bearer {made['token']}"})
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read(1024)
+            assert command(server.data, "revoke", made["id"]).returncode == 0
+            with pytest.raises(http.client.IncompleteRead):
+                answer.read()
+
+
 def test_one_tenants_uploads_leave_room_for_the_others(tmp_path: Path) -> None:
     """T1: as many silent uploads as the server takes at once, all of one tenant, keep nobody else waiting."""
     with (
@@ -421,6 +442,26 @@ def test_free_space_is_told_coarsely(server: Served, admin: Served, alice: Serve
     """To the byte it would say whether somebody else had a content before; the operator may know."""
     exact, told = (each.get("/health").json["disk_free_bytes"] for each in (admin, alice))
     assert told % (1 << 30) == 0 and abs(exact - told) < 3 << 30
+
+
+def test_a_refusal_tells_free_space_coarsely(tmp_path: Path) -> None:
+    """Facts and sentence have whole GiB for who has no `admin`; the operator knows to the byte."""
+    settings = tmp_path / "server.toml"
+    settings.write_text(f"[limits]\nbundle_bytes = {1 << 62}\nupload_piece_bytes = {1 << 40}\n")
+    with serving(tmp_path / "data", "--require-token", "--config", str(settings)) as served:
+        sizes = {"file_size": 1 << 60, "chunk_size": 1 << 40}
+        asked = {"kind": "file", "hostname": "h", "filepath": "/f", "blake3": "0" * 64, **sizes}
+        for scope, is_exact in (("push", False), ("push admin", True)):
+            caller = served.showing(token(served.data, "--scope", scope)["token"])
+            while (
+                answer := caller.request("POST", f"{API}/uploads/initiate", json.dumps(asked).encode())
+            ).status == 503:
+                pass  # until it is known that nothing can make way
+            refused(answer, 507, "NO_SPACE")
+            free_bytes, sentence = answer.json["facts"]["free_bytes"], answer.json["detail"]
+            assert (free_bytes % (1 << 30) != 0) is is_exact
+            said = bytes_text(free_bytes) if free_bytes else "less than 1.0 GiB"
+            assert f"{said} free" in sentence
 
 
 def test_no_secret_is_written_down(server: Served, alice: Served) -> None:

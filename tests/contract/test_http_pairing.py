@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -164,6 +165,25 @@ def test_a_code_ends_with_its_time(server: Secured) -> None:
     """After --for it is as if it had never been."""
     with pytest.raises(Unauthorized):
         paired(server, code_of(server.data, "--for", "0s"))
+
+
+def test_a_token_that_never_reached_its_client_ends(server: Secured) -> None:
+    """The answer was lost, or the server died before it: nobody has the token, and after its time it is worth nothing.
+
+    One that was used once stays, whatever its scope.
+    """
+    code, url, (_, public) = code_of(server.data), server.said["listening"], pairing._new_key()
+    certificate = server.said["certificate_sha256"]
+    with opened(url, Trust(fingerprint=certificate)) as transport:
+        lost = pairing._exchanged(transport, code, bytes.fromhex(certificate), public)
+    used = [paired(server, code_of(server.data)), paired(server, code_of(server.data, "--scope", "run"))]
+    with contextlib.closing(sqlite3.connect(server.data / "access.db", isolation_level=None)) as db:
+        over = "UPDATE tokens SET claim_by = 1 WHERE claim_by BETWEEN created_at + 600 AND created_at + 601"
+        assert db.execute(over).rowcount == 1
+    with opened(url, server.trust, lost.token) as transport, pytest.raises(Unauthorized, match="expired"):
+        transport.health()
+    assert sorted(row["state"] for row in tokens(server.data)) == ["expired", "good", "good"]
+    assert is_welcome(used[0]) and is_welcome(used[0], with_token=False)
 
 
 def test_codes_and_what_came_of_them_survive_a_restart(tmp_path: Path) -> None:

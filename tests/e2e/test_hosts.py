@@ -134,6 +134,24 @@ def test_a_watcher_goes_on_with_another_token(user: User, host: Host, folder: Pa
     until((host.data / "workspaces" / folder.name / "tree/more").exists)
 
 
+def test_a_push_after_a_rotation_that_broke_off_says_how_to_finish_it(user: User, host: Host, folder: Path) -> None:
+    """The server has the new token, the book still shows the old one; the sentence names the command that mends it."""
+    words = [BINARY, "token", "create", "--data", host.data]
+    first = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    add(user, replace(host, token=first), "--fingerprint", host.sha256)
+    assert user.run("push", folder, "--to", "gpu").code == 0
+    record = user.home / "own/hosts/gpu.json"
+    before = json.loads(record.read_text())
+    assert user.run("host", "rotate", "gpu").code == 0
+    fresh = json.loads(record.read_text())["token"]
+    record.write_text(json.dumps({**before, "next_token": fresh}))  # as it was when the answer did not come
+    refused = user.run("push", folder)
+    assert refused.code == 7 and "broken off; run `deltasync host rotate gpu` to finish it" in refused.err
+    assert fresh not in refused.err
+    assert user.run("host", "rotate", "gpu").code == 0
+    assert user.run("push", folder).code == 0
+
+
 def test_a_watcher_waits_while_another_answers(user: User, folder: Path, tmp_path: Path) -> None:
     """Where another server answers meanwhile a watcher sends it nothing, and goes on when its own is back."""
     with served(tmp_path / "data", "127.0.0.1:0", "--tls") as first:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import folders
+import pytest
 from serving import serving
 from user import User
 
@@ -62,6 +66,45 @@ def test_a_pinned_state_can_be_fetched_for_as_long_as_it_is_pinned(tmp_path: Pat
         released = user.run("pin", root, "--at", "1", "--release")
         assert (released.code, released.out) == (0, "sequence 1 is no longer pinned\n")
         assert user.run("fetch", "--from", served.url, "--workspace", "w", dest, "--at", "1").code == 1
+
+
+MAKERS = (("mkfs.xfs", "-q"), ("mkfs.ext4", "-q", "-b", "1024"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system whose links have targets of at most 1,023 bytes."""
+    image, mounted = tmp_path / "image", tmp_path / "disk"
+    mounted.mkdir()
+    image.touch()
+    os.truncate(image, 400 << 20)
+    maker = next((words for words in MAKERS if shutil.which(words[0])), None)
+    if os.geteuid() != 0 or maker is None:
+        pytest.skip("needs root, and mkfs.xfs or mkfs.ext4")
+    subprocess.run([*maker, image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, mounted], capture_output=True, check=False).returncode:
+        pytest.skip("this system mounts no image")
+    yield mounted
+    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
+
+
+@pytest.mark.root
+def test_a_link_that_the_servers_disk_does_not_take_is_named_and_nothing_is_lost(tmp_path: Path, disk: Path) -> None:
+    """ST-38: exit 6 and its path, instead of a tree that never moves again; without it the next push goes."""
+    user = User(tmp_path / "home")
+    root = user.home / "w"
+    folders.write(root, "a", "first")
+    (root / "fits").symlink_to("x/" * 511 + "x")
+    with serving(disk / "data") as served:
+        assert user.run("push", root, "--to", served.url).code == 0
+        folders.write(root, "b", "second")
+        (root / "long").symlink_to("x/" * 512)
+        refused = user.run("push", root)
+        assert refused.code == 6 and "the target of the link long has 1024 bytes, more than" in refused.err
+        assert served.get("/api/v1/workspaces/w").json["sequence"] == 1
+        (root / "long").unlink()
+        assert user.run("push", root).code == 0
+        folders.assert_same(root, served.data / "workspaces/w/tree")
 
 
 def test_one_tenants_requests_at_once_are_bounded(tmp_path: Path) -> None:

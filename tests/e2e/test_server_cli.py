@@ -325,6 +325,29 @@ def test_collect_and_check_report_what_they_find(tmp_path: Path) -> None:
     assert failed.returncode == 8 and "blob " in failed.stdout
 
 
+def test_the_status_of_a_store_is_told_beside_a_running_server(tmp_path: Path) -> None:
+    """H-49: every byte by its kind, quota, reserves, tenants and workspaces, whoever has the store."""
+    data = tmp_path / "data"
+    limits = ("--data", data, "--quota", "1G", "--tenant-quota", "100M")
+    with serving(data) as server:
+        assert server.send("w", Writer("w").file("a", os.urandom(50_000)), "?wait=20").status == 200
+        served = json.loads(run("status", *limits, "--json").stdout)
+        spoken = run("status", *limits)
+    assert served["quota_bytes"] == 1 << 30 and served["disk"]["free_bytes"] > served["disk"]["reserve_bytes"] > 0
+    assert served["bytes"]["cache"] == 50_000 and served["held_bytes"] == sum(served["bytes"].values())
+    share = {"tenant": "default", "bytes": 50_000, "bytes_limit": 100 << 20, "files": 1, "files_limit": None}
+    assert served["tenants"] == [{**share, "workspaces": 1}]
+    place = {"tenant": "default", "workspace": "w", "sequence": 1, "tree_sequence": 1, "files": 1}
+    assert served["workspaces"] == [{**place, "content_bytes": 50_000, "wanted": 0}]
+    assert spoken.returncode == 0 and "of 1.0 GiB: cache 48.8 KiB" in spoken.stdout
+    assert "tenant default: 48.8 KiB of 100.0 MiB in 1 workspaces, 1 files" in spoken.stdout
+    assert "workspace w of default: sequence 1, its tree holds 1, 1 files, 48.8 KiB" in spoken.stdout
+    stopped = json.loads(run("status", *limits, "--json").stdout)
+    assert (stopped["workspaces"], stopped["tenants"]) == (served["workspaces"], served["tenants"])
+    assert "there is no store" in sentence(run("status", "--data", tmp_path / "nowhere"), 1)
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_collection_leaves_nothing_for_a_check_to_find(tmp_path: Path) -> None:
     """After a kill trees are compared again; a collection, even a rehearsal of one, does that before it ends."""
     with serving(tmp_path / "data") as server:

@@ -28,8 +28,8 @@ DEFECTS = (
         "the trees that are kept lose their objects",
         "TR-96",
         "server/deltasync_server/collect.py",
-        "            self._marks.add(kept_roots(db, self._keep_sequences), loader(db))",
-        "            self._marks.add(kept_roots(db, 1), loader(db))",
+        "            for tenant, roots in kept_roots_of(db, self._keep_sequences).items():",
+        "            for tenant, roots in kept_roots_of(db, 1).items():",
     ),
     Defect(
         "no deletion stops a push",

@@ -15,8 +15,11 @@ from deltasync.core import bundle, wire
 from deltasync.core.errors import NoSpace, NotFound
 from deltasync.core.hashing import digest_of
 from deltasync.core.part import Part
+from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.room import space_of
+from deltasync_server.state import blob_rows
 from deltasync_server.tenants import DEFAULT
 
 PIECE = 1 << 16
@@ -146,7 +149,7 @@ def test_an_upload_that_does_not_fit_gives_its_space_back(disk: Path) -> None:
             except NoSpace as error:
                 refusal = error
                 break
-            assert free(disk) >= store.room._space()[1]
+            assert free(disk) >= space_of(store.config)[1]
         free_bytes, reserve_bytes = refusal.facts["free_bytes"], refusal.facts["reserve_bytes"]
         assert isinstance(free_bytes, int) and isinstance(reserve_bytes, int)
         assert refusal.facts["needed_bytes"] == PIECE and free_bytes - PIECE < reserve_bytes <= free_bytes
@@ -339,3 +342,61 @@ def test_below_the_reserve_nothing_is_taken(disk: Path) -> None:
         sender.send(store, sender.tree(a=b"one"))
         assert store.health().status == "ok"
         assert tree_of(store).parent.parent.is_dir()
+
+
+def fill_inodes(disk: Path, leave: int) -> None:
+    """Use up the disk's inodes but for so many."""
+    ballast = disk / "names"
+    ballast.mkdir()
+    for number in range(os.statvfs(disk).f_favail - leave):
+        (ballast / str(number)).touch()
+
+
+def idle_store(disk: Path, **files: int) -> tuple[Store, Sender]:
+    """Return a store with content of so many files that nothing needs any more, the first kind idle for longest."""
+    store, sender = Store(StoreConfig(disk / "data", keep_sequences=1, evict_after_seconds=0.0)), Sender()
+    store.recover()
+    for second, (kind, count) in enumerate(files.items()):
+        sender.send(
+            store, sender.tree(**{f"{kind}{number}": b"%s %d" % (kind.encode(), number) for number in range(count)})
+        )
+        store.catch_up()
+        Collection(store.state, store.cache, store.leases, 1).note_idle(second)
+    store.upkeep()
+    return store, sender
+
+
+def held(store: Store, kind: str, count: int) -> int:
+    """Return of how many files of a kind the cache has the content."""
+    with store.state.read() as db:
+        return len(blob_rows(db, [digest_of(b"%s %d" % (kind.encode(), number)) for number in range(count)]))
+
+
+def test_idle_content_makes_way_for_inodes(disk: Path) -> None:
+    """Below the reserve of inodes the longest idle goes, and no more than must; the bundle is taken (spec ST-134)."""
+    store, sender = idle_store(disk, old=400, young=100, head=10)
+    with store:
+        fill_inodes(disk, 100)
+        sender.send(store, sender.tree(head0=b"head 0", fresh=b"fresh"))
+        assert (held(store, "old", 400), held(store, "young", 100), held(store, "head", 10)) == (50, 100, 10)
+        assert os.statvfs(disk).f_favail >= 3 * 150 - 20
+        assert_tree(store, sender)
+
+
+def test_idle_content_that_would_not_give_inodes_enough_stays(disk: Path) -> None:
+    """No cache is emptied in vain; the refusal says what is lacking."""
+    store, sender = idle_store(disk, old=20, head=10)
+    with store:
+        fill_inodes(disk, 100)
+        with pytest.raises(NoSpace, match="fewer than the reserve of 150 inodes are free"):
+            sender.send(store, sender.tree(head0=b"head 0", fresh=b"fresh"))
+        assert held(store, "old", 20) == 20
+
+
+def test_inodes_are_freed_beforehand_in_a_quiet_moment(disk: Path) -> None:
+    """Below twice the reserve idle content goes without anyone asking, until three times the reserve is free."""
+    store, _ = idle_store(disk, old=400, head=10)
+    with store:
+        fill_inodes(disk, 250)
+        store.upkeep()
+        assert (held(store, "old", 400), held(store, "head", 10)) == (200, 10)

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def test_shares_follow_whatever_happens_to_blobs(config: StoreConfig) -> None:
         send_as(store, BOB, bob)
         store.collect()
         assert_books(store)
-        assert [store.ledger.usage(tenant).bytes for tenant in (ALICE, BOB)] == [128 * KIB, 64 * KIB]  # one needs it
+        assert [store.ledger.usage(tenant).bytes for tenant in (ALICE, BOB)] == [64 * KIB, 64 * KIB]  # one needs it
 
 
 def test_wrong_books_are_found_and_mended(config: StoreConfig) -> None:
@@ -218,6 +219,30 @@ def test_a_tenant_goes_no_further_than_its_part(config: StoreConfig) -> None:
         send_as(store, ALICE, alice, b=noise(2))
         store.collect()
         send_as(store, ALICE, alice, b=noise(2), c=noise(3))
+
+
+def test_two_that_also_delete_do_not_go_beyond_together(config: StoreConfig) -> None:
+    """Both are weighed by files where no other commit comes between; one of them is refused."""
+    senders = [Sender(name=WorkspaceName(name)) for name in ("one", "two")]
+    with opened(config, tenant_files=3) as store:
+        for sender in senders:
+            send_as(store, ALICE, sender, old=b"old")
+        meeting = threading.Barrier(2, timeout=20)
+
+        def replace_all(sender: Sender) -> str:
+            metadata, sealed = sender.seal(sender.tree(a=b"a", b=b"b"))
+            name = qualified(ALICE, sender.name)
+            try:
+                store.receive(name, io.BytesIO(sealed), expected_identity=metadata.identity, permit=meeting.wait)
+            except NoSpace as error:
+                return error.sentence
+            return "taken"
+
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = sorted(pool.map(replace_all, senders))
+        refusal = "you may have 3 files on this server: 3 are there and 1 would come; delete some, or ask its operator"
+        assert outcomes == ["taken", refusal]
+        assert store.ledger.usage(ALICE).files == 3
 
 
 def test_an_uploaded_file_counts_for_its_tenant(config: StoreConfig) -> None:

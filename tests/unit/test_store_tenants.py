@@ -21,6 +21,7 @@ from deltasync.core.recipe import Segment
 from deltasync.core.wire import LARGE_BYTES
 from deltasync_server.adopt import Adoption, AdoptOptions
 from deltasync_server.check import check
+from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
 from deltasync_server.journal import Journal
 from deltasync_server.receive import Store
@@ -162,6 +163,42 @@ def test_collection_forgets_who_held_what_is_gone(store: Store) -> None:
     assert dangling == (0,) and holders(store, digest_of(CONTENT)) == set()
 
 
+@pytest.mark.parametrize("others", [(), (CONTENT,)], ids=["nobody", "somebody"])
+@pytest.mark.parametrize("how", ["evict", "collect"])
+def test_nobody_learns_whether_others_need_what_it_let_go(config: StoreConfig, others: tuple[bytes], how: str) -> None:
+    """What goes of one's idle content is missing then, also where another needs it and the blob stays (ST-105)."""
+    alone = b"of alice alone"
+    digests = [digest_of(content).hex() for content in (CONTENT, alone)]
+    with Store(config) as store:
+        store.recover()
+        alice = send(store, sender_of(ALICE), a=CONTENT, b=alone)
+        send(store, sender_of(BOB), **{f"c{number}": content for number, content in enumerate(others)})
+        send(store, alice)
+        collection = Collection(store.state, store.cache, store.leases, 1)
+        collection.note_idle(5)
+        usage = store.ledger.usage(ALICE)
+        if how == "evict":
+            collection.evict(1 << 30, 5)
+        else:
+            store.collect()
+        assert (store.missing(alice.name, digests).missing, usage.bytes) == (digests, 0)
+        assert holders(store, digest_of(CONTENT)) == ({"bob"} if others else set())
+
+
+def test_what_one_asks_for_stays_no_longer_for_others(store: Store) -> None:
+    """A lease, and the time since which content is idle, are each tenant's own."""
+    digest = digest_of(CONTENT).hex()
+    alice, bob = (send(store, sender_of(tenant), a=CONTENT) for tenant in (ALICE, BOB))
+    send(store, alice, b=b"of alice alone")
+    send(store, alice)
+    send(store, bob)
+    Collection(store.state, store.cache, store.leases, 1).note_idle(5)
+    assert store.missing(bob.name, [digest]).missing == []
+    Collection(store.state, store.cache, store.leases, 1).evict(1 << 30, 5)
+    assert store.missing(alice.name, [digest]).missing == [digest]
+    assert store.missing(bob.name, [digest]).missing == []
+
+
 def test_damaged_content_that_another_brings_again_is_whose_it_was(store: Store) -> None:
     """A tenant is asked for it no longer when it is back, so it must be able to read it."""
     digest = digest_of(CONTENT)
@@ -241,9 +278,9 @@ def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config:
         root = bytes.fromhex(store.workspace(NAME).root)
     db = sqlite3.connect(config.data / "state.db")
     with db:  # undo the migrations from that release on
-        for trigger in ("blob_came", "blob_goes", "holding_came", "holding_goes"):
+        for trigger in ("blob_came", "blob_goes", "holding_came", "holding_goes", "holding_went"):
             db.execute(f"DROP TRIGGER {trigger}")
-        for table in ("cached", "shares", "idle", "pins"):
+        for table in ("cached", "shares", "idle", "pins", "let_go"):
             db.execute(f"DROP TABLE {table}")
         db.execute("DROP INDEX blobs_large")
         db.execute("DROP TABLE holdings")
@@ -256,7 +293,7 @@ def test_what_was_there_before_there_were_tenants_is_the_default_tenants(config:
             "PRIMARY KEY (hostname, filepath, digest))"
         )
         db.execute("INSERT INTO files VALUES ('h', '/f', ?, 's', 'id', 'now', NULL)", (digest_of(CONTENT),))
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 3}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 4}")
     db.close()
     with Store(config) as store:
         store.recover()

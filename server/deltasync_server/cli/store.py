@@ -113,6 +113,22 @@ def check(
 
 
 @command(*STORE)
+def status(call: Call) -> int:
+    """Say what the store holds, beside a running server or without one.
+
+    The bytes by what they are for, the quota, the disk and its reserves, what each tenant holds, and where each
+    workspace stands. Limits are those of this call's settings: give the server's own, or name its --config.
+    """
+    from deltasync_server.opening import explained
+    from deltasync_server.overview import lines, overview
+
+    with explained(call.store.data):
+        found = overview(call.store)
+    call.answer(found, lines(found))
+    return 0
+
+
+@command(*STORE)
 def collect(
     call: Call,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,

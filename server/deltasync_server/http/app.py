@@ -16,7 +16,7 @@ from deltasync_server.http.auth import Door, permitted
 from deltasync_server.http.context import Context
 from deltasync_server.http.guard import Guard, report
 from deltasync_server.http.openapi import describe
-from deltasync_server.http.problems import HttpRefusal, known, no_such_route, refusal, unexpected
+from deltasync_server.http.problems import HttpRefusal, no_such_route, refusal, told
 
 
 def build(context: Context, *, seed_routes: bool) -> ASGIApp:
@@ -59,11 +59,11 @@ def routes(*, seed_routes: bool) -> FastAPI:
 
 async def _refused(request: Request, error: Exception) -> Response:
     report(request.scope, error)
-    return refusal(known(error) or unexpected())
+    return refusal(told(error, request.scope))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return refusal(known(error) or unexpected())  # Starlette raises it again, and the guard reports it
+    return refusal(told(error, request.scope))  # Starlette raises it again, and the guard reports it
 
 
 async def _routing_failed(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
+from functools import partial
 
 from fastapi import Request
 from starlette.datastructures import Headers
@@ -14,7 +15,7 @@ from starlette.types import Scope as AsgiScope
 from deltasync.core import wire
 from deltasync.core.errors import Unauthorized
 from deltasync_server.access import LOCAL, Access, Caller, Scope
-from deltasync_server.http.context import caller_of
+from deltasync_server.http.context import caller_of, context_of
 from deltasync_server.http.listen import is_loopback_name
 from deltasync_server.http.problems import HttpRefusal, TooManyFailures
 
@@ -107,6 +108,10 @@ def needed(method: str, route: str) -> Scope | None:
 
 async def permitted(request: Request) -> None:
     """Raise Forbidden unless the caller may use the route at hand; every route depends on this."""
+    caller = caller_of(request)
+    if caller.is_fresh:
+        here = context_of(request)
+        await here.workers.quick(partial(here.access.claim, caller))
     scope = needed(request.method, request.scope["route"].path)
     if scope is not None:
-        caller_of(request).require(scope)
+        caller.require(scope)

@@ -17,11 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from deltasync.core import wire
 from deltasync.core.chunks import AVERAGE_BYTES
-from deltasync.core.errors import UsageError
+from deltasync.core.errors import Unauthorized, UsageError
 from deltasync.decoding import decoded
+from deltasync_server.access import Leave
 from deltasync_server.http import openapi
 from deltasync_server.http.body import check_length, whole
-from deltasync_server.http.context import Context, caller_of, context_of, workspace_of
+from deltasync_server.http.context import Context, caller_of, context_of, leave_of, workspace_of
 from deltasync_server.http.problems import HttpRefusal
 from deltasync_server.http.workers import until_gone
 from deltasync_server.http.workspaces import DIGEST_JSON_BYTES, digest_of_path
@@ -50,7 +51,7 @@ async def blob(request: Request, digest: str) -> Response:
     headers = {"Content-Length": str(part.end - part.start), "Accept-Ranges": "bytes"}
     if is_partial := asked is not None and _is_bytes(asked):
         headers["Content-Range"] = f"bytes {part.start}-{part.end - 1}/{size}"
-    return _PartResponse(here, part, 206 if is_partial else 200, headers)
+    return _PartResponse(here, leave_of(request), part, 206 if is_partial else 200, headers)
 
 
 class Part(NamedTuple):
@@ -66,9 +67,9 @@ class _PartResponse(Response):
 
     media_type = "application/octet-stream"
 
-    def __init__(self, here: Context, part: Part, status: int, headers: dict[str, str]) -> None:
+    def __init__(self, here: Context, leave: Leave, part: Part, status: int, headers: dict[str, str]) -> None:
         super().__init__(None, status, headers)
-        self._here, self._part = here, part
+        self._here, self._leave, self._part = here, leave, part
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the head and the pieces."""
@@ -79,11 +80,13 @@ class _PartResponse(Response):
                 await self._send_pieces(file, send)
             except TimeoutError:
                 _log.warning("a reader of %s took nothing for %g s", scope["path"], self._here.config.body_seconds)
+            except Unauthorized as error:
+                _log.warning("a reader of %s was cut off: %s", scope["path"], error.sentence)
 
     async def _send_pieces(self, file: BinaryIO, send: Send) -> None:
         left = self._part.end - self._part.start
         while True:
-            piece = await self._here.workers.quick(partial(file.read, min(PIECE_BYTES, left)))
+            piece = await self._here.workers.quick(_with(self._leave, partial(file.read, min(PIECE_BYTES, left))))
             left -= len(piece)
             if left and not piece:
                 raise OSError("a blob is shorter than its row says")
@@ -91,6 +94,16 @@ class _PartResponse(Response):
                 await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
             if not left:
                 return
+
+
+def _with(leave: Leave, read: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Return what reads a piece where its reader still may."""
+
+    def work() -> bytes:
+        leave.require()
+        return read()
+
+    return work
 
 
 def _is_bytes(text: str) -> bool:
@@ -124,10 +137,10 @@ Pieces = Generator[bytes, None, None]
     "/workspaces/{workspace}/recipes/{digest}", summary="The recipe of a blob", **openapi.gives_bytes(200, 400, 404)
 )
 async def recipe(request: Request, workspace: str, digest: str, average: Average = AVERAGE_BYTES) -> Response:
-    """Return the list of a blob's chunks, cut now, so that a sender finds out which of them it need not send (H-40)."""
+    """Return the list of a blob's chunks, cut now: a sender finds out which of them it need not send (H-136)."""
     here, tenant = context_of(request), tenant_of(workspace_of(request, workspace))
     offer = partial(here.store.offer_chunks, tenant, digest_of_path(digest), average)
-    return _PiecesResponse(here, await here.workers.quick(offer))
+    return _PiecesResponse(here, leave_of(request), await here.workers.quick(offer))
 
 
 @router.post(
@@ -158,7 +171,7 @@ async def _offered(here: Context, request: Request, offer: Callable[[list[str]],
     rules = here.body_rules(here.limits.missing_digests * DIGEST_JSON_BYTES)
     check_length(request, rules.limit_bytes)
     body = await whole(request.receive, rules)
-    return _PiecesResponse(here, await here.workers.quick(lambda: offer(_digests(body))))
+    return _PiecesResponse(here, leave_of(request), await here.workers.quick(lambda: offer(_digests(body))))
 
 
 def _digests(body: bytes) -> list[str]:
@@ -173,10 +186,10 @@ class _PiecesResponse(Response):
 
     media_type = "application/octet-stream"
 
-    def __init__(self, here: Context, pieces: Pieces) -> None:
+    def __init__(self, here: Context, leave: Leave, pieces: Pieces) -> None:
         super().__init__(None, 200)
         del self.headers["content-length"]
-        self._here, self._pieces = here, pieces
+        self._here, self._leave, self._pieces = here, leave, pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the head and the pieces."""
@@ -184,13 +197,15 @@ class _PiecesResponse(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while not leaving.done():
-                piece = await self._here.workers.quick(partial(next, self._pieces, b""))
+                piece = await self._here.workers.quick(_with(self._leave, partial(next, self._pieces, b"")))
                 async with asyncio.timeout(self._here.config.body_seconds):
                     await send({"type": "http.response.body", "body": piece, "more_body": bool(piece)})
                 if not piece:
                     return
         except TimeoutError:
             _log.warning("a reader of %s took nothing for %g s", scope["path"], self._here.config.body_seconds)
+        except Unauthorized as error:
+            _log.warning("a reader of %s was cut off: %s", scope["path"], error.sentence)
         finally:
             leaving.cancel()
             with contextlib.suppress(ValueError):  # cut off while a thread makes a piece: it ends with that

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +13,7 @@ from deltasync.core import wire
 from deltasync.core.errors import UsageError
 from deltasync.core.names import NameRefused, WorkspaceName, parse_workspace
 from deltasync.decoding import decoded
-from deltasync_server.access import Access, Caller
+from deltasync_server.access import Access, Caller, Leave
 from deltasync_server.audit import Audit
 from deltasync_server.config import ServeConfig, StoreConfig
 from deltasync_server.http.body import BodyRules, check_length, whole
@@ -80,7 +79,17 @@ def caller_of(request: Request) -> Caller:
 
 def permit_of(request: Request) -> Permit:
     """Return what raises once the caller may no longer do what the request is about."""
-    return partial(context_of(request).access.require_still, caller_of(request))
+    access, caller = context_of(request).access, caller_of(request)
+
+    def require() -> None:
+        access.require_still(caller)
+
+    return require
+
+
+def leave_of(request: Request) -> Leave:
+    """Return what raises once the caller may no longer read what is being sent."""
+    return Leave(context_of(request).access, caller_of(request))
 
 
 async def body_of(request: Request, kind: type[_Value], limit_bytes: int) -> _Value:

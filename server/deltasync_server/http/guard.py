@@ -23,7 +23,7 @@ from deltasync_server.http.problems import (
     no_such_route,
     refusal,
     status_of,
-    unexpected,
+    told,
 )
 from deltasync_server.tenants import Tenant, tenant_text
 
@@ -153,7 +153,7 @@ async def _failed(scope: Scope, exchange: _Exchange, error: Exception) -> None:
     """Answer a failure once; an answer that broke off half-way stays broken, so that nobody takes it for whole."""
     report(scope, error)
     if not exchange.status:
-        await refusal(known(error) or unexpected())(scope, exchange.receive, exchange.send)
+        await refusal(told(error, scope))(scope, exchange.receive, exchange.send)
 
 
 def report(scope: Scope, error: Exception) -> None:

@@ -10,13 +10,17 @@ from http import HTTPStatus
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Scope as AsgiScope
 
 from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, Unauthorized, UsageError
-from deltasync.disk import FULL
+from deltasync.disk import FULL, DiskFull
+from deltasync_server.access import Caller, Scope
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = {NoSpace.code: "30", HostBusy.code: "2"}
+COARSE_BYTES = 1 << 30
+"""In what a caller without the scope admin is told of the disk's free space."""
 
 
 class HttpRefusal(UsageError):
@@ -99,6 +103,19 @@ def phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return "Cancelled"
+
+
+def knows_the_disk(caller: Caller | None) -> bool:
+    """Tell whether a caller may know to the byte what is free: for others it would say whose content came before."""
+    return caller is not None and Scope.ADMIN in caller.scopes
+
+
+def told(error: Exception, scope: AsgiScope) -> DeltasyncError:
+    """Return what the caller of a request learns of an error, whatever the server's own log says (spec H-33)."""
+    ours = known(error) or unexpected()
+    if isinstance(ours, DiskFull) and not knows_the_disk(scope.get("state", {}).get("caller")):
+        return ours.coarse(COARSE_BYTES)
+    return ours
 
 
 def known(error: Exception) -> DeltasyncError | None:

@@ -22,7 +22,7 @@ from deltasync_server.http.body import BodyPump, check_length
 from deltasync_server.http.context import caller_of, context_of, permit_of, workspace_of
 from deltasync_server.http.guard import report
 from deltasync_server.http.multipart import boundary_of, read_form
-from deltasync_server.http.problems import answer, known, status_of, unexpected
+from deltasync_server.http.problems import answer, status_of, told
 
 router = APIRouter(prefix=f"{wire.API}/delta", tags=["seed"])
 
@@ -58,7 +58,7 @@ async def upload(request: Request) -> Response:
         return answer(await here.workers.with_body(request.receive, rules, work, tenant=tenant))
     except Exception as error:  # noqa: BLE001 - a route may; report() writes the traceback of what is a bug
         report(request.scope, error)
-        ours = known(error) or unexpected()
+        ours = told(error, request.scope)
         return answer(_refused(ours.code, ours.sentence), status_of(ours))
 
 
