@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -37,6 +38,8 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing of a blob: the process or the system has no descriptor or memory left."""
 _log = logging.getLogger(__name__)
 
 
@@ -244,14 +247,21 @@ class Cache:
         return status is not None and is_unchanged(row, status)
 
     def holds_right_bytes(self, digest: bytes) -> bool:
-        """Read a blob and compare its digest; an unreadable or missing file is not right."""
+        """Read a blob and compare its digest; an unreadable or missing file is not right.
+
+        Raises OSError where descriptors or memory are used up: that is no reason to give a blob up.
+        """
         try:
             descriptor = self.open(digest)
-        except OSError:
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
             return False
         try:
             return hash_of(descriptor) == digest
-        except OSError:
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
             return False
         finally:
             os.close(descriptor)
