@@ -265,8 +265,8 @@ class State:
     def __init__(self, path: Path) -> None:
         self._path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)  # it has every tenant's names
         self._writer = connect(path, MIGRATIONS)
+        path.chmod(0o600)  # it has every tenant's names
         self._lock = threading.RLock()
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
 
