@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from deltasync import db
-from deltasync.core.errors import Forbidden, NotFound, Unauthorized
+from deltasync.core.errors import Corrupt, Forbidden, NotFound, Unauthorized
 from deltasync.core.hashing import digest_of
 from deltasync.core.pairing import CODE_BYTES, Code, new_code
 from deltasync.disk import space_guard
@@ -259,6 +259,12 @@ class Access:
             connection.execute(_INSERT_TOKEN, made)
             connection.execute("UPDATE pairings SET secret = NULL, token = ? WHERE number = ?", (token_id, number))
         return _text(token_id, secret)
+
+    def require_sound(self) -> None:
+        """Raise Corrupt where SQLite's own check finds the database damaged."""
+        with self._reading() as connection:
+            if not db.is_sound(connection):
+                raise Corrupt(f"{self._path} is damaged; restore it, or move it away and make new tokens")
 
     def close(self) -> None:
         """Close the database."""

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sender import Sender
+from sender import NAME, Sender
 
-from deltasync.core.errors import Corrupt
+from deltasync.core.errors import Corrupt, Unauthorized
 from deltasync_server.access import DATABASE as ACCESS
-from deltasync_server.access import Access
+from deltasync_server.access import Access, Scope
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.opening import DATABASE as STATE
 from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
+
+PAGE_BYTES = 4096
 
 
 def made(data: Path) -> Sender:
@@ -29,7 +32,7 @@ def made(data: Path) -> Sender:
         store.catch_up()
         store.upkeep()
     with Access(data) as access:
-        access.create("", [], "", None)
+        access.create(DEFAULT, [Scope.READ], "", None)
     return sender
 
 
@@ -76,3 +79,56 @@ def test_a_database_of_a_newer_release_is_refused_and_left_as_it_is(
     with pytest.raises(Corrupt, match="newer release"):
         opens(tmp_path)
     assert seen() == before
+
+
+def rotten(path: Path, sound: bytes, number: int) -> None:
+    """Write a database whose page of this number is noise, or zeros."""
+    fill = b"\xa5" if number % 2 else b"\0"
+    path.write_bytes(sound[: number * PAGE_BYTES] + fill * PAGE_BYTES + sound[(number + 1) * PAGE_BYTES :])
+
+
+def right_or_refused(asks: Callable[[], object], right: object) -> None:
+    with contextlib.suppress(Corrupt):
+        assert asks() == right
+
+
+def test_every_page_of_the_store_that_rots_is_found(tmp_path: Path) -> None:
+    """`check` names the database; a start is refused, or each of its answers is right or a refusal."""
+    sender, config, path = made(tmp_path), StoreConfig(tmp_path), tmp_path / STATE
+    digests = [digest.hex() for digest in sender.contents]
+    sound = path.read_bytes()
+    assert check(config).is_sound and len(sound) > 20 * PAGE_BYTES
+    for number in range(len(sound) // PAGE_BYTES):
+        rotten(path, sound, number)
+        with pytest.raises(Corrupt, match=STATE):
+            check(config)
+        with contextlib.suppress(Corrupt), Store(config) as store:
+            store.recover()
+            right_or_refused(lambda store=store: store.workspace(NAME).root, sender.root.hex())
+            right_or_refused(lambda store=store: store.missing(NAME, digests).missing, [])
+            right_or_refused(lambda store=store: len(store.sequences(NAME).sequences), 1)
+            for digest, content in sender.contents.items():
+                right_or_refused(lambda store=store, digest=digest: read(store, digest), content)
+
+
+def read(store: Store, digest: bytes) -> bytes:
+    stream, _ = store.open_blob(DEFAULT, digest)
+    with stream:
+        return stream.read()
+
+
+def test_every_page_of_the_tokens_that_rots_is_found(tmp_path: Path) -> None:
+    """`check` names the database, and no token is taken or refused by what is left of it."""
+    made(tmp_path)
+    path = tmp_path / ACCESS
+    with Access(tmp_path) as access:
+        row, text = access.create(DEFAULT, [Scope.READ], "", None)
+    sound = path.read_bytes()
+    for number in range(len(sound) // PAGE_BYTES):
+        rotten(path, sound, number)
+        with pytest.raises(Corrupt, match=ACCESS):
+            check(StoreConfig(tmp_path))
+        with contextlib.suppress(Corrupt), Access(tmp_path) as access:
+            right_or_refused(lambda access=access: access.caller(text).token, row.id)
+            with pytest.raises((Corrupt, Unauthorized)):
+                access.caller(f"{text[:-4]}0000")
