@@ -180,7 +180,7 @@ class Access:
     def caller(self, text: str) -> Caller:
         """Return who shows a token, or raise Unauthorized, in the same words for one that never was (spec H-100)."""
         found = _TOKEN.fullmatch(text)
-        row = self._row(found[1]) if found else None
+        row = self._row(found[1] if found else "")  # what is wrong with a token, the time of the answer does not tell
         secret = bytes.fromhex(found[2]) if found else bytes(SECRET_BYTES)
         is_right = hmac.compare_digest(digest_of(secret), row.digest if row else bytes(SECRET_BYTES))
         if row is None or not is_right:
