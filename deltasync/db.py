@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from deltasync.core.errors import Corrupt
@@ -70,6 +70,13 @@ def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
 def _keep_promises(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")  # NORMAL loses acknowledged work in a power cut
+
+
+def make_private(path: Path) -> None:
+    """Let nobody but its owner read an open database, nor what SQLite keeps beside it (spec ST-5)."""
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(name).chmod(0o600)
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:

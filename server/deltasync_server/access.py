@@ -146,6 +146,7 @@ class Access:
         with space_guard(data):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = db.connect(path, _MIGRATIONS)
+            db.make_private(path)
             self._reader = db.connect(path, _MIGRATIONS, read_only=True)
         self._path = path
         self._lock, self._read_lock = threading.Lock(), threading.Lock()

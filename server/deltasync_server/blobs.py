@@ -24,6 +24,7 @@ from deltasync.disk import (
     FILE_FLAGS,
     Folder,
     fsync_folder,
+    make_private,
     open_regular,
     pieces,
     remove_tree,
@@ -190,8 +191,9 @@ class Cache:
     """DATA/cache: 256 folders of blobs; rows say what is in them, and only a held writer lock changes either."""
 
     def __init__(self, data: Path) -> None:
-        for name, mode in (("cache", 0o755), ("staging", 0o700), ("quarantine", 0o700)):
-            (data / name).mkdir(mode, exist_ok=True)
+        (data / "cache").mkdir(0o755, exist_ok=True)
+        for name in ("staging", "quarantine"):
+            make_private(data / name)
         self._data = data
         self._doubtful: set[str] = set()
         """Names of blobs that the disk failed when they were made durable; an fsync would say yes now."""

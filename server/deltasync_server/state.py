@@ -18,7 +18,7 @@ from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
 from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
-from deltasync.db import connect, damaged, transaction
+from deltasync.db import connect, damaged, make_private, transaction
 from deltasync.decoding import decoded
 from deltasync_server.tenants import Tenant
 
@@ -266,7 +266,7 @@ class State:
         self._path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._writer = connect(path, MIGRATIONS)
-        path.chmod(0o600)  # it has every tenant's names
+        make_private(path)  # it has every tenant's names
         self._lock = threading.RLock()
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
 

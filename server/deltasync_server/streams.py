@@ -19,7 +19,7 @@ from deltasync.core.errors import ContentMissing, DeltasyncError, HostBusy, Refu
 from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.part import Part
-from deltasync.disk import Folder, remove_tree, start_writeback
+from deltasync.disk import Folder, make_private, remove_tree, start_writeback
 from deltasync_server.blobs import EXECUTABLE_MODE, PLAIN_MODE
 from deltasync_server.state import State
 from deltasync_server.tenants import Tenant, tenant_of
@@ -70,7 +70,7 @@ class Streams:
     """DATA/parts: one file for each stream; its row says how much of it is durable."""
 
     def __init__(self, data: Path, state: State, require_space: Callable[[int], None]) -> None:
-        (data / "parts").mkdir(0o700, exist_ok=True)
+        make_private(data / "parts")
         self.folder = Folder.open(data / "parts")
         self._state, self._require_space = state, require_space
         self._lives: dict[bytes, _Live] = {}
