@@ -311,10 +311,13 @@ class Streams:
         """Remove the streams that no part came of for a week; returns how many (spec ST-95)."""
         with self._state.hold():
             with self._state.read() as db:
-                old = [row.id for row in stream_rows(db) if row.touched < now - IDLE_SECONDS and not self._is_live(row)]
-            if old:
+                rows = stream_rows(db)
+            old = [row.id for row in rows if row.touched < now - IDLE_SECONDS and not self._is_used(row)]
+            if old or any(row.touched > now for row in rows):
                 with self._state.write() as db:
                     forget(db, old)
+                    # A clock that was ahead once must not keep a stream for as long.
+                    db.execute("UPDATE streams SET touched = ?1 WHERE touched > ?1", (int(now),))
         self.remove(old)
         return len(old)
 
