@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from deltasync.core.errors import Corrupt
@@ -25,6 +25,9 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     try:
         connection = _open(path, read_only=read_only)
         try:
+            _refuse_newer(connection, path, migrations)
+            if not read_only:
+                _keep_promises(connection)
             _bring_up_to_date(connection, path, migrations, read_only=read_only)
         except BaseException:
             connection.close()
@@ -34,12 +37,22 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     return connection
 
 
+def _refuse_newer(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    """Raise Corrupt for the database of a newer release, before anything of it changes."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
+        log = path.with_name(f"{path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            with closing(_open(path, read_only=True)) as reader:
+                reader.execute("PRAGMA user_version").fetchone()
+                connection.close()  # were it the last one, it would move what the log holds into the file
+        raise Corrupt(f"{path} was written by a newer release (schema {version}); use that release")
+
+
 def _bring_up_to_date(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[str], *, read_only: bool
 ) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(migrations):
-        raise Corrupt(f"{path} was written by a newer release (schema {version}); use that release")
     if version < len(migrations):
         if read_only:
             raise Corrupt(f"{path} has the older schema {version}; run a writing command once to migrate it")
@@ -49,12 +62,21 @@ def _bring_up_to_date(
 def _open(path: Path, *, read_only: bool) -> sqlite3.Connection:
     target = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     connection = sqlite3.connect(target, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    if not read_only:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # NORMAL loses acknowledged work in a power cut
     connection.execute("PRAGMA mmap_size=0")
     connection.execute("PRAGMA foreign_keys=ON")
     return connection
+
+
+def _keep_promises(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # NORMAL loses acknowledged work in a power cut
+
+
+def make_private(path: Path) -> None:
+    """Let nobody but its owner read an open database, nor what SQLite keeps beside it (spec ST-5)."""
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(name).chmod(0o600)
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:

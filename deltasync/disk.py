@@ -145,6 +145,13 @@ def fsync_folder(path: Path | str) -> None:
         os.close(descriptor)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that its owner alone may enter, or see to it that it is so (spec ST-5)."""
+    folder.mkdir(0o700, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
     """Write every byte, also when the kernel takes only some at a time."""
     view = memoryview(content)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from deltasync import db
-from deltasync.core.errors import Forbidden, NotFound, Unauthorized
+from deltasync.core.errors import Corrupt, Forbidden, NotFound, Unauthorized
 from deltasync.core.hashing import digest_of
 from deltasync.core.pairing import CODE_BYTES, Code, new_code
 from deltasync.disk import space_guard
@@ -173,6 +173,7 @@ class Access:
         with space_guard(data):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._connection = db.connect(path, _MIGRATIONS)
+            db.make_private(path)
             self._reader = db.connect(path, _MIGRATIONS, read_only=True)
         self._path = path
         self._lock, self._read_lock = threading.Lock(), threading.Lock()
@@ -207,7 +208,7 @@ class Access:
     def caller(self, text: str) -> Caller:
         """Return who shows a token, or raise Unauthorized, in the same words for one that never was (spec H-100)."""
         found = _TOKEN.fullmatch(text)
-        row = self._row(found[1]) if found else None
+        row = self._row(found[1] if found else "")  # what is wrong with a token, the time of the answer does not tell
         secret = bytes.fromhex(found[2]) if found else bytes(SECRET_BYTES)
         is_right = hmac.compare_digest(digest_of(secret), row.digest if row else bytes(SECRET_BYTES))
         if row is None or not is_right:
@@ -301,6 +302,12 @@ class Access:
             connection.execute(_INSERT_TOKEN, made)
             connection.execute("UPDATE pairings SET secret = NULL, token = ? WHERE number = ?", (token_id, number))
         return _text(token_id, secret)
+
+    def require_sound(self) -> None:
+        """Raise Corrupt where SQLite's own check finds the database damaged."""
+        with self._reading() as connection:
+            if not db.is_sound(connection):
+                raise Corrupt(f"{self._path} is damaged; restore it, or move it away and make new tokens")
 
     def close(self) -> None:
         """Close the database."""

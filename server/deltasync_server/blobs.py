@@ -24,6 +24,7 @@ from deltasync.disk import (
     FILE_FLAGS,
     Folder,
     fsync_folder,
+    make_private,
     open_regular,
     pieces,
     remove_tree,
@@ -39,6 +40,8 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing of a blob: the process or the system has no descriptor or memory left."""
 _LINK = "link"
 """A name that no content has."""
 _log = logging.getLogger(__name__)
@@ -202,8 +205,9 @@ class Cache:
     """DATA/cache: 256 folders of blobs; rows say what is in them, and only a held writer lock changes either."""
 
     def __init__(self, data: Path) -> None:
-        for name, mode in (("cache", 0o755), ("staging", 0o700), ("quarantine", 0o700)):
-            (data / name).mkdir(mode, exist_ok=True)
+        (data / "cache").mkdir(0o755, exist_ok=True)
+        for name in ("staging", "quarantine"):
+            make_private(data / name)
         self._data = data
         self._doubtful: set[str] = set()
         """Names of blobs that the disk failed when they were made durable; an fsync would say yes now."""
@@ -259,14 +263,21 @@ class Cache:
         return status is not None and is_unchanged(row, status)
 
     def holds_right_bytes(self, digest: bytes) -> bool:
-        """Read a blob and compare its digest; an unreadable or missing file is not right."""
+        """Read a blob and compare its digest; an unreadable or missing file is not right.
+
+        Raises OSError where descriptors or memory are used up: that is no reason to give a blob up.
+        """
         try:
             descriptor = self.open(digest)
-        except OSError:
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
             return False
         try:
             return hash_of(descriptor) == digest
-        except OSError:
+        except OSError as error:
+            if error.errno in _OURS:
+                raise
             return False
         finally:
             os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -13,6 +14,8 @@ from deltasync.core.manifest import Kind
 from deltasync.core.names import shown
 from deltasync.core.tree import walk
 from deltasync.db import is_sound
+from deltasync_server import access
+from deltasync_server.access import Access
 from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
 from deltasync_server.ledger import count_again, is_counted
@@ -60,7 +63,15 @@ def check(config: StoreConfig, *, repair: bool = False) -> Report:
         if repair:
             store.recover()
             store.catch_up()
+        _check_access(config.data)
         return _Check(store, is_repairing=repair).run()
+
+
+def _check_access(data: Path) -> None:
+    """Raise Corrupt where the database of tokens is damaged: a server would let nobody in."""
+    if (data / access.DATABASE).is_file():
+        with Access(data) as opened:
+            opened.require_sound()
 
 
 class _Check:

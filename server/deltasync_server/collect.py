@@ -131,6 +131,9 @@ class Collection:
         """Record which content nothing needs, and since when (spec ST-133)."""
         with self._state.write() as db:
             keep_no_more_than(db, self._keep_sequences)
+            # A clock that was ahead once must not keep content for as long.
+            for table in ("idle", "let_go"):
+                db.execute(f"UPDATE {table} SET since = ?1 WHERE since > ?1", (int(now),))
         self._release_adopted(now)
         self._mark()
         with self._state.read() as db:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 from deltasync.core.bundle import BundleReader, Source
 from deltasync.core.errors import Corrupt, DeltasyncError
 from deltasync.core.wire import Limits
-from deltasync.disk import Folder, fsync_folder, open_regular, start_writeback, write_all
+from deltasync.disk import Folder, fsync_folder, make_private, open_regular, start_writeback, write_all
 from deltasync_server.blobs import Cache
 from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, mark_replaced, split_digests
 from deltasync_server.tenants import folder_of
@@ -160,7 +160,7 @@ class Journal:
     """DATA/journal, and what is rebuilt and released from it."""
 
     def __init__(self, data: Path, state: State, cache: Cache, limits: Limits, *, keep_bundles: bool) -> None:
-        (data / "journal").mkdir(0o700, exist_ok=True)
+        make_private(data / "journal")
         self._data = data
         self._state = state
         self._cache = cache

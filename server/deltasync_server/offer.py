@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import BinaryIO
 
 from deltasync.core import frames
@@ -21,6 +22,8 @@ CUT_BYTES = 1 << 20
 """What is read of a blob at a time to cut it."""
 Opened = Callable[[bytes, BlobRow | None], tuple[int, int] | None]
 """Gives the descriptor and size of a blob whose fingerprint is right, or None."""
+Doubt = Callable[[bytes], object]
+"""Told the digest of a blob that could not be read to its end (spec ST-28)."""
 
 
 def opened_blob(cache: Cache, trees: Trees, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
@@ -37,7 +40,9 @@ def opened_blob(cache: Cache, trees: Trees, digest: bytes, row: BlobRow | None) 
         return None
 
 
-def blob_pieces(state: State, tenant: Tenant, opened: Opened, digests: Iterable[bytes]) -> Generator[bytes, None, None]:
+def blob_pieces(
+    state: State, tenant: Tenant, opened: Opened, doubt: Doubt, digests: Iterable[bytes]
+) -> Generator[bytes, None, None]:
     """Yield the frames of these blobs, in their order; a piece takes little more than PIECE_BYTES."""
     ready = bytearray()
     for batch in batched(digests, BATCH):
@@ -49,7 +54,7 @@ def blob_pieces(state: State, tenant: Tenant, opened: Opened, digests: Iterable[
                 ready += frames.head(None)
             else:
                 ready += frames.head(found[1])
-                for content in _contents(*found):
+                for content in _contents(*found, partial(doubt, digest)):
                     ready += content
                     if len(ready) >= PIECE_BYTES:
                         yield bytes(ready)
@@ -58,7 +63,7 @@ def blob_pieces(state: State, tenant: Tenant, opened: Opened, digests: Iterable[
         yield bytes(ready)
 
 
-def _contents(descriptor: int, size: int) -> Iterator[bytes]:
+def _contents(descriptor: int, size: int, doubt: Callable[[], object]) -> Iterator[bytes]:
     try:
         while size:
             content = os.read(descriptor, min(size, PIECE_BYTES))
@@ -66,6 +71,9 @@ def _contents(descriptor: int, size: int) -> Iterator[bytes]:
                 raise OSError("a blob is shorter than its row says")
             size -= len(content)
             yield content
+    except OSError:
+        doubt()
+        raise
     finally:
         os.close(descriptor)
 

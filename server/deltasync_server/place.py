@@ -49,6 +49,7 @@ class Placer:
         cache: Cache,
         mode: LinkMode,
         sound: SoundRows,
+        prove: Callable[[Collection[bytes]], object],
         note_copy: Callable[[int], None],
     ) -> None:
         self.tree = tree
@@ -56,6 +57,7 @@ class Placer:
         self._state = state
         self._cache = cache
         self._sound = sound
+        self._prove = prove
         self._note_copy = note_copy
         self.may_link = mode in (LinkMode.AUTO, LinkMode.HARDLINK)
         self._may_reflink = mode is not LinkMode.COPY
@@ -169,9 +171,11 @@ class Placer:
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(target)
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=self._aside.fd)  # a full disk wants its space back
+            if error.errno == errno.EIO:
+                self._prove([entry.digest])  # spec ST-28: where the blob is to blame the next attempt does without it
             raise
         finally:
             os.close(source)

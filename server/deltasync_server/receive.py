@@ -386,18 +386,22 @@ class Store:
             raise NotFound(f"the cache has no blob {digest.hex()}")
         return os.fdopen(found[0], "rb"), found[1]
 
+    def doubt(self, digest: bytes) -> None:
+        """Read a blob again that could not be read to its end, and give it up where that fails (spec ST-28)."""
+        self.trees.prove([digest])
+
     def _opened(self, digest: bytes, row: BlobRow | None) -> tuple[int, int] | None:
         return opened_blob(self.cache, self.trees, digest, row)
 
     def offer_blobs(self, tenant: Tenant, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these blobs (spec H-37)."""
-        return blob_pieces(self.state, tenant, self._opened, self._asked(digests))
+        return blob_pieces(self.state, tenant, self._opened, self.doubt, self._asked(digests))
 
     def offer_chunks(self, tenant: Tenant, digest: bytes, average_bytes: int) -> Generator[bytes, None, None]:
         """Return the pieces of the list of a blob's chunks; they are cut as the list is read (spec H-136)."""
         if not is_average(average_bytes):
             raise UsageError(f"chunks of {average_bytes} bytes on average cannot be asked for")
-        return chunk_pieces(self.open_blob(tenant, digest)[0], average_bytes, partial(self.trees.prove, [digest]))
+        return chunk_pieces(self.open_blob(tenant, digest)[0], average_bytes, partial(self.doubt, digest))
 
     def offer_objects(self, name: WorkspaceName, digests: list[str]) -> Generator[bytes, None, None]:
         """Return the pieces of a stream with these directory objects (spec H-39)."""

@@ -19,7 +19,7 @@ from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
 from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
-from deltasync.db import connect, damaged, transaction
+from deltasync.db import connect, damaged, make_private, transaction
 from deltasync.decoding import decoded
 from deltasync_server.tenants import Tenant, tenant_of
 
@@ -278,8 +278,8 @@ class State:
     def __init__(self, path: Path) -> None:
         self._path = path
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)  # it has every tenant's names
         self._writer = connect(path, MIGRATIONS)
+        make_private(path)  # it has every tenant's names
         self._lock = threading.RLock()
         self._readers: LifoQueue[sqlite3.Connection] = LifoQueue()
 

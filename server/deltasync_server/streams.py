@@ -19,7 +19,7 @@ from deltasync.core.errors import ContentMissing, DeltasyncError, HostBusy, Refu
 from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.part import Part
-from deltasync.disk import Folder, remove_tree, start_writeback
+from deltasync.disk import Folder, make_private, remove_tree, start_writeback
 from deltasync_server.blobs import EXECUTABLE_MODE, PLAIN_MODE
 from deltasync_server.state import State
 from deltasync_server.tenants import Tenant, tenant_of
@@ -70,7 +70,7 @@ class Streams:
     """DATA/parts: one file for each stream; its row says how much of it is durable."""
 
     def __init__(self, data: Path, state: State, require_space: Callable[[int], None]) -> None:
-        (data / "parts").mkdir(0o700, exist_ok=True)
+        make_private(data / "parts")
         self.folder = Folder.open(data / "parts")
         self._state, self._require_space = state, require_space
         self._lives: dict[bytes, _Live] = {}
@@ -311,10 +311,13 @@ class Streams:
         """Remove the streams that no part came of for a week; returns how many (spec ST-95)."""
         with self._state.hold():
             with self._state.read() as db:
-                old = [row.id for row in stream_rows(db) if row.touched < now - IDLE_SECONDS and not self._is_live(row)]
-            if old:
+                rows = stream_rows(db)
+            old = [row.id for row in rows if row.touched < now - IDLE_SECONDS and not self._is_used(row)]
+            if old or any(row.touched > now for row in rows):
                 with self._state.write() as db:
                     forget(db, old)
+                    # A clock that was ahead once must not keep a stream for as long.
+                    db.execute("UPDATE streams SET touched = ?1 WHERE touched > ?1", (int(now),))
         self.remove(old)
         return len(old)
 

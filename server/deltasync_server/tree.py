@@ -233,7 +233,8 @@ class Trees:
     @contextmanager
     def _placer(self, name: str) -> Iterator[Placer]:
         with self._opened(name) as (tree, aside):
-            yield Placer(tree, aside, self._state, self._cache, self._link, self.sound_rows, self._note_copy)
+            looks = self.sound_rows, self.prove
+            yield Placer(tree, aside, self._state, self._cache, self._link, *looks, self._note_copy)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[Folder, Folder]]:

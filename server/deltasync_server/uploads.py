@@ -33,7 +33,7 @@ from deltasync.core.errors import (
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName, shown
 from deltasync.decoding import decoded
-from deltasync.disk import Folder, space_guard
+from deltasync.disk import Folder, make_private, space_guard
 from deltasync_server.config import StoreConfig
 from deltasync_server.intake import Arrival, Arrivals
 from deltasync_server.journal import Assembled
@@ -120,7 +120,7 @@ class Uploads:
 
     def __init__(self, config: StoreConfig, state: State, arrivals: Arrivals, room: Room) -> None:
         data = config.data
-        (data / "uploads").mkdir(0o700, exist_ok=True)
+        make_private(data / "uploads")
         self._config = config
         self._state = state
         self._arrivals = arrivals

@@ -12,7 +12,7 @@ from pathlib import Path
 import folders
 import pytest
 from corpus_good import Life, noise
-from serving import SECONDS, Answer, Served, Writer, serving, until
+from serving import SECONDS, Answer, Served, Writer, received, serving, until
 
 from deltasync.core import bundle, frames
 from deltasync.core.bundle import BundleReader
@@ -141,6 +141,48 @@ def test_the_same_bundle_twice_in_parallel_is_applied_once(server: Served) -> No
     assert [answer.status for answer in answers] == [200] * 6
     assert sorted(answer.json["duplicate"] for answer in answers) == [False] + [True] * 5
     assert len({(answer.json["applied_at"], answer.json["root"]) for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "code"),
+    [({}, "SEQUENCE_FORK"), ({"epoch": "2" * 32}, "SEQUENCE_FORK"), ({"client_id": "b" * 32}, "NOT_OWNER")],
+    ids=["of-one-history", "of-two-epochs", "of-two-clients"],
+)
+def test_of_two_bundles_of_one_number_at_once_one_is_applied(
+    server: Served, second: dict[str, str], code: str, request: pytest.FixtureRequest
+) -> None:
+    """Both are as good as the other until one is committed; the other is told with 409, and nothing of it stays."""
+    name = f"race-{request.node.callspec.id}"
+    contents = [noise(f"{name}{number}", 300_000) for number in range(2)]
+    made = [Writer(name).file("a", contents[0]), Writer(name, **second).file("a", contents[1])]
+    before, answers = {*(server.data / "journal").iterdir()}, dict[int, bytes]()
+
+    def finish(number: int) -> None:
+        connections[number].sendall(made[number].sealed[-1000:])
+        answers[number] = received(connections[number])[0]
+
+    connections = [server.connect() for _ in made]
+    for connection, each in zip(connections, made, strict=True):
+        head = (
+            f"POST /api/v1/workspaces/{name}/bundles HTTP/1.1\r\nHost: [::1]\r\nDeltasync-Identity: {each.identity}\r\n"
+        )
+        connection.sendall(f"{head}Content-Length: {len(each.sealed)}\r\n\r\n".encode() + each.sealed[:-1000])
+    until(lambda: sum(path.stat().st_size > 250_000 for path in {*(server.data / "journal").iterdir()} - before) == 2)
+    threads = [threading.Thread(target=finish, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    for connection in connections:
+        connection.close()
+    winner = next(number for number in range(2) if answers[number].startswith(b"HTTP/1.1 200 "))
+    refused = answers[1 - winner]
+    assert refused.startswith(b"HTTP/1.1 409 ")
+    assert json.loads(refused.partition(b"\r\n\r\n")[2])["code"] == code
+    found = state(server, name)
+    assert (found["sequence"], found["root"]) == (1, made[winner].root)
+    statuses = [server.get(f"/api/v1/blobs/{digest_of(content).hex()}").status for content in contents]
+    assert statuses[winner] == 200 and statuses[1 - winner] == 404
 
 
 def test_a_chunked_body_is_taken_as_well(server: Served) -> None:

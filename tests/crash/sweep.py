@@ -20,13 +20,14 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -36,9 +37,12 @@ from corpus import FOLDER as BUNDLES
 from corpus_good import File, noise, part_chain, recipe_chain
 
 from deltasync.client import seal
+from deltasync.client import state as client_state
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName
-from deltasync_server import intake
+from deltasync.db import connect
+from deltasync_server import access, intake
+from deltasync_server import state as server_state
 from deltasync_server.tenants import DEFAULT
 
 if TYPE_CHECKING:
@@ -513,7 +517,76 @@ def _copy_links(root: Path) -> Callable[[str, str], str]:
     return copy
 
 
+class Migrations(Scenario):
+    """Databases of every older schema are migrated; each is the old one or the new one whole, and then the new one."""
+
+    schemas: ClassVar[dict[str, Sequence[str]]] = {
+        "server": server_state.MIGRATIONS,
+        "access": access._MIGRATIONS,
+        "client": client_state.MIGRATIONS,
+    }
+
+    @classmethod
+    def make(cls, shared: Path) -> None:
+        """Make databases with rows in each of their tables, and what they must hold afterwards.
+
+        One of every older schema, or of three of them where a sample of the points is visited.
+        """
+        every = [(name, version) for name, schema in cls.schemas.items() for version in range(len(schema))]
+        for name, version in every if os.environ.get("CRASH_STRIDE") else random.SystemRandom().sample(every, 3):
+            path, migrations = shared / f"{name}-{version}.db", cls.schemas[name]
+            with contextlib.closing(connect(path, migrations[:version])) as db:
+                fill(db)
+                (shared / f"{path.name}.old").write_text(contents(db))
+            shutil.copy(path, shared / "migrated")
+            with contextlib.closing(connect(shared / "migrated", migrations)) as db:
+                (shared / f"{path.name}.new").write_text(contents(db))
+            (shared / "migrated").unlink()
+
+    def prepare(self) -> None:
+        self.paths = {path: path.name.split("-")[0] for path in sorted(self.shared.glob("*.db"))}
+        self.paths = {self.folder / path.name: name for path, name in self.paths.items()}
+        for path in self.paths:
+            shutil.copy(self.shared / path.name, path)
+
+    def act(self) -> int:
+        for path, name in self.paths.items():
+            connect(path, self.schemas[name]).close()
+        return 0
+
+    def seen(self, path: Path) -> str:
+        """Return what a database holds, looked at without a change."""
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return contents(db)
+
+    def verify_harmed(self) -> None:
+        for path in self.paths:
+            meant = [(self.shared / f"{path.name}.{age}").read_text() for age in ("old", "new")]
+            assert self.seen(path) in meant, f"{path.name} is neither the old nor the new one"
+
+    def verify(self) -> None:
+        for path in self.paths:
+            assert self.seen(path) == (self.shared / f"{path.name}.new").read_text(), path.name
+
+
+def fill(db: sqlite3.Connection) -> None:
+    """Put rows into every table of a database."""
+    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall():
+        kinds = [column[2] for column in db.execute(f"PRAGMA table_info({table})")]
+        for number in range(1, 40):
+            values = {"INTEGER": number, "TEXT": f"text {number}", "BLOB": bytes([number]) * 32}
+            insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(kinds))})"
+            db.execute(insert, [values[kind] for kind in kinds])
+
+
+def contents(db: sqlite3.Connection) -> str:
+    """Return a database as text: its version, its schema, its rows."""
+    return "\n".join([str(db.execute("PRAGMA user_version").fetchone()), *db.iterdump()])
+
+
 SCENARIOS: dict[str, type[Scenario]] = {
+    "migrations": Migrations,
     "client-push": ClientPush,
     "client-push-large": ClientPushLarge,
     "client-push-parts": ClientPushParts,
@@ -569,6 +642,8 @@ def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager
     """Make what every point of a scenario starts from."""
     if name.startswith("client-push"):
         return live_server(shared)
+    if name == "migrations":
+        Migrations.make(shared)
     if name in CHAINS:
         expected = shared / "expected"
         for path, thing in CHAINS[name]()[-1].tree.items():

@@ -52,7 +52,18 @@ def test_a_killed_command_loses_nothing_and_can_be_repeated(
     scenario: str, moment: str, shim: Path, tmp_path: Path
 ) -> None:
     """Killed before, after or in the middle of its n-th change, the command repeated brings the promised state."""
-    stride = STRIDE or SAMPLES[scenario]
+    sweep(scenario, moment, SAMPLES[scenario], shim, tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "middle"])
+def test_a_killed_migration_is_whole_or_not_there(moment: str, shim: Path, tmp_path: Path) -> None:
+    """Killed at its n-th change, a database of any older schema is that or the newest one; opened again, the newest."""
+    sweep("migrations", moment, 31, shim, tmp_path)
+
+
+def sweep(scenario: str, moment: str, sample: int, shim: Path, tmp_path: Path) -> None:
+    """Visit a sample of a scenario's points, or every one of them."""
+    stride = STRIDE or sample
     first = random.SystemRandom().randrange(1, stride + 1)
     words = [sys.executable, HERE / "sweep.py", scenario, tmp_path / "sweep", "--moment", moment]
     words += ["--stride", str(stride), "--first", str(first)]

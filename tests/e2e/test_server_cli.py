@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +19,14 @@ from pathlib import Path
 
 import folders
 import pytest
+from sender import Sender
 from serving import BINARY, SECONDS, Served, Writer, serving, until
+
+from deltasync.core.names import WorkspaceName
+from deltasync_server.access import Access, Scope
+from deltasync_server.config import StoreConfig
+from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
 
 GOOD = Path(__file__).resolve().parents[2] / "bundles/good"
 ROOT = json.loads((GOOD / "index.json").read_text(encoding="utf-8"))[-1]["root"]
@@ -176,6 +184,67 @@ def test_a_folder_that_cannot_be_a_store_is_one_sentence(tmp_path: Path) -> None
     assert "cannot be used" in sentence(run("serve", "--data", "/proc/nothing", "--listen", "127.0.0.1:0"), 4)
     assert "there is no store" in sentence(run("collect", "--data", tmp_path / "nowhere"), 1)
     assert not (tmp_path / "nowhere").exists()
+
+
+def pages_of(path: Path) -> dict[str, int]:
+    """Return where the first page of each table of a database lies."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return {name: (page - 1) * 4096 for name, page in db.execute("SELECT name, rootpage FROM sqlite_master")}
+
+
+@contextlib.contextmanager
+def rotten(path: Path, at: int) -> Iterator[None]:
+    """Let one page of a file be noise while the block runs."""
+    with path.open("r+b", buffering=0) as file:
+        sound = os.pread(file.fileno(), 4096, at)
+        os.pwrite(file.fileno(), b"\xa5" * 4096, at)
+        try:
+            yield
+        finally:
+            os.pwrite(file.fileno(), sound, at)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield a data folder with one workspace, and a token for it."""
+    sender = Sender(name=WorkspaceName("life"))
+    with Store(StoreConfig(tmp_path / "data")) as store, Access(tmp_path / "data") as access:
+        store.recover()
+        sender.send(store, sender.tree(a=b"a", sub__b=b"b"))
+        store.catch_up()
+        _, token = access.create(DEFAULT, [Scope.PUSH], "", None)
+    yield tmp_path / "data", token
+
+
+def test_a_page_of_a_database_that_rots_is_one_sentence(filled: tuple[Path, str]) -> None:
+    """A start that meets it is refused, and `check` names the database: exit 8."""
+    data, _ = filled
+    for name, table, words in (
+        ("state.db", "uploads", ("serve", "--listen", "127.0.0.1:0")),
+        ("access.db", "tokens", ("check",)),
+    ):
+        with rotten(data / name, pages_of(data / name)[table]):
+            assert f"{data / name} is damaged" in sentence(run(*words, "--data", data), 8)
+
+
+def test_a_page_that_rots_under_a_running_server_refuses_what_needs_it(filled: tuple[Path, str]) -> None:
+    """Such a request is answered CORRUPT, without a word of the inside; others are answered, and the log says why."""
+    data, token = filled
+    made, tables, tokens = Writer("w").file(), pages_of(data / "state.db"), pages_of(data / "access.db")["tokens"]
+    with serving(data, "--require-token") as stranger, rotten(data / "access.db", tokens):
+        for shown in (token, f"{token[:-4]}0000"):
+            answer = stranger.showing(shown).get("/api/v1/workspaces/life")
+            assert (answer.status, answer.json["code"]) == (500, "CORRUPT")
+    with serving(data, "--require-token") as stranger, rotten(data / "state.db", tables["receipts"]):
+        server = stranger.showing(token)
+        root = server.get("/api/v1/workspaces/life").json["root"]
+        for answer in (server.get("/api/v1/workspaces/life/sequences"), server.send("w", made)):
+            assert (answer.status, answer.json["code"]) == (500, "CORRUPT")
+            assert b"Traceback" not in answer.body
+        assert server.get(f"/api/v1/workspaces/life/tree/{root}").status == 200
+        assert server.get("/api/v1/workspaces/w").json["sequence"] == 0
+    said = server.log.read_text()
+    assert "state.db is damaged" in said and "access.db is damaged" in said
 
 
 def test_settings_come_from_flag_variable_and_file_in_this_order(tmp_path: Path) -> None:

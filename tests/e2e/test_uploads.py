@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -76,6 +77,38 @@ def test_a_connection_that_breaks_every_8_mib_costs_little(
     assert report.bundles == 1
     assert proxy.request_bytes <= SIZE * 1.05
     assert_arrived(server, desk, report)
+
+
+def bytes_waiting(port: int) -> int:
+    """Return how many bytes have come for a server's connections that it has not read."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
+
+
+def test_a_server_that_is_frozen_in_the_midst_of_an_upload_gets_all_of_it(tmp_path: Path) -> None:
+    """After SIGSTOP and SIGCONT the push goes through, also where a deadline of the server was over meanwhile."""
+    environment = {"DELTASYNC_SERVER_BODY_SECONDS": "1"}
+    with serving(tmp_path / "data", environment=environment) as server, lossy(server.port) as proxy:
+        desk, release = desk_with(tmp_path, proxy.url, 12 * MIB), threading.Event()
+        held = Fault((desk.root / "0.bin").read_bytes()[5_700_000:5_700_016], until=release)  # in the midst of a piece
+        proxy.faults = [held]
+        reports: list[PushReport] = []
+        pushing = threading.Thread(target=lambda: reports.append(desk.push()))
+        pushing.start()
+        until(held.has_happened.is_set)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            release.set()
+            until(lambda: bytes_waiting(server.port))
+            thawed_at = time.monotonic() + 1.2
+            until(lambda: time.monotonic() >= thawed_at)
+            assert pushing.is_alive()
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        pushing.join()
+        assert reports[0].bundles == 1
+        until(lambda: server.get("/api/v1/workspaces/media").json["tree_sequence"] == 1)
+        assert_arrived(server, desk, reports[0])
 
 
 def test_answers_that_are_lost_are_asked_for_again(server: Served, proxy: Proxy, tmp_path: Path) -> None:

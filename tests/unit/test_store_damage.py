@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -87,6 +89,36 @@ def test_right_bytes_get_their_time_back(store: Store) -> None:
     stream, size = store.open_blob(DEFAULT, sender.flat["a"].digest)
     stream.close()
     assert (size, blob.stat().st_mtime_ns, blob.stat().st_mode & 0o777) == (5, DAY, 0o444)
+    assert_tree(store, sender)
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let nothing be opened while the block runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_running_out_of_descriptors_gives_no_blob_up(store: Store) -> None:
+    """A look at a doubted blob that cannot even open it fails, and says nothing of the blob."""
+    sender = Sender()
+    settled(store, sender, a=b"right")
+    digest = sender.flat["a"].digest
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        store.cache.holds_right_bytes(digest)  # a descriptor may be free again when it is to be taken out
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        store.trees.prove([digest])
+    os.utime(blob_of(store.config.data, sender.flat["a"]), ns=(DAY // 2, DAY // 2))
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        store.open_blob(DEFAULT, digest)
+    assert store.workspace(NAME).wanted == []
+    store.open_blob(DEFAULT, digest)[0].close()
     assert_tree(store, sender)
 
 

@@ -38,13 +38,11 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 @router.get("/blobs/{digest}", summary="A blob's bytes", **openapi.gives_bytes(200, 206, 404, 416))
 async def blob(request: Request, digest: str) -> Response:
     """Return a blob, or the one range of it that the Range header asks for (spec H-30, H-31)."""
-    here = context_of(request)
-    file, size = await here.workers.quick(
-        partial(here.store.open_blob, caller_of(request).tenant, digest_of_path(digest))
-    )
+    here, name = context_of(request), digest_of_path(digest)
+    file, size = await here.workers.quick(partial(here.store.open_blob, caller_of(request).tenant, name))
     asked = request.headers.get("range")
     try:
-        part = Part(file, *byte_range(asked, size))
+        part = Part(name, file, *byte_range(asked, size))
     except HttpRefusal:
         file.close()
         raise
@@ -57,6 +55,7 @@ async def blob(request: Request, digest: str) -> Response:
 class Part(NamedTuple):
     """A range of an open blob."""
 
+    digest: bytes
     file: BinaryIO
     start: int
     end: int
@@ -86,14 +85,24 @@ class _PartResponse(Response):
     async def _send_pieces(self, file: BinaryIO, send: Send) -> None:
         left = self._part.end - self._part.start
         while True:
-            piece = await self._here.workers.quick(_with(self._leave, partial(file.read, min(PIECE_BYTES, left))))
+            read = partial(self._read, file, min(PIECE_BYTES, left))
+            piece = await self._here.workers.quick(_with(self._leave, read))
             left -= len(piece)
-            if left and not piece:
-                raise OSError("a blob is shorter than its row says")
             async with asyncio.timeout(self._here.config.body_seconds):
                 await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
             if not left:
                 return
+
+    def _read(self, file: BinaryIO, size: int) -> bytes:
+        """Return the next bytes of the blob; raises OSError for one that cannot be read to its end (spec ST-28)."""
+        try:
+            piece = file.read(size)
+            if size and not piece:
+                raise OSError("a blob is shorter than its row says")
+        except OSError:
+            self._here.store.doubt(self._part.digest)
+            raise
+        return piece
 
 
 def _with(leave: Leave, read: Callable[[], bytes]) -> Callable[[], bytes]:
