@@ -327,6 +327,14 @@ def test_a_deleted_database_is_told(tmp_path: Path) -> None:
         assert "lost" in state.notes[0]
 
 
+def test_every_commit_is_fsynced_whatever_the_journal(tmp_path: Path) -> None:
+    """The log is fsynced with each commit; without one, so is the folder that the rollback journal goes from."""
+    extra = 3
+    with State.open(tmp_path / "ws") as state:
+        assert state.db.execute("PRAGMA synchronous").fetchone() == (extra,)
+        assert state.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_newer_release_is_not_set_aside(tmp_path: Path) -> None:
     """A schema from the future is refused and left as it is."""
     State.open(tmp_path / "ws").close()
