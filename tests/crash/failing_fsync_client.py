@@ -1,4 +1,4 @@
-"""Runs a client whose every STRIDE-th fsync fails in its turn, with the shim: `failing_fsync_client.py FOLDER 1 STRIDE`.
+"""Runs a client with an fsync that fails, every STRIDE-th in its turn: `failing_fsync_client.py FOLDER FIRST STRIDE`.
 
 It prints one line for each way to push: what was to be made durable at each point, and the exit code.
 """

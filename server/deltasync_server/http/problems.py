@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, Unauthorized, UsageError
-from deltasync.disk import FULL
+from deltasync.disk import FULL, lacks_threads
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = {NoSpace.code: "30", HostBusy.code: "2"}
@@ -111,6 +111,8 @@ def known(error: Exception) -> DeltasyncError | None:
         return HostBusy("the server has as many files open as it may; try again")
     if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith("SQLITE_BUSY"):
         return HostBusy("another program on the server has locked its database; try again")
+    if lacks_threads(error):
+        return HostBusy("the server has as many threads as it may; try again")
     return None
 
 
