@@ -168,3 +168,36 @@ def test_when_memory_runs_out_nothing_is_half_done(user: User, folder: Path, all
     assert user.run("push", folder).code == 0
     (bundle,) = outbox.iterdir()
     assert "-00000001-" in bundle.name
+
+
+# Signals all the time
+
+INTERRUPTED = """
+import atexit, os, signal
+counted = []
+signal.signal(signal.SIGALRM, lambda *_: counted.append(1))
+signal.signal(signal.SIGWINCH, lambda *_: counted.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+atexit.register(lambda: open(os.environ["INTERRUPTIONS"], "a").write(f"{len(counted)}\\n"))
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
+"""
+"""What Python runs first: from then on its system calls are interrupted five hundred times a second."""
+
+
+def test_interrupted_calls_go_on(user: User, folder: Path, tmp_path: Path) -> None:
+    """A push, a sealing, a fetch, and their server, whose calls all end early again and again, do what they do else."""
+    counts, dest = tmp_path / "counts", tmp_path / "dest"
+    folders.write(tmp_path, "first/sitecustomize.py", INTERRUPTED)
+    variables = {"PYTHONPATH": str(tmp_path / "first"), "INTERRUPTIONS": str(counts)}
+    with serving(tmp_path / "data", environment=variables) as server:
+        for words in (
+            ("push", folder, "--to", server.url),
+            ("push", folder, "--state-dir", tmp_path / "state"),
+            ("fetch", "--from", server.url, "--workspace", folder.name, dest),
+        ):
+            done = user.run(*words, "--quiet", **variables)
+            assert (done.code, done.err) == (0, "")
+        folders.assert_same(folder, tree(server, folder))
+        assert server.stop() == 0 and "Traceback" not in server.log.read_text()
+    folders.assert_same(folder, dest)
+    assert len(found := counts.read_text().split()) == 4 and min(map(int, found)) > 10
