@@ -156,22 +156,19 @@ def test_an_immutable_file_in_the_way_of_a_fetch_is_a_problem(
 
 
 def test_a_write_through_a_mapping_is_found(server: Served, user: User, folder: Path) -> None:
-    """Size stays, and the kernel sets the time when the first page is written: the next push sees it.
+    """The size stays. The kernel sets the time once a page is first written, and the next push sees that.
 
-    What is written behind a time that is set back is found when all is read: by `verify`, or `push --rehash`.
+    A later write to that page may set none until it is written back: `verify` and `push --rehash` find it.
     """
     path = folder / "media/clip.bin"
     assert_pushed(server, user, folder)
-    before = path.stat()
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[5] ^= 255
         assert_pushed(server, user, folder)
-        assert_pushed(server, user, folder)
         mapped[6] ^= 255
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert user.run("verify", folder).code in (0, 5)
-    assert user.run("push", folder, "--rehash").code == 0
-    assert user.run("verify", folder).code == 0
+        assert user.run("verify", folder).code in (5, 8)  # a file that was edited, or bytes that changed in silence
+        assert user.run("push", folder, "--rehash").code == 0
+        assert user.run("verify", folder).code == 0
     folders.assert_same(folder, server.data / "workspaces" / folder.name / "tree")
 
 
