@@ -177,11 +177,11 @@ import atexit, os, signal
 counted = []
 signal.signal(signal.SIGALRM, lambda *_: counted.append(1))
 signal.signal(signal.SIGWINCH, lambda *_: counted.append(1))
-signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
 atexit.register(lambda: open(os.environ["INTERRUPTIONS"], "a").write(f"{len(counted)}\\n"))
 atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
 """
-"""What Python runs first: from then on its system calls are interrupted five hundred times a second."""
+"""What Python runs first: from then on its system calls are interrupted two hundred times a second."""
 
 
 def test_interrupted_calls_go_on(user: User, folder: Path, tmp_path: Path) -> None:

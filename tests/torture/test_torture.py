@@ -47,7 +47,7 @@ def test_a_client_whose_disk_lied_heals_with_the_next_push(tmp_path: Path) -> No
     """It loses what its disk lost and no more, and has the server delete nothing that is there (TR-64)."""
     seed = _chance.randrange(2**32)
     print(f"seed {seed}")
-    result = powercut.run(Work(seed, 6, time.monotonic() + _SECONDS, tmp_path, hint=powercut.CLIENT))
+    result = powercut.run(Work(seed, 5, time.monotonic() + _SECONDS, tmp_path, hint=powercut.CLIENT))
     assert result.faults == []
     if not result.points:
         pytest.skip(f"power cuts cannot be tried here: {result.skipped}")
