@@ -35,6 +35,7 @@ _REFUSALS = frozenset(
         errno.ESTALE,
         errno.ENODEV,
         errno.ENXIO,
+        errno.ENOMEM,
     }
 )
 """What a system says for reasons of its own: no traceback of ours explains it."""
@@ -91,14 +92,25 @@ def space_guard(where: Path | str) -> Iterator[None]:
         raise
 
 
-def refusal(error: OSError) -> DeltasyncError | None:
+def refusal(error: Exception) -> DeltasyncError | None:
     """Return what a disk or a limit of the system refused as one sentence, or None for what needs looking into."""
+    if isinstance(error, MemoryError):
+        return DeltasyncError("the system gives no more memory; when some is free, run it again")
+    if lacks_threads(error):
+        return DeltasyncError("the system starts no more threads; when a limit is raised or some end, run it again")
+    if not isinstance(error, OSError):
+        return None
     if error.errno in FULL:
         return full(error.filename or "the disk")
     if error.errno not in _REFUSALS:
         return None
     at = f" at {error.filename}" if error.filename else ""
     return DeltasyncError(f"the system refused{at}: {os.strerror(error.errno or 0)}; when that is mended, run it again")
+
+
+def lacks_threads(error: Exception) -> bool:
+    """Tell whether an error says that the system starts no more threads; Python has no type for it."""
+    return isinstance(error, RuntimeError) and "start new thread" in str(error)
 
 
 def full(where: Path | str) -> NoSpace:

@@ -43,6 +43,12 @@ class Proxy:
         self.reset_every: int | None = None
         """Reset the connection that brings a multiple of so many bytes of requests."""
         self.resets = 0
+        self.dark_after: int | None = None
+        """Take and give nothing more, on any connection, and close none, once so many bytes of requests came."""
+        self.bytes_per_second: float | None = None
+        """How much goes through each connection at most, either way."""
+        self.is_light = threading.Event()
+        self.is_light.set()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -50,6 +56,7 @@ class Proxy:
     def close(self) -> None:
         """Stop listening and drop every connection."""
         self._listener.close()
+        self.is_light.set()
         for connection in list(self._open):
             _reset(connection)
 
@@ -68,6 +75,15 @@ class Proxy:
                 line = _Line(self, near, far)
                 threading.Thread(target=line.requests, daemon=True).start()
                 threading.Thread(target=line.answers, daemon=True).start()
+
+    def hold(self, size: int) -> None:
+        """Keep some bytes as long as this network does."""
+        if self.bytes_per_second is not None:
+            threading.Event().wait(size / self.bytes_per_second)
+        if self.dark_after is not None and self.request_bytes > self.dark_after:
+            self.is_light.clear()
+            self.dark_after = None
+        self.is_light.wait()
 
     def must_reset(self, size: int) -> bool:
         """Count bytes of requests; tell whether their connection is to be reset now."""
@@ -103,7 +119,9 @@ class _Line:
     def requests(self) -> None:
         with contextlib.suppress(OSError):
             while chunk := self.near.recv(1 << 16):
-                if self.proxy.must_reset(len(chunk)):
+                must_reset = self.proxy.must_reset(len(chunk))
+                self.proxy.hold(len(chunk))
+                if must_reset:
                     self.far.sendall(chunk)
                     _reset(self.near)
                     _reset(self.far)
@@ -130,6 +148,7 @@ class _Line:
     def answers(self) -> None:
         with contextlib.suppress(OSError):
             while chunk := self.far.recv(1 << 16):
+                self.proxy.hold(len(chunk))
                 if self.fault is not None and self.fault.swallow:
                     self.happen()
                     return

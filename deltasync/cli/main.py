@@ -176,13 +176,11 @@ def _known(error: Exception) -> DeltasyncError | None:
     from deltasync.db import damaged
     from deltasync.disk import refusal
 
-    if isinstance(error, OSError):
-        return refusal(error)
     if isinstance(error, sqlite3.Error):
         found = damaged(Path("state.db"), error)
         busy = AlreadyRunning("another process is writing the same state; wait until it ends, then try again")
         return found if isinstance(found, DeltasyncError) else busy
-    return None
+    return refusal(error)
 
 
 def _record(trace: str) -> str:

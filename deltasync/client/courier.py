@@ -111,7 +111,10 @@ class Courier:
         # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.
         thread = threading.Thread(target=self._run, args=(trip, before), name="courier", daemon=True)
         self._under_way.append((trip, thread))
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system starts no more of them: this one carries it
+            self._run(trip, before)
 
     def finish(self) -> None:
         """Wait for every receipt; raises Undelivered."""

@@ -98,14 +98,15 @@ class Download:
         threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(jobs)]
         try:
             for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+                try:
+                    thread.start()
+                except RuntimeError:  # the system starts no more of them: this one works as well
+                    self._work()
+                    break
+            _join(threads)
         finally:
             self._is_stopping.set()
-            for thread in threads:  # after Ctrl-C: what they hold open is closed next
-                if thread.ident is not None:
-                    thread.join()
+            _join(threads)  # after Ctrl-C: what they hold open is closed next
         if self._errors:
             raise self._errors[0]
 
@@ -182,6 +183,13 @@ class Download:
         if is_damaged:
             with self._guard:
                 self.damaged.extend(place.path for place in need.places)
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    """Wait for the threads that were started."""
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
 
 
 def _batches(needs: Iterable[Need]) -> Iterator[list[Need]]:

@@ -335,9 +335,13 @@ def _stretches(carried: Mapping[str, Operation], plans: Mapping[str, Plan]) -> I
 def write_bundle(folder: Path, metadata: Metadata, chunks: Iterator[bytes]) -> Path:
     """Write a bundle file into a folder under its own name, whole and durable or not at all; return its path."""
     final = folder / file_name(metadata)
-    with staged(final) as out:
-        for chunk in chunks:
-            out.write(chunk)
+    try:
+        with staged(final) as out:
+            for chunk in chunks:
+                out.write(chunk)
+    except OSError:
+        final.unlink(missing_ok=True)  # its name may be there, and not durable: nobody may take it for the bundle
+        raise
     return final
 
 

@@ -160,7 +160,11 @@ class Upload:
                     count, size = count + 1, size + len(piece)
                     continue
                 # A daemon: whoever interrupts a push does not wait for a server that has stopped reading.
-                threading.Thread(target=self._carry, args=(count, piece), name="piece", daemon=True).start()
+                thread = threading.Thread(target=self._carry, args=(count, piece), name="piece", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system starts no more of them: this one carries it
+                    self._carry(count, piece)
                 count, size = count + 1, size + len(piece)
         finally:
             for _ in range(self._jobs):  # every piece that began has ended: none arrives after what follows

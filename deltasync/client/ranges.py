@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 from array import array
@@ -114,8 +115,9 @@ class Planner:
         known = recipes.recipe_of(self._state, digest)
         if known is None or known.average_bytes != average_bytes:
             asked = _Early(lambda: self._receiver.recipe(self._workspace, digest, average_bytes))
-            self._early[digest, average_bytes] = asked
-            asked.start()
+            with contextlib.suppress(RuntimeError):  # the system starts no more threads: it is asked for later
+                asked.start()
+                self._early[digest, average_bytes] = asked
 
     def plans(self, operations: Iterable[Operation], digests: Collection[str]) -> dict[str, Plan]:
         """Return the plans of those contents, by digest, that need not travel whole.

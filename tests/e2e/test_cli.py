@@ -27,6 +27,7 @@ from deltasync.client.moves import Stats
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import decode_directory
 
+REFUSED = Path(__file__).resolve().parents[2] / "bundles/refused"
 REPORT = {
     "workspace", "sequence", "root", "operations", "bundles", "content_bytes", "sent_bytes", "avoided_bytes",
     "problems", "seconds",
@@ -343,6 +344,24 @@ def test_bundles_are_listed_shown_verified_exported_and_replayed(user: User, ser
         assert first.json["workspaces"][0]["root"] == root
         assert user.run("bundle", "replay", usb, "--to", other.url, "--json").json["skipped"] == len(files)
         folders.assert_same(folder, other.data / "workspaces" / folder.name / "tree")
+
+
+@pytest.mark.parametrize("kind", ["B-21-version-3", "B-22-feature"])
+def test_a_bundle_of_a_newer_release_is_refused_and_left(user: User, folder: Path, tmp_path: Path, kind: str) -> None:
+    """To show, verify, replay it, or go on behind it: one sentence, exit 8, and the file is as it was."""
+    there, file = tmp_path / "usb", tmp_path / "usb/life-11111111-00000001-aaaaaaaa.tar.zst"
+    there.mkdir()
+    shutil.copy(REFUSED / f"{kind}.tar.zst", file)
+    before = file.read_bytes()
+    for words in (
+        ("bundle", "show", file),
+        ("bundle", "verify", file),
+        ("bundle", "replay", there, "--to", (tmp_path / "other").as_uri()),
+        ("push", folder, "--workspace", "life", "--to", there.as_uri()),
+    ):
+        done = user.run(*words)
+        assert done.code == 8 and kind[:4] in done.err and done.err.count("\n") == 1, done
+    assert [*there.iterdir()] == [file] and file.read_bytes() == before
 
 
 def test_a_thin_bundle_names_what_it_does_not_carry(user: User, folder: Path, tmp_path: Path) -> None:

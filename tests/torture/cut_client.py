@@ -24,6 +24,7 @@ from deltasync.client.state import State
 from deltasync.core import wire
 from deltasync.core.bundle import BundleReader
 from deltasync.core.errors import DeltasyncError, from_problem
+from deltasync.core.manifest import Verb
 from deltasync.core.metadata import Metadata
 from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
@@ -82,6 +83,14 @@ class ClientLife:
     def trouble(self, acknowledged: int) -> str:
         """Open the state that a power cut left and push once; return what is wrong, '' for nothing."""
         return _trouble_after_cut(self, self.facts[:acknowledged])
+
+    def trouble_after_lie(self, acknowledged: int) -> tuple[str, str]:
+        """Push from a disk that lost what it said was durable; return what came of that, and what is wrong.
+
+        What the disk lost may be lost, with the numbers of bundles. Nothing that is in the folder is deleted on the
+        server, and both are equal after the push, or after the one that the first one's sentence asks for.
+        """
+        return _trouble_after_lie(self, self.facts[:acknowledged])
 
     def restored(self, facts: list[Fact]) -> Path:
         """Return where the server is, as it was when the client's power was cut."""
@@ -283,6 +292,34 @@ def _trouble_after_cut(life: ClientLife, facts: list[Fact]) -> str:
         if folders.listing(life.media) != folders.listing(Path(there.tree_path)):
             return "the trees differ after a push"
     return ""
+
+
+def _trouble_after_lie(life: ClientLife, facts: list[Fact]) -> tuple[str, str]:
+    deleted: list[str] = []
+
+    def received(metadata: Metadata, _: Path) -> None:
+        gone = [each.path for each in metadata.operations if each.operation is Verb.DELETED]
+        deleted.extend(path for path in gone if os.path.lexists(life.media / path))
+
+    with _at_home(life.disk), _server(life.restored(facts)) as store:
+        line, what = Line(store, received), ""
+        for _ in range(2):
+            try:
+                with opened(life.media, life.disk) as state:
+                    what = what or ("the state begins anew" if state.notes else "healed")
+                    pushed(state, line)
+                    break
+            except DeltasyncError as error:
+                what = f"refused by {type(error).__name__}"
+        else:
+            return what, "the second push is refused as well"
+        store.catch_up()
+        there = store.workspace(NAME)
+        if deleted:
+            return what, f"{deleted[0]} is deleted on the server, and it is there"
+        if folders.listing(life.media) != folders.listing(Path(there.tree_path)):
+            return what, "the trees differ after a push"
+    return what, ""
 
 
 def _forgotten(state: State, disk: Path, facts: list[Fact]) -> str:

@@ -157,7 +157,7 @@ class StoreLife:
         """Open the store that a power cut left, and return what is wrong with it, '' for nothing."""
         return _trouble_after_cut(self, self.facts[:acknowledged])
 
-    def trouble_after_lie(self) -> tuple[str, str]:
+    def trouble_after_lie(self, acknowledged: int) -> tuple[str, str]:
         """Open the store of a disk that lost what it said was durable; return what came of that, and what is wrong.
 
         What the disk lost may be lost, but then it is said, or asked for and sent again: nothing wrong is served.

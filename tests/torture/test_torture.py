@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torture import families, hostile, routes
+from torture import families, hostile, powercut, routes
 from torture.harness import NAMES, PROJECT, Defect, Result, Work, load
 from torture.inside import inside
 from torture.runner import catch, planted, unmeasured
@@ -41,6 +41,16 @@ def test_a_foreign_name_is_like_one_that_never_was_on_every_route(tmp_path: Path
         routes.ask_as_foreigner(routes.Place(server, random.Random(), result))
     assert result.faults == []
     assert result.points >= 25
+
+
+def test_a_client_whose_disk_lied_heals_with_the_next_push(tmp_path: Path) -> None:
+    """It loses what its disk lost and no more, and has the server delete nothing that is there (TR-64)."""
+    seed = _chance.randrange(2**32)
+    print(f"seed {seed}")
+    result = powercut.run(Work(seed, 5, time.monotonic() + _SECONDS, tmp_path, hint=powercut.CLIENT))
+    assert result.faults == []
+    if not result.points:
+        pytest.skip(f"power cuts cannot be tried here: {result.skipped}")
 
 
 @pytest.mark.parametrize("rule", ["B-8", "B-62"])

@@ -225,7 +225,7 @@ def test_hard_links_are_files_like_others(state: State, tmp_path: Path) -> None:
     assert operations(state) == [("deleted", "b", None)]
 
 
-def test_immutable_and_attributed_files_are_fine(state: State) -> None:
+def test_attributed_files_are_fine(state: State) -> None:
     """An xattr changes nothing but the ctime (F47)."""
     write(state.root, {"f": "x"})
     before = look_until_quiet(state)

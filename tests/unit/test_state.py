@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from observed import check, look, look_until_quiet, naive_root, seal, write
 
 from deltasync.client import opening, outbox
-from deltasync.client.state import Problem, State
+from deltasync.client.state import MIGRATIONS, Problem, State
 from deltasync.core.errors import (
     AlreadyRunning,
     Corrupt,
@@ -327,23 +330,87 @@ def test_a_deleted_database_is_told(tmp_path: Path) -> None:
         assert "lost" in state.notes[0]
 
 
+def test_every_commit_is_fsynced_whatever_the_journal(tmp_path: Path) -> None:
+    """The log is fsynced with each commit; without one, so is the folder that the rollback journal goes from."""
+    extra = 3
+    with State.open(tmp_path / "ws") as state:
+        assert state.db.execute("PRAGMA synchronous").fetchone() == (extra,)
+        assert state.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_newer_release_is_not_set_aside(tmp_path: Path) -> None:
-    """A schema from the future is refused and left as it is."""
+    """A schema from the future is refused and left as it is, byte by byte, whoever opens it."""
     State.open(tmp_path / "ws").close()
     path = tmp_path / "ws/.deltasync/state.db"
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(Corrupt, match="newer release"):
-        State.open(tmp_path / "ws")
+        connection.commit()
+    before = path.read_bytes()
+    for is_read_only in (False, True):
+        with pytest.raises(Corrupt, match="newer release"):
+            State.open(tmp_path / "ws", read_only=is_read_only)
     assert list(path.parent.glob("*.damaged-*")) == []
+    assert path.read_bytes() == before
+
+
+def of_an_older_release(root: Path, version: int) -> Path:
+    """Make a state as the release with an earlier schema left it, with a word in it; return its database."""
+    with State.open(root) as state:
+        state.set_meta("word", "kept")
+    path = root / ".deltasync/state.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        for table in ("recipes", "edges", "streams", "parts")[0 if version == 1 else 2 :]:
+            database.execute(f"DROP TABLE {table}")
+        database.execute(f"PRAGMA user_version = {version}")
+        database.execute("PRAGMA journal_mode = DELETE")
+    return path
+
+
+def killed_at(statement: int, root: Path) -> bool:
+    """Open a state in a process that is killed before that call of its database; tells whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        left = [statement]
+
+        def count(_: object, event: str, called: Any) -> None:
+            if event == "c_call" and isinstance(getattr(called, "__self__", None), sqlite3.Connection):
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count)
+        try:
+            State.open(root).close()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_migration_that_is_killed_is_whole_or_was_not(tmp_path: Path, version: int) -> None:
+    """At whichever call: the schema is the old one or the new one, and the next opening has everything."""
+    found, is_harmed = list[int](), True
+    while is_harmed:
+        (root := tmp_path / f"at{len(found)}").mkdir()
+        path = of_an_older_release(root, version)
+        is_harmed = killed_at(len(found) + 1, root)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            (schema,) = database.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found.append(schema)
+        assert ({"streams", "parts"} <= tables) == (schema == len(MIGRATIONS))
+        with State.open(root) as state:
+            assert (state.get_meta("word"), state.notes) == ("kept", [])
+    assert {*found} == {version, len(MIGRATIONS)} and len(found) > 10
 
 
 def test_a_cut_off_writer_leaves_a_whole_state(tmp_path: Path) -> None:
     """A process that ends without closing leaves its lock free and its commits in place."""
     program = f"""
+import contextlib
 import os
 from pathlib import Path
+from typing import Any
 from deltasync.client.state import State
 state = State.open(Path({str(tmp_path / "ws")!r}))
 with state.writing():

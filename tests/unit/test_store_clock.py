@@ -19,6 +19,7 @@ from deltasync_server.access import Access, Scope
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
+from deltasync_server.room import Shortage
 from deltasync_server.tenants import DEFAULT
 
 YEARS = 10 * 365 * 86_400.0
@@ -81,7 +82,7 @@ def test_a_clock_that_jumps_takes_nothing_that_is_under_way(store: Store, jump: 
     store.catch_up()
     store.upkeep()
     store._evictor.note_idle()
-    store._evictor._evict(store._evictor._noted(), 1 << 40, lambda: False)
+    store._evictor._evict(store._evictor._noted(), Shortage(1 << 40), lambda: False)
     assert {leased, digest_of(b"stays")} <= held(store)
     send_part(store, sender, 50, bytes(20))
     store.uploads.put(DEFAULT, upload, 1, io.BytesIO(content[60:]))
@@ -109,7 +110,7 @@ def test_what_is_noted_while_the_clock_is_ahead_makes_way_when_it_is_right(store
         latest = db.execute("SELECT max(since) FROM idle UNION SELECT max(touched) FROM streams").fetchall()
     assert latest and all(moment <= time.time() for (moment,) in latest)
     jump(store.config.evict_after_seconds + 1)
-    assert store._evictor._evict(store._evictor._noted(), 1, lambda: False) == len(b"idle")
+    assert store._evictor._evict(store._evictor._noted(), Shortage(1), lambda: False).bytes == len(b"idle")
     assert held(store) == {digest_of(b"needed")}
 
 

@@ -91,7 +91,7 @@ def _unexpected(error: Exception) -> DeltasyncError:
     """Say in one sentence what nobody foresaw; the traceback goes to the log."""
     from deltasync.disk import refusal
 
-    if isinstance(error, OSError) and (known := refusal(error)):
+    if known := refusal(error):
         logging.getLogger(PROGRAM).info("refused", exc_info=error)
         return known
     logging.getLogger(PROGRAM).error("unexpected", exc_info=error)

@@ -14,7 +14,7 @@ from starlette.types import Scope as AsgiScope
 
 from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, HostBusy, NoSpace, NotFound, Unauthorized, UsageError
-from deltasync.disk import FULL, DiskFull
+from deltasync.disk import FULL, DiskFull, lacks_threads
 from deltasync_server.access import Caller, Scope
 
 MEDIA_TYPE = "application/problem+json"
@@ -128,6 +128,8 @@ def known(error: Exception) -> DeltasyncError | None:
         return HostBusy("the server has as many files open as it may; try again")
     if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname.startswith("SQLITE_BUSY"):
         return HostBusy("another program on the server has locked its database; try again")
+    if lacks_threads(error):
+        return HostBusy("the server has as many threads as it may; try again")
     return None
 
 
