@@ -54,7 +54,7 @@ DEFECTS = (
         "a token never expires",
         "TR-120",
         "server/deltasync_server/access.py",
-        "if self.expires_at is not None and self.expires_at <= now:",
+        "if any(end is not None and end <= now for end in (self.expires_at, self.claim_by)):",
         "if False:",
     ),
     Defect(
