@@ -26,11 +26,7 @@ class Pace:
     @property
     def is_quick(self) -> bool:
         """Whether a bundle may travel whole: the last one went fast enough, and no connection broke yet."""
-        return self.is_quick_at(self._bytes_per_second)
-
-    def is_quick_at(self, bytes_per_second: float) -> bool:
-        """Whether a bundle whose first bytes went like this may travel whole."""
-        return bytes_per_second >= QUICK_BYTES_PER_SECOND and not self._has_lost
+        return self._bytes_per_second >= QUICK_BYTES_PER_SECOND and not self._has_lost
 
     @property
     def bytes_per_second(self) -> float:

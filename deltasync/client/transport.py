@@ -270,9 +270,9 @@ class HttpTransport:
     ) -> wire.Receipt:
         """Send a bundle once and return the receipt: after a failure the sender asks the head before it sends again.
 
-        A large one goes in pieces, and only its pieces are sent again, unless the way is quick and sound. wait: for how
-        many seconds the answer may wait for the plain tree. patience: how many more it may take, and how long the
-        server may stop reading meanwhile.
+        A large one goes in pieces, and only its pieces are sent again, unless the way was found quick and sound.
+        wait: for how many seconds the answer may wait for the plain tree. patience: how many more it may take, and how
+        long the server may stop reading meanwhile.
         """
         query: dict[str, str | int] = {"take_over": "true"} if take_over else {}
         if wait > 0:
@@ -285,20 +285,14 @@ class HttpTransport:
         if not is_all or sum(map(len, first)) > UPLOAD_FROM_BYTES:
             request = wire.UploadRequest(kind="bundle", workspace=name, identity=identity.hex(), resume=True)
             upload = self._upload(request)
-        may_be_quick = not is_all and self._bandwidth is None
-        if upload is not None and may_be_quick and self._is_quick_by(upload.probe(first)):
-            upload.abort()
-            upload = None
         if upload is None:
             chunks = chain(_drained(first), self._pace.measured(rest))
             return self._send_whole(name, identity, chunks, query, wait, patience)
+        probed = upload.probe(first) if not is_all and self._bandwidth is None else 0.0
+        self._pace.note(probed)  # the bundle behind this one may go whole
         receipt = upload.send(chain(_drained(first), rest), query, wait + patience)
-        self._pace.note(upload.bytes_per_second)
+        self._pace.note(0.0 if probed else upload.bytes_per_second)
         return receipt
-
-    def _is_quick_by(self, bytes_per_second: float) -> bool:
-        self._pace.note(bytes_per_second)
-        return self._pace.is_quick_at(bytes_per_second)
 
     def _upload(self, request: wire.UploadRequest) -> Upload | None:
         """Begin an upload; None where the server has no room for it, or is too old to know of uploads."""
