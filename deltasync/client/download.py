@@ -344,6 +344,8 @@ class _Large:
         """What of it was found in DEST, in an earlier version of the file."""
         self._found, self._hashed_bytes = hasher(), 0
         self._is_begun = bool(self._done)
+        self._is_hole = False
+        """Whether the file has nothing but zeros where nothing was written since this process began with it."""
         self._is_given_up = self._was_wrong = self._was_patched = False
         self._users = 0
         self._descriptor = self._note_descriptor = -1
@@ -447,15 +449,21 @@ class _Large:
         dest, flags = self._download.dest, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         if self._descriptor >= 0:
             return
-        if self._is_begun:
+        if self._is_begun:  # what an earlier process left may be of anything
             self._descriptor = os.open(self._part, flags, dir_fd=dest.arrivals.fd)
             self._note_descriptor = os.open(self._note, flags | os.O_APPEND, dir_fd=dest.arrivals.fd)
             return
         dest.remove(self._note)
         self._descriptor, self._note_descriptor = dest.create(self._part), dest.create(self._note)
-        with space_guard(dest.path):
-            os.ftruncate(self._descriptor, self._need.size)
+        self._empty()
         self._is_begun = True
+
+    def _empty(self) -> None:
+        """Make the file one hole."""
+        with space_guard(self._download.dest.path):
+            os.ftruncate(self._descriptor, 0)
+            os.ftruncate(self._descriptor, self._need.size)
+        self._is_hole = True
 
     def _fetch(self, number: int, *, leads: bool) -> None:
         self._download.lease()
@@ -482,7 +490,7 @@ class _Large:
                 return  # only the end of the answer was missing
             with self._download.source.blob_range(self._need.digest, reached, end, self._need.size) as incoming:
                 for piece in incoming.content(end - reached):
-                    if not is_zeros(piece):  # the file is new, and all a hole where nothing was written
+                    if not (self._is_hole and is_zeros(piece)):
                         with space_guard(self._download.dest.path):
                             _write_at(self._descriptor, piece, reached)
                     if leads and self._hashed_bytes == reached:
@@ -517,6 +525,7 @@ class _Large:
             return
         self._was_wrong = not self._here  # a recipe may be wrong: then not all of it was the server's bytes
         os.ftruncate(self._note_descriptor, 0)  # others may have it open still: it is written again from its begin
+        self._empty()
         self._done, self._here, self._found, self._hashed_bytes = set(), [], hasher(), 0
         self._download.again(self.lead)
 

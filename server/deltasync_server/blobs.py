@@ -22,6 +22,7 @@ from deltasync.core.hashing import hasher
 from deltasync.core.manifest import Operation
 from deltasync.disk import (
     FILE_FLAGS,
+    FULL,
     Folder,
     fsync_folder,
     make_private,
@@ -45,6 +46,11 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _LINK = "link"
 """A name that no content has."""
 _log = logging.getLogger(__name__)
+
+
+def says_nothing(error: OSError) -> bool:
+    """Tell whether an error is of want of room, descriptors or memory, and says nothing of what is read."""
+    return error.errno in _OURS | FULL
 
 
 def is_executable(status: os.stat_result) -> bool:
@@ -270,13 +276,13 @@ class Cache:
         try:
             descriptor = self.open(digest)
         except OSError as error:
-            if error.errno in _OURS:
+            if says_nothing(error):
                 raise
             return False
         try:
             return hash_of(descriptor) == digest
         except OSError as error:
-            if error.errno in _OURS:
+            if says_nothing(error):
                 raise
             return False
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sqlite3
@@ -70,6 +71,8 @@ TURN_SECONDS = 60.0
 
 LARGE_BYTES = 1 << 20
 """Bundles whose content is this large on average are not journalled: the content itself is made durable."""
+
+_log = logging.getLogger(__name__)
 
 Permit = Callable[[], None]
 """Raises where the sender may send no longer."""
@@ -511,7 +514,10 @@ class Intake:
                 forget(db, self._spent)
                 commit = _Commit(db, self.arrival.workspace, metadata, staging)
                 receipt = commit.write(applied, published, None if staging.is_durable else self.spool.name)
-            self.rooms.streams.remove(self._spent)
+            try:
+                self.rooms.streams.remove(self._spent)
+            except OSError as error:  # it is committed: a stream that nothing names goes with the next start
+                _log.warning("streams that are used up could not be removed: %s", error)
             return receipt
         except (DeltasyncError, sqlite3.OperationalError) as error:  # the latter: busy, so nothing was committed
             self.spool.is_kept = isinstance(error, Corrupt)

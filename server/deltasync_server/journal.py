@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -13,15 +14,26 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from deltasync.core.bundle import BundleReader, Source
-from deltasync.core.errors import Corrupt, DeltasyncError
+from deltasync.core.errors import Corrupt, DeltasyncError, NoSpace, Refused
 from deltasync.core.wire import Limits
 from deltasync.disk import Folder, fsync_folder, make_private, open_regular, start_writeback, write_all
 from deltasync_server.blobs import Cache
-from deltasync_server.state import ReceiptRow, State, batched, blob_rows, journalled, mark_replaced, split_digests
+from deltasync_server.state import (
+    ReceiptRow,
+    State,
+    batched,
+    blob_rows,
+    journalled,
+    lacking_of,
+    split_digests,
+    write_blobs,
+)
 from deltasync_server.tenants import folder_of
 
 SPACE_CHECK_BYTES = 32 * 2**20
 _BATCH = 512
+_UNREADABLE = frozenset({errno.EBADMSG, errno.EINVAL, errno.EIO, errno.ELOOP, errno.ENOENT, errno.EUCLEAN})
+"""What says that a file cannot be read, and not that there is no room or no descriptor."""
 _log = logging.getLogger(__name__)
 
 ShouldStop = Callable[[], bool]
@@ -197,37 +209,54 @@ class Journal:
         """
         with self._state.read() as db:
             receipts = journalled(db)
-        rebuilt: list[bytes] = []
-        lost: list[bytes] = []
-        seen: set[bytes] = set()
+        rebuilt: set[bytes] = set()
+        wrong: set[bytes] = set()
+        right: set[bytes] = set()
         for receipt in receipts:
-            carried = [digest for digest in split_digests(receipt.carried) if digest not in seen]
-            seen.update(carried)
+            carried = [digest for digest in split_digests(receipt.carried) if digest not in right | rebuilt]
             with self._state.read() as db:
-                rows = blob_rows(db, carried)
-            wrong = {digest for digest in rows if not self._cache.holds_right_bytes(digest)}
-            if wrong:
-                given = self._republish(receipt, wrong)
-                rebuilt += given
-                lost += wrong.difference(given)
-        return Rebuilt(rebuilt, lost)
+                rows, lacking = blob_rows(db, carried), lacking_of(db, carried)
+            here = {digest for digest in rows if digest not in wrong and self._cache.holds_right_bytes(digest)}
+            right |= here
+            if sought := (rows.keys() - here) | lacking:
+                given = self._republish(receipt, sought)
+                rebuilt.update(given)
+                wrong = (wrong | (rows.keys() - here)).difference(given)
+        for receipt in receipts if wrong else ():  # a bundle may have brought again what another one carries
+            given = self._republish(receipt, wrong)
+            rebuilt.update(given)
+            wrong.difference_update(given)
+        return Rebuilt(sorted(rebuilt), sorted(wrong))
 
     def _republish(self, receipt: ReceiptRow, wrong: Collection[bytes]) -> list[bytes]:
-        """Write blobs again from a journalled bundle; returns those that it could give."""
+        """Write blobs again from a journalled bundle; returns those that it could give.
+
+        Raises what says nothing of the journal file, such as NoSpace: the file still has what it has.
+        """
         _log.warning("rebuilding %d blob(s) from the journal of %s", len(wrong), receipt.file_name)
-        try:
-            with self._open(receipt) as source, self._cache.staging() as staging:
-                reader = BundleReader(source, self._limits)
-                for operation, views, recipe in reader.contents():
-                    if recipe is None and bytes.fromhex(operation.digest or "") in wrong:
-                        staging.write(operation, views)
-                with self._state.hold(), self._cache.published(staging, {}) as rows, self._state.write() as db:
-                    update = "UPDATE blobs SET mtime_ns = ?, executable = ? WHERE digest = ?"
-                    db.executemany(update, [(row.mtime_ns, row.executable, row.digest) for row in rows])
-                return [row.digest for row in rows]
-        except (OSError, DeltasyncError) as error:
-            _log.error("journal file %s cannot be read (%s)", receipt.journal, error)
-            return []
+        with self._cache.staging() as staging:
+            try:
+                with self._open(receipt) as source:
+                    reader = BundleReader(source, self._limits)
+                    for operation, views, recipe in reader.contents():
+                        if recipe is None and bytes.fromhex(operation.digest or "") in wrong:
+                            staging.write(operation, views)
+            except (OSError, Refused, Corrupt) as error:
+                if isinstance(error, OSError) and error.errno not in _UNREADABLE:
+                    raise
+                _log.error("journal file %s cannot be read (%s)", receipt.journal, error)
+                return []
+            with self._state.hold():
+                with self._state.read() as db:
+                    kept = blob_rows(db, staging.staged)
+                try:
+                    with self._cache.published(staging, kept, renews=True) as rows, self._state.write() as db:
+                        write_blobs(db, rows, kept)
+                except BaseException:
+                    for digest in kept:  # trees that are linked to what was there must hear of it once rows can say so
+                        self._cache.doubt(digest)
+                    raise
+            return [row.digest for row in rows]
 
     def _open(self, receipt: ReceiptRow) -> contextlib.closing[_File]:
         return contextlib.closing(_File(open_regular(receipt.journal or "", at=self.folder.fd)))
@@ -238,11 +267,27 @@ class Journal:
             receipts = journalled(db)
         done = 0
         for receipt in receipts:
-            if should_stop() or not self._make_durable(receipt, should_stop):
+            if should_stop():
+                break
+            if not self._has_given(receipt):
+                continue  # it may be all that has what is asked for
+            if not self._make_durable(receipt, should_stop):
                 break
             self._release(receipt)
             done += 1
         return done
+
+    def _has_given(self, receipt: ReceiptRow) -> bool:
+        """Put back what the bundle carried and the cache has lost since; False where some of that is still lost."""
+        with self._state.read() as db:
+            lacking = lacking_of(db, split_digests(receipt.carried))
+        if not lacking:
+            return True
+        try:
+            return len(self._republish(receipt, lacking)) == len(lacking)
+        except (NoSpace, OSError) as error:
+            _log.error("what journal file %s holds cannot be put back now (%s)", receipt.journal, error)
+            return False
 
     def _make_durable(self, receipt: ReceiptRow, should_stop: ShouldStop) -> bool:
         digests = split_digests(receipt.carried)
@@ -284,9 +329,11 @@ class Journal:
 
     def _replace(self, receipt: ReceiptRow, failed: Collection[bytes]) -> bool:
         """Write blobs anew whose fsync, or whose folder's, failed: asked again it would say yes (spec ST-43)."""
-        replaced = self._republish(receipt, failed)
-        with self._state.write() as db:
-            mark_replaced(db, replaced)
+        try:
+            replaced = self._republish(receipt, failed)
+        except (NoSpace, OSError) as error:
+            _log.error("blobs that the disk failed cannot be written anew now (%s)", error)
+            return False
         return len(replaced) == len(failed) and all(self._with_blob(digest, os.fsync) for digest in replaced)
 
     def _release(self, receipt: ReceiptRow) -> None:

@@ -460,6 +460,16 @@ def blob_rows(db: sqlite3.Connection, digests: Iterable[bytes]) -> dict[bytes, B
     return found
 
 
+def lacking_of(db: sqlite3.Connection, digests: Iterable[bytes]) -> set[bytes]:
+    """Return those digests that some tree waits for and the cache has lost."""
+    found: set[bytes] = set()
+    for batch in batched(digests, BATCH):
+        marks = ",".join("?" * len(batch))
+        select = f"SELECT digest FROM wanted WHERE NOT healed AND digest IN ({marks})"
+        found.update(digest for (digest,) in db.execute(select, batch))
+    return found - blob_rows(db, found).keys()
+
+
 def held_row(db: sqlite3.Connection, tenant: Tenant, digest: bytes) -> BlobRow | None:
     """Return a blob's row if this tenant holds its content (spec ST-101), else None."""
     return held_rows(db, tenant, [digest]).get(digest)

@@ -18,7 +18,7 @@ from pathlib import Path
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
 from deltasync.core.tree import Loader, Tree, walk
 from deltasync.disk import FULL, Folder, fsync_folder, remove_tree, space_guard, start_writeback
-from deltasync_server.blobs import Cache, is_unchanged
+from deltasync_server.blobs import Cache, is_unchanged, says_nothing
 from deltasync_server.change import Change, ShouldStop, Stopped
 from deltasync_server.config import LinkMode
 from deltasync_server.durable import changed_folders, is_done, shared, stage_again, with_file
@@ -39,6 +39,9 @@ from deltasync_server.tenants import folder_of
 
 RETRY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
+
+_Inode = tuple[int, int]
+"""A file by its device and number."""
 
 
 class Trees:
@@ -271,10 +274,11 @@ class Trees:
     def sound_rows(self, digests: Collection[bytes]) -> dict[bytes, BlobRow]:
         """Hash blobs that lost their fingerprint: the right ones get it back, the wrong ones are quarantined."""
         with self._lock:
+            read = {digest: self._inode(digest) for digest in digests}
             sound = {digest: row for digest in digests if (row := self._rehashed(digest)) is not None}
-            wrong = [digest for digest in digests if digest not in sound]
+            wrong = {digest: inode for digest, inode in read.items() if digest not in sound}
             if wrong:
-                self.quarantine(wrong)
+                self.quarantine(wrong, read=wrong)
         return sound
 
     def _rehashed(self, digest: bytes) -> BlobRow | None:
@@ -330,18 +334,21 @@ class Trees:
 
     def prove(self, digests: Collection[bytes]) -> None:
         """Read blobs whose fingerprint is right and quarantine those whose bytes are not (spec ST-26)."""
-        wrong = [digest for digest in digests if not self._cache.holds_right_bytes(digest)]
+        read = {digest: self._inode(digest) for digest in digests}
+        wrong = {digest: inode for digest, inode in read.items() if not self._cache.holds_right_bytes(digest)}
         if wrong:
-            self.quarantine(wrong)
+            self.quarantine(wrong, read=wrong)
 
-    def quarantine(self, wrong: Collection[bytes]) -> None:
-        """Take damaged blobs out of the cache and out of every tree, and ask for their content (spec ST-26)."""
+    def quarantine(self, wrong: Collection[bytes], *, read: Mapping[bytes, _Inode | None] | None = None) -> None:
+        """Take damaged blobs out of the cache and out of every tree, and ask for their content (spec ST-26).
+
+        read: the files that were found wrong; one that was published since then is another.
+        """
         _log.error("quarantining %d damaged blob(s), the first is %s", len(wrong), next(iter(wrong)).hex())
         with self._lock:
-            self._take_out(wrong)
+            self._take_out(wrong, read or {digest: self._inode(digest) for digest in wrong})
 
-    def _take_out(self, wrong: Collection[bytes]) -> None:
-        inodes = {digest: self._inode(digest) for digest in wrong}
+    def _take_out(self, wrong: Collection[bytes], inodes: Mapping[bytes, _Inode | None]) -> None:
         with self._state.read() as db:
             rows, load = workspace_rows(db), loader(db)
             named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in rows}
@@ -358,7 +365,7 @@ class Trees:
                 db.executemany("DELETE FROM blobs WHERE digest = ?", [(digest,) for digest in gone])
                 db.executemany("INSERT OR REPLACE INTO wanted VALUES (?, ?, 0)", asked)
 
-    def _inode(self, digest: bytes) -> tuple[int, int] | None:
+    def _inode(self, digest: bytes) -> _Inode | None:
         status = self._cache.status(digest)
         return (status.st_dev, status.st_ino) if status else None
 
@@ -406,7 +413,8 @@ class Trees:
                     for entry in files:
                         with_file(folder, entry.name, start_writeback)
                     # Copies are in no journal, nor are restamped inodes.
-                    failed = [entry for entry in files if not with_file(folder, entry.name, os.fsync)]
+                    failed = [each for each in files if self._is_doubtful(folder, each)]
+                    failed = failed or [each for each in files if not with_file(folder, each.name, os.fsync)]
                     if failed or not is_done(folder.fsync):
                         self._make_anew(row.name, folder, failed or changed, is_folder=not failed)
                         raise OSError(errno.EIO, "not made durable", f"{row.name}/{path}")
@@ -441,8 +449,20 @@ class Trees:
                     renewed = self._cache.published(staging, kept, renews=True)
                     with self._state.hold(), renewed as rows, self._state.write() as db:
                         write_blobs(db, rows, kept)
-            except OSError:
+            except OSError as error:
+                if says_nothing(error):
+                    self._cache.doubt(entry.digest)  # the next attempt begins here, and does not ask the disk again
+                    raise
                 self.quarantine([entry.digest])
+
+    def _is_doubtful(self, folder: Folder, entry: Entry) -> bool:
+        """Tell whether a tree file is the inode of a blob that the disk failed."""
+        if not self._cache.is_doubtful(entry.digest):
+            return False
+        blob = self._cache.status(entry.digest)
+        with contextlib.suppress(FileNotFoundError):
+            return blob is not None and os.path.samestat(blob, folder.stat(entry.name))
+        return False
 
     def _note_durable(self, row: WorkspaceRow, moves: int) -> None:
         with self._state.write() as db:

@@ -770,6 +770,30 @@ def test_a_large_file_that_stays_wrong_is_reported(
     assert not (tmp_path / "dest/large.bin").exists() and not (tmp_path / "dest/.deltasync").exists()
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_what_came_wrong_once_leaves_nothing_behind(
+    desk: Desk, origin: HttpTransport, tmp_path: Path, jobs: int
+) -> None:
+    """Where bytes came wrong the first time and are zeros the second time, the file has zeros."""
+    large = noise("zeros", RANGE_BYTES) + bytes(RANGE_BYTES) + noise("end", RANGE_BYTES // 2)
+    folders.write(desk.root, "zeros.bin", large)
+    desk.push()
+    dest, between = tmp_path / "dest", Between(origin)
+    left = 1
+
+    def spoil(content: bytes) -> bytes:
+        nonlocal left
+        if left and len(content) >= 1 << 16 and not content.strip(b"\0"):
+            left = 0
+            return b"GARBAGE!" + content[8:]
+        return content
+
+    between.change = spoil
+    report = fetched(between, desk, dest, jobs=jobs)
+    assert not left and report.verified
+    assert (dest / "zeros.bin").read_bytes() == large
+
+
 def test_content_that_the_server_lost_is_a_problem_of_its_paths(
     desk: Desk, origin: HttpTransport, server: Served, tmp_path: Path, large: bytes
 ) -> None:

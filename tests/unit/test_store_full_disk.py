@@ -400,3 +400,35 @@ def test_inodes_are_freed_beforehand_in_a_quiet_moment(disk: Path) -> None:
         fill_inodes(disk, 250)
         store.upkeep()
         assert (held(store, "old", 400), held(store, "head", 10)) == (200, 10)
+
+
+@pytest.mark.parametrize("gives_way", [False, True])
+def test_a_start_without_room_gives_nothing_up(disk: Path, gives_way: bool) -> None:
+    """A torn blob that cannot be rebuilt for want of room stays in its journal, and is rebuilt when there is room."""
+    sender, body = Sender(), noise(1, 700_000)
+    with Store(StoreConfig(disk / "data", low_disk_bytes=0)) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=body, **{f"f{n}": b"%d" % n for n in range(40)}))
+        assert_tree(store, sender)
+        if gives_way:
+            request = wire.UploadRequest(kind="bundle", workspace=NAME, identity="00" * 32)
+            upload_id = store.uploads.initiate(DEFAULT, request).upload_id
+            store.uploads.put(DEFAULT, upload_id, 0, io.BytesIO(noise(2, 2 << 20)))
+    blob = disk / "data/cache" / digest_of(body).hex()[:2] / digest_of(body).hex()
+    times = blob.stat().st_mtime_ns
+    blob.chmod(0o644)
+    os.truncate(blob, 0)
+    os.utime(blob, ns=(times, times))
+    ballast = fill(disk, 300_000)
+    journal = {path.name: path.read_bytes() for path in (disk / "data/journal").iterdir()}
+    with Store(StoreConfig(disk / "data", low_disk_bytes=0)) as store:
+        if gives_way:
+            store.recover()
+        else:
+            with pytest.raises(NoSpace):
+                store.recover()
+            assert {path.name: path.read_bytes() for path in (disk / "data/journal").iterdir()} == journal
+            ballast.unlink()
+            store.recover()
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []

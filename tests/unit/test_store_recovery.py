@@ -8,12 +8,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, blob_of, give, give_file, seen, tree_of, zero
 
 from deltasync.core.bundle import content_operations
-from deltasync.core.errors import Corrupt, NoSpace
+from deltasync.core.errors import Corrupt, NoSpace, NotFound
 from deltasync.core.manifest import EMPTY_ROOT, Entry
 from deltasync.disk import Folder
 from deltasync_server.adopt import Adoption, AdoptOptions
@@ -115,6 +116,108 @@ def test_a_checkpoint_makes_changed_blobs_again(tmp_path: Path, spoil: str) -> N
         assert_tree(store, sender)
         assert store.workspace(NAME).wanted == []
         assert os.path.samefile(tree_of(store) / "a", blob)
+
+
+def test_what_a_reader_found_damaged_comes_back_from_the_journal(tmp_path: Path) -> None:
+    """A blob that was taken out before its checkpoint is put back by it; the journal is not released before."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 1000, b=b"two")
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        truncate(blob_of(tmp_path, flat["a"]))
+        with pytest.raises(NotFound):
+            store.open_blob(DEFAULT, flat["a"].digest)
+        assert store.workspace(NAME).wanted == [flat["a"].digest.hex()]
+        store.upkeep()
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == [] and not list((tmp_path / "journal").iterdir())
+
+
+def test_a_journal_that_may_have_what_is_asked_for_stays(tmp_path: Path) -> None:
+    """While a journal cannot give what the cache has lost it is kept, and others are released; a client may heal it."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 1000)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        (journal,) = (tmp_path / "journal").iterdir()
+        journal.write_bytes(b"damaged")
+        other.send(store, other.tree(x=b"other"))
+        truncate(blob_of(tmp_path, flat["a"]))
+        with pytest.raises(NotFound):
+            store.open_blob(DEFAULT, flat["a"].digest)
+        store.upkeep()
+        assert list((tmp_path / "journal").iterdir()) == [journal]
+        sender.heal(store, [flat["a"].digest])
+        store.upkeep()
+        assert_tree(store, sender)
+        assert not list((tmp_path / "journal").iterdir())
+
+
+def test_a_second_journal_gives_what_the_first_cannot(tmp_path: Path) -> None:
+    """A torn blob that two journalled bundles carry is rebuilt from the one that can be read."""
+    sender, other = Sender(), Sender(name=type(NAME)("other"))
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 1000)
+        sender.send(store, flat)
+        (first,) = (tmp_path / "journal").iterdir()
+        other.send(store, other.tree(a=b"one" * 1000))
+    first.write_bytes(b"damaged")
+    truncate(blob_of(tmp_path, flat["a"]))
+    with opened(tmp_path) as store:
+        assert_tree(store, sender)
+        assert_tree(store, other)
+        assert store.workspace(NAME).wanted == []
+
+
+def test_a_failed_write_of_rows_removes_no_blob_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that makes a blob anew and cannot write its row leaves a blob under its name."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 1000)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        os.utime(blob_of(tmp_path, flat["a"]), ns=(1, 1))
+
+        @contextmanager
+        def full() -> Iterator[sqlite3.Connection]:
+            raise NoSpace("no room for rows")
+            yield
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.state, "write", full)
+            assert store.journal.checkpoint() == 0
+        assert blob_of(tmp_path, flat["a"]).read_bytes() == b"one" * 1000
+        store.upkeep()
+        assert_tree(store, sender)
+        assert store.workspace(NAME).wanted == []
+
+
+@pytest.mark.parametrize("way", ["sound_rows", "prove"])
+def test_what_is_healed_while_it_is_read_is_not_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Whoever found a blob wrong quarantines the file that it read, not one that a bundle brought meanwhile."""
+    sender = Sender()
+    with opened(tmp_path) as store:
+        flat = sender.tree(a=b"one" * 1000)
+        sender.send(store, flat)
+        assert_tree(store, sender)
+        store.upkeep()
+        blob = blob_of(tmp_path, flat["a"])
+        blob.chmod(0o644)
+        blob.write_bytes(b"bad" * 1000)
+        quarantine = store.trees.quarantine
+
+        def late(*arguments: Any, **options: Any) -> None:
+            blob.rename(tmp_path / "damaged")  # its inode stays in use, as that of a file that is being read
+            blob.write_bytes(b"one" * 1000)
+            quarantine(*arguments, **options)
+
+        monkeypatch.setattr(store.trees, "quarantine", late)
+        getattr(store.trees, way)([flat["a"].digest])
+        assert blob.read_bytes() == b"one" * 1000
 
 
 def test_kept_bundles_are_the_bundles_that_came(tmp_path: Path) -> None:
