@@ -161,7 +161,7 @@ def is_store(folder: Path) -> bool:
 
 
 def _refuse_store(root: Path) -> None:
-    """Refuse a workspace inside of a server's data folder: our state would become a part of a tree of the server."""
+    """Refuse a workspace inside of a server's data folder: our state would lie in the server's tree (spec F-10)."""
     for parent in (root, *root.parents):
         if is_store(parent):
             raise UsageError(
