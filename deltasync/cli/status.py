@@ -14,6 +14,7 @@ from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.client import outbox
 from deltasync.client import status as halves
+from deltasync.client.address import is_folder
 from deltasync.client.state import State
 from deltasync.config import Settings
 from deltasync.core import wire
@@ -65,7 +66,7 @@ def _show(call: Call, settings: Settings, state: State | None) -> int:
     if state is not None:
         workspace, url = _bound(state, settings)
         here = halves.examined(state, halves.local(state))
-    there, trouble = _ask_server(settings, workspace, url)
+    there, trouble = _ask_server(settings, workspace, url, state)
     watcher = _ask_watcher(state) if state is not None else None
     together = halves.together(workspace, here, there)
     extra: dict[str, Any] = {"watcher": watcher}
@@ -92,13 +93,16 @@ def _bound(state: State, settings: Settings) -> tuple[str, str | None]:
 
 
 def _ask_server(
-    settings: Settings, workspace: str, url: str | None
+    settings: Settings, workspace: str, url: str | None, state: State | None
 ) -> tuple[halves.Server | None, DeltasyncError | None]:
     transport = options.transport(settings, url, max_retries=0)
     if transport is None:
         return None, None
     try:
-        return halves.server(transport, workspace), None
+        there = halves.server(transport, workspace)
+        if state is not None and not there.sequence and is_folder(there.url):
+            outbox.require_mount(state)
+        return there, None
     except UsageError:
         raise
     except DeltasyncError as error:
@@ -128,18 +132,26 @@ def _lines(together: halves.Status, watcher: Mapping[str, Any] | None, url: str 
         )
         lines += [f"        {words}" for words in dict.fromkeys((*_left(here), *_told(watcher or {})))]
     if there is not None:
-        tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
-        if there.url.startswith("file:"):
-            tree = ""  # a folder of bundles holds none
-        applied = f", applied {there.last_applied_at}" if there.last_applied_at else ""
-        lines.append(f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}")
-        if there.tree_path:
-            lines.append(f"        {there.tree_path}")
+        lines += _tree(here, there)
         if there.usage is not None and (held := _held(there.usage)):
             lines.append(f"        {held}")
         if there.wanted:
             lines.append(f"        asks again for {count_text(there.wanted, 'content')} that it lost; push sends it")
     return lines
+
+
+def _tree(here: halves.Local | None, there: halves.Server) -> list[str]:
+    """Return where the receiver stands, and where its plain tree is; there is none before the first push."""
+    if not there.sequence:
+        was_there = here is not None and here.acknowledged_sequence
+        empty = "nothing is there any more" if was_there else "nothing was pushed there yet"
+        return [f"server  {'no bundle lies there' if is_folder(there.url) else empty}"]
+    tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
+    if is_folder(there.url):
+        tree = ""  # a folder of bundles holds none
+    applied = f", applied {there.last_applied_at}" if there.last_applied_at else ""
+    lines = [f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}"]
+    return [*lines, f"        {there.tree_path}"] if there.tree_path else lines
 
 
 def _held(usage: wire.Usage) -> str:
@@ -171,7 +183,9 @@ def _left(here: halves.Local) -> list[str]:
     if here.guard:
         left.append(here.guard)
     if here.pending:
-        left.append(f"{count_text(here.pending, 'bundle')} to be sent, {bytes_text(here.outbox_bytes)} in files")
+        in_files = f", {bytes_text(here.outbox_bytes)} in files" if here.outbox_bytes else ""
+        bundles, content = count_text(here.pending, "bundle"), bytes_text(here.pending_bytes)
+        left.append(f"{bundles} to be sent, {content} of content{in_files}")
     left += [f"{each.path}: {each.parts_sent} of {each.parts} parts sent" for each in here.in_parts[:WAITING_SHOWN]]
     if here.waiting:
         left.append(f"{count_text(here.waiting, 'file')} still being written")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
-from deltasync.client.opening import DATABASE
+from deltasync.client.opening import DATABASE, STORE_FOLDERS
 from deltasync.client.wanted import Wanted
 from deltasync.core.errors import Refused, UsageError
 from deltasync.core.manifest import Entry, Kind
@@ -92,6 +92,8 @@ class Comparing:
         if RESERVED in present and folder is not None:
             refuse_workspace(folder, path)
             present.discard(RESERVED)
+        if folder is not None:
+            _refuse_store(folder, path, present)
         for entry in wanted:
             at = joined(path, entry.name)
             status = folder.stat(entry.name) if folder is not None and entry.name in present else None
@@ -203,6 +205,19 @@ def refuse_workspace(folder: Folder, path: str) -> None:
     )
 
 
+def _refuse_store(folder: Folder, path: str, names: Collection[str]) -> None:
+    """Raise UsageError when a folder is the data folder of a server, which alone may change it (spec F-10)."""
+    try:
+        is_store = DATABASE in names and all(stat.S_ISDIR(folder.stat(name).st_mode) for name in STORE_FOLDERS)
+    except OSError:
+        return
+    if is_store:
+        raise UsageError(
+            f"{shown(path) or 'the destination'} is the data folder of a deltasync-server, which alone may change what "
+            "is in it; fetch into another folder"
+        )
+
+
 def _place(path: str, entry: Entry, status: os.stat_result | None) -> Place:
     is_there = status is not None
     return Place(path, entry, is_there, status is not None and stat.S_ISDIR(status.st_mode))
@@ -210,7 +225,9 @@ def _place(path: str, entry: Entry, status: os.stat_result | None) -> Place:
 
 def _below(folder: Folder, path: str) -> Iterator[str]:
     """Yield the path of everything below a folder; raises UsageError for a workspace."""
-    for name in folder.names():
+    names = folder.names()
+    _refuse_store(folder, path, names)
+    for name in names:
         at = joined(path, name)
         if name == RESERVED:
             refuse_workspace(folder, path)

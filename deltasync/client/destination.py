@@ -19,7 +19,7 @@ from pathlib import Path
 
 from deltasync.client.comparison import Need, Place, is_touched
 from deltasync.client.digest import FileChanging, is_same
-from deltasync.client.opening import DATABASE
+from deltasync.client.opening import DATABASE, has_history, is_store
 from deltasync.core.errors import RootUnavailable, UsageError
 from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Entry
@@ -349,11 +349,26 @@ def usable(path: Path) -> Path:
         if real.exists() and not real.is_dir():
             raise UsageError(f"{shown(str(path))} is not a folder; a fetch fills a folder")
         for parent in (real, *real.parents):
-            if (parent / RESERVED / DATABASE).is_file():
+            if is_store(parent):
                 raise UsageError(
-                    f"{shown(str(parent))} is a workspace that is pushed from here; "
-                    "what it has not sent yet could be lost: fetch into another folder and copy from there"
+                    f"{shown(str(parent))} is the data folder of a deltasync-server, which alone may change what is in "
+                    "it; fetch into another folder"
                 )
+            if (parent / RESERVED / DATABASE).is_file():
+                raise UsageError(_why_not(parent))
     except (OSError, RuntimeError) as error:
         raise RootUnavailable(f"{shown(str(path))} cannot be used: {error}") from error
     return real
+
+
+def _why_not(root: Path) -> str:
+    """Say why a workspace is not fetched into; one that was only tried once need not stay one."""
+    if has_history(root / RESERVED):
+        return (
+            f"{shown(str(root))} is a workspace that is pushed from here; "
+            "what it has not sent yet could be lost: fetch into another folder and copy from there"
+        )
+    return (
+        f"{shown(str(root))} was made a workspace, but its state knows of nothing that was ever sealed; fetch into "
+        f"another folder, or remove {shown(str(root / RESERVED))}, if that was never meant to be a workspace"
+    )

@@ -21,6 +21,8 @@ from deltasync.core.names import RESERVED, parse_workspace, shown
 from deltasync.disk import Lock, require_confinement, space_guard, staged
 
 DATABASE, LOCK, SUSPECT, REMOTE = "state.db", "lock", "suspect", "remote"
+STORE_FOLDERS = ("cache", "workspaces")
+"""What every data folder of a server holds beside its database, which is called as ours is."""
 DATABASE_PATH_BYTES_MAX = 500
 """SQLite opens no file beyond about this, whatever the system allows."""
 _FIRST_HEAD = ("INSERT INTO head VALUES (1, NULL, NULL, '', 0, ?, 0, ?, NULL, NULL)", (EMPTY_ROOT, EMPTY_ROOT))
@@ -53,6 +55,8 @@ def opened(root: Path, asked: Asked, migrations: Sequence[str]) -> Opened:
     require_confinement()
     real = usable_root(root)
     folder = asked.state_dir.absolute() if asked.state_dir else real / RESERVED
+    if not asked.read_only:
+        _refuse_store(real)
     if not (folder / DATABASE).is_file():
         _refuse_nested(real)
         _refuse_strangers(folder, asked.state_dir)
@@ -148,19 +152,37 @@ def _client_id_path() -> Path:
     return Path(platformdirs.user_state_dir("deltasync")) / "client-id"
 
 
+def is_store(folder: Path) -> bool:
+    """Tell whether a folder is the data folder of a server, as far as it can be looked at."""
+    try:
+        return (folder / DATABASE).is_file() and all((folder / name).is_dir() for name in STORE_FOLDERS)
+    except OSError:
+        return False
+
+
+def _refuse_store(root: Path) -> None:
+    """Refuse a workspace inside of a server's data folder: our state would lie in the server's tree (spec F-10)."""
+    for parent in (root, *root.parents):
+        if is_store(parent):
+            raise UsageError(
+                f"{shown(str(root))} belongs to the data folder {shown(str(parent))} of a deltasync-server, which "
+                "alone may change what is in it; fetch the workspace into another folder and push that one"
+            )
+
+
 def _refuse_nested(root: Path) -> None:
     """Refuse a new workspace inside of one that carries its files; one that was there before it is left out of it."""
     if RESERVED in root.parts:
         raise UsageError(f"{shown(str(root))} lies inside a folder {RESERVED}, which is our own")
     for parent in root.parents:
-        if _has_history(parent / RESERVED):
+        if has_history(parent / RESERVED):
             raise UsageError(
                 f"{shown(str(root))} lies inside the workspace {shown(str(parent))}; use that one, or a folder outside "
                 f"of it (or remove {shown(str(parent / RESERVED))}, if that was never meant to be a workspace)"
             )
 
 
-def _has_history(folder: Path) -> bool:
+def has_history(folder: Path) -> bool:
     """Tell whether something was ever sealed from a state that is kept in a folder; one that cannot be read counts."""
     try:
         is_there = (folder / DATABASE).is_file()
@@ -183,7 +205,7 @@ def refuse_inside(folder: Path, root: Path) -> None:
     """Refuse a folder for bundles that lies inside of a workspace, which would carry them: its own, or another one."""
     real = folder.resolve()
     for parent in (real, *real.parents):
-        if parent == root or _has_history(parent / RESERVED):
+        if parent == root or has_history(parent / RESERVED):
             raise UsageError(
                 f"{shown(str(folder))} lies inside the workspace {shown(str(parent))}, which would carry the bundles "
                 "as files; name a folder outside of it with --to"

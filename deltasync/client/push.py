@@ -641,6 +641,10 @@ class Pusher:
 def _workspace_name(state: State, options: PushOptions) -> str:
     """Return the workspace's name: as asked, as remembered, or the folder's."""
     name = options.workspace or outbox.head(state).workspace or state.root.name
+    if not name:
+        raise UsageError(
+            f"the folder {shown(str(state.root))} has no name for the workspace; give one with --workspace"
+        )
     try:
         return parse_workspace(name)
     except NameRefused as error:

@@ -43,6 +43,8 @@ class Local(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     acknowledged_sequence: int
     acknowledged_at: str | None
+    pending_bytes: int
+    """Content that those bundles carry."""
     outbox_bytes: int
     """Bytes of the bundle files that wait for the server."""
     kept: int
@@ -126,6 +128,7 @@ def local(state: State) -> Local:
         epoch=head.epoch,
         acknowledged_sequence=head.acknowledged_sequence,
         acknowledged_at=head.acknowledged_at,
+        pending_bytes=sum(row.content_bytes for row in pending),
         outbox_bytes=_file_bytes(state.folder / outbox.FOLDER, [row.file for row in pending]),
         kept=len(outbox.kept(state)),
         no_delete=has_no_delete,

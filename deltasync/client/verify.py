@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from deltasync.client import outbox, resync
+from deltasync.client.address import is_folder
 from deltasync.client.reasons import paths_with
 from deltasync.client.scan import Progress, ScanOptions, scan
 from deltasync.client.seal import overlaid, united
@@ -77,6 +78,8 @@ def verify(
         known = scan(copy, replace(options, rehash=False)).root
         found = scan(copy, replace(options, rehash=True), progress=progress)
         server = receiver.workspace(workspace) if receiver is not None else None
+        if receiver is not None and server is not None and not server.sequence and is_folder(receiver.url):
+            outbox.require_mount(state)
         operations: list[Operation] = []
         lost: list[str] = []
         has_no_delete = outbox.has_no_delete(state)

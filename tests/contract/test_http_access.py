@@ -63,7 +63,7 @@ ROUTES = (
     ("DELETE", f"/api/files/{ABSENT}", 400),
 )
 """Every route with what it answers to a caller who may use it."""
-LOOKS = (f"{API}/workspaces/w/blobs", f"{API}/workspaces/w/trees")
+LOOKS = tuple(f"{API}/workspaces/w/{each}" for each in ("missing", "blobs", "trees"))
 
 
 def command(data: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import folders
 import pytest
+from corpus_good import noise
 from serving import Served, serving
 from user import BINARY, SECONDS, User, Word
 
@@ -690,7 +691,19 @@ def test_a_full_outbox_stops_sealing(user: User, folder: Path) -> None:
     status = user.run("status", folder)
     assert status.code == 0 and "changes wait to be sealed" in status.out
     assert user.run("push", folder).code == 0
-    assert "1 bundle to be sent" in user.run("status", folder).out
+    assert "1 bundle to be sent, " in user.run("status", folder).out
+
+
+def test_status_says_how_much_waits_and_where_nothing_is_yet(user: User, folder: Path, tmp_path: Path) -> None:
+    """Content of sealed bundles counts although no file has it; what was never pushed has no folder on the server."""
+    folders.write(folder, "large", noise("large", 3 << 20))
+    with serving(tmp_path / "small", "--tenant-quota", "1M") as small:
+        assert user.run("push", folder, "--to", small.url).code == 6
+        status = user.run("status", folder)
+        assert "server  nothing was pushed there yet\n" in status.out and "workspaces" not in status.out
+        assert "1 bundle to be sent, 3.2 MiB of content\n" in status.out
+        local = user.run("status", folder, "--json").json["local"]
+        assert local["pending_bytes"] >= 3 << 20 and local["outbox_bytes"] == 0
 
 
 def test_the_state_may_lie_elsewhere(user: User, server: Served, folder: Path) -> None:

@@ -225,6 +225,27 @@ def test_the_environments_token_reaches_only_who_was_named_with_it(user: User, f
     assert shown == [True, False, True, True, False, True, False]
 
 
+def test_a_token_that_only_reads_fetches_and_does_not_push(user: User, folder: Path) -> None:
+    """Scope `read` is enough for all that a fetch asks for; a push is refused (7), and the server's tree stays."""
+    with serving(user.home / "data", "--require-token") as real:
+
+        def token(scope: str) -> str:
+            words = [BINARY, "token", "create", "--data", real.data, "--scope", scope]
+            return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+        where = ("--workspace", "w", "--json")
+        assert user.run("push", folder, "--to", real.url, *where, DELTASYNC_TOKEN=token("push")).code == 0
+        reader, dest = token("read"), user.home / "dest"
+        done = user.run("fetch", "--from", real.url, *where, dest, DELTASYNC_TOKEN=reader)
+        assert done.code == 0 and done.json["verified"] and done.json["fetched_bytes"]
+        folders.assert_same(folder, dest)
+        other = user.home / "other"
+        folders.write(other, "mine", b"1")
+        pushed = user.run("push", other, "--to", real.url, "--workspace", "v", DELTASYNC_TOKEN=reader)
+        assert pushed.code == 7 and "it lacks the scope 'push'" in pushed.err
+        assert not (real.data / "workspaces/v").exists()
+
+
 def test_no_traceback_has_a_token(user: User, host: Host, folder: Path) -> None:
     """What nobody foresaw, with the token in hand: neither error.log nor the traceback of -v has it."""
     add(user, host, "--ca", host.ca)

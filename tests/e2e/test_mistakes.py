@@ -104,8 +104,9 @@ def test_a_disk_that_is_not_mounted_is_not_taken_for_an_empty_one(user: User, na
     finally:
         subprocess.run(["umount", point], check=True)
     folders.write(root, "three", b"3")
-    done = user.run("push", root)
-    assert done.code == 4 and f"nothing is mounted at {point}" in done.err
+    for command in ("push", "status", "verify"):
+        done = user.run(command, root)
+        assert done.code == 4 and f"nothing is mounted at {point}" in done.err
     assert list(point.iterdir()) == []
 
 
@@ -180,3 +181,57 @@ def test_a_full_outbox_without_a_server_says_what_helps(user: User, name: str) -
     folders.write(root, "large", bytes(range(256)) * 10_000)
     done = user.run("push", root, "--outbox-limit", "1M")
     assert done.code == 6 and "name a server with --to" in done.err
+
+
+def test_a_server_s_own_folder_is_not_fetched_into(user: User, server: Served, name: str) -> None:
+    """What lies in a data folder is the server's alone: a fetch over it, in it or around it changes nothing (2)."""
+    root, own = user.home / name, tree(server, name)
+    for content in (b"1", b"22"):
+        folders.write(root, "a", content)
+        assert user.run("push", root, "--to", server.url).code == 0
+    where = ("--from", server.url, "--workspace", name, "--at", "1", "--delete", "--allow-mass-delete")
+    for dest in (own, own / "new/deeper", server.data, server.data.parent):
+        done = user.run("fetch", *where, dest)
+        assert done.code == 2 and "is the data folder of a deltasync-server" in done.err and done.err.count("\n") == 1
+        assert not (dest / ".deltasync").exists()
+    folders.assert_same(root, own)
+
+
+@pytest.mark.parametrize("command", ["push", "watch"])
+def test_a_server_s_own_folder_is_no_workspace(user: User, server: Served, name: str, command: str) -> None:
+    """A state in a tree of the server would become a part of it: `push` and `watch` refuse it (2) and leave none."""
+    root = user.home / name
+    folders.write(root, "a", b"1")
+    assert user.run("push", root, "--to", server.url).code == 0
+    for elsewhere in ((), ("--state-dir", user.home / "state")):
+        done = user.run(command, tree(server, name), "--to", server.url, "--workspace", f"{name}-again", *elsewhere)
+        assert done.code == 2 and "belongs to the data folder" in done.err
+    folders.assert_same(root, tree(server, name))
+    assert not (tree(server, name) / ".deltasync").exists() and not (user.home / "state").exists()
+
+
+def test_a_first_push_that_was_refused_does_not_make_a_folder_a_source(user: User, server: Served, name: str) -> None:
+    """A fetch into it says that nothing was ever sealed there, and what to remove; then it works."""
+    first, second = user.home / "first" / name, user.home / "second" / name
+    folders.write(first, "1", b"1")
+    folders.write(second, "2", b"2")
+    assert user.run("push", first, "--to", server.url).code == 0
+    where = ("--from", server.url, "--workspace", name)
+    for url, code in ((server.url, 2), ("http://127.0.0.1:1", 4)):
+        assert user.run("push", second, "--to", url, "--max-retries", "0").code == code
+        done = user.run("fetch", *where, second)
+        assert (done.code, (second / "1").exists()) == (2, False)
+        assert "nothing that was ever sealed" in done.err and f"remove {second}/.deltasync" in done.err
+    shutil.rmtree(second / ".deltasync")
+    assert user.run("fetch", *where, second).code == 0 and (second / "1").read_bytes() == b"1"
+    done = user.run("fetch", *where, first)
+    assert done.code == 2 and "pushed from here" in done.err and "remove" not in done.err
+
+
+def test_a_folder_without_a_name_is_named(user: User) -> None:
+    """The root of the file system has no name for a workspace: the sentence says which folder is meant (2)."""
+    done = user.run("push", "/", "-n")
+    assert (done.code, done.err) == (
+        2,
+        "deltasync: the folder / has no name for the workspace; give one with --workspace\n",
+    )

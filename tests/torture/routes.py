@@ -282,7 +282,7 @@ def _narrower(place: Place) -> Iterator[Step]:
                 yield f"narrower:{scope}", method, pattern
 
 
-_LOOKS = (f"{API}/workspaces/{{workspace}}/blobs", f"{API}/workspaces/{{workspace}}/trees")
+_LOOKS = tuple(f"{API}/workspaces/{{workspace}}/{each}" for each in ("missing", "blobs", "trees"))
 
 
 def _narrow(place: Place, scope: str, method: str, pattern: str) -> None:

@@ -24,8 +24,8 @@ FAILURES_SECONDS = 60.0
 """So many wrong tokens of one source in so long; then it is told to wait."""
 SOURCES_MAX = 4096
 _WORKSPACE = f"{wire.API}/workspaces/{{workspace}}"
-_LOOKS = frozenset({f"{_WORKSPACE}/blobs", f"{_WORKSPACE}/trees"})
-"""Routes that change nothing, although their method says so."""
+_LOOKS = frozenset({f"{_WORKSPACE}/{each}" for each in ("missing", "blobs", "trees")})
+"""Routes that change nothing that anybody sees, although their method says so: all that a fetch asks for."""
 _FIGURES = "/metrics"
 _PAIRINGS = f"{wire.API}/pairings"
 _TOKEN_ROUTE = f"{wire.API}/token"
