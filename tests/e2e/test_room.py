@@ -59,7 +59,10 @@ def test_a_pinned_state_can_be_fetched_for_as_long_as_it_is_pinned(tmp_path: Pat
         assert (dest / "a").read_text() == "first"
 
         gone = user.run("pin", root, "--at", "2")
-        assert gone.code == 1 and gone.err == "deltasync: the tree of sequence 2 is not kept, only 3 is\n"
+        assert (
+            gone.code == 1
+            and gone.err == "deltasync: the tree of sequence 2 is not kept, only 3 is, and the pinned 1\n"
+        )
         assert user.run("pin", root, "--release").code == 2
         assert user.run("pin", "--list", "--to", served.url, "--workspace", "never").code == 1
         assert user.run("pin", root, "--to", (tmp_path / "usb").as_uri()).code == 2
