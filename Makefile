@@ -60,6 +60,7 @@ $(VENV)/.installed: pyproject.toml
 	  echo '`$(PYTHON)` has no venv module: install it (on Debian and Ubuntu: apt-get install python3-venv)' >&2; \
 	  exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV); the first time this takes a minute or more'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 

@@ -55,6 +55,8 @@ def add(
             raise UsageError(
                 "a pairing code brings CA and token itself; leave --ca, --fingerprint and --token-file out"
             )
+        if "://" not in url:
+            raise UsageError(f"{shown(url)} is no address of a server; with a code write https://host:port")
         return _pair(call, name, address.normal_url(url), code, settings.timeout_seconds)
     if ca is not None and fingerprint is not None:
         raise UsageError("a server is known by --ca or by --fingerprint, not by both")

@@ -162,7 +162,10 @@ def _alone(call: Call, root: Path, settings: Settings) -> PushReport:
             )
             progress.all_is_read()
             _say_found(call, found)
-            return pusher.run()
+            report = pusher.run()
+        if url is None and not report.pending and not _counted(report.operations):
+            call.out.note("no server is known for this folder; name one with --to")
+        return report
 
 
 def _say_found(call: Call, found: ScanReport) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from deltasync.client.opening import usable_root
+from deltasync.client.opening import DATABASE, usable_root
 from deltasync.core.names import RESERVED, NameRefused, parse_name, portability_note, shown
 from deltasync.disk import reflink
 
@@ -55,6 +55,7 @@ class _Survey:
     twins: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     future: list[str] = field(default_factory=list)
+    workspaces: list[str] = field(default_factory=list)
 
 
 def examine(
@@ -96,6 +97,9 @@ def _survey(root: Path, *, future: float) -> _Survey:
             continue
         if not folder:
             entries = [(name, status) for name, status in entries if name != RESERVED]
+        elif os.path.lexists(root / folder / RESERVED / DATABASE):
+            survey.workspaces.append(shown(folder))
+            continue
         for name, status in entries:
             path = f"{folder}/{name}" if folder else name
             _survey_name(survey, name, path)
@@ -142,6 +146,13 @@ def _names(survey: _Survey) -> Iterator[Finding]:
             "names",
             f"{len(survey.twins)} group(s) of names are one name on other systems (letter case or Unicode form): "
             f"{_some(survey.twins)}",
+        )
+    if survey.workspaces:
+        yield Finding(
+            Level.NOTE,
+            "names",
+            f"{len(survey.workspaces)} folder(s) are workspaces of their own; push each by itself: "
+            f"{_some(survey.workspaces)}",
         )
     if not (survey.refused or survey.foreign or survey.twins):
         yield Finding(Level.OK, "names", f"all {survey.files + survey.folders - 1} names are fit for every system")

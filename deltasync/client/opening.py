@@ -380,7 +380,8 @@ def require_original(root: Path, folder: Path, connection: sqlite3.Connection) -
     if _has_inode(former, meta["root_inode"]) and _state_id(former / RESERVED) == meta["state_id"]:
         raise WorkspaceCopied(
             f"{shown(str(root))} is a copy of the workspace {shown(str(former))}; "
-            "give it a name of its own with --workspace NAME, or let it replace the original with --take-over"
+            f"give it a name of its own with --workspace NAME --to {shown(_url(connection) or 'URL')}, "
+            "or let it replace the original with --take-over"
         )
 
 
@@ -487,6 +488,11 @@ def _workspace(connection: sqlite3.Connection) -> str | None:
     return name
 
 
+def _url(connection: sqlite3.Connection) -> str | None:
+    url: str | None = connection.execute("SELECT url FROM head").fetchone()[0]
+    return url
+
+
 def _renew(
     state: Opened, meta: dict[str, str], reason: str, *, forget: bool = False, drop_pending: bool = False
 ) -> None:
@@ -507,4 +513,5 @@ def _renew(
                 "UPDATE head SET sealed_sequence = acknowledged_sequence, sealed_root = acknowledged_root"
             )
         connection.execute("UPDATE head SET epoch = ?", (new_epoch(),))
-    state.notes.append(f"{reason}; a new history begins")
+    told = "" if forget else "; nothing that the host has is sent again"
+    state.notes.append(f"{reason}; a new history begins{told}")

@@ -108,7 +108,8 @@ def check_bound(state: State, workspace: str, url: str | None) -> HeadRow:
     if url is not None and row.url not in (None, url) and row.acknowledged_sequence:
         raise UsageError(
             f"this folder is synced to {shown(row.url or '')}; it cannot be synced to {shown(url)} as well; if that is "
-            f"its new address, or a new server, remove {shown(str(state.folder / 'state.db'))} and push again"
+            f"its new address, or a new server, remove {shown(str(state.folder / 'state.db'))} "
+            "and push again with this --to"
         )
     return row
 

@@ -31,7 +31,9 @@ def pair(name: str, url: str, code: Code, timeout: float) -> Host:
     their own; nothing that was answered before the proof is believed.
     """
     if not url.startswith("https:"):
-        raise UsageError(f"{url} needs no pairing: a code is for a server that is reached by https://")
+        raise UsageError(
+            f"a code works only over https://; for {url} use --token-file FILE, if it asks for a token at all"
+        )
     certificate = presented(url, timeout)
     if certificate is None:
         raise HostUnreachable(f"no TLS answer from {url}; is the server running, and is this its address?")

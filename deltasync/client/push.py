@@ -30,6 +30,7 @@ from deltasync.core.errors import (
     HostBusy,
     HostUnreachable,
     LimitExceeded,
+    NoSpace,
     NotOwner,
     Refused,
     SequenceConflict,
@@ -463,6 +464,8 @@ class Pusher:
             outbox.discard_from(self._state, parcel.sequence)
         elif isinstance(cause, LimitExceeded) and parcel.identity not in self._sealed_here:
             outbox.discard_from(self._state, parcel.sequence)  # it was cut for other limits than this receiver's
+        elif isinstance(cause, NoSpace) and self._is_outdated(parcel):
+            outbox.discard_from(self._state, parcel.sequence)  # spec S-13: what did not fit may be gone by now
         elif isinstance(cause, ContentMissing):
             self._restart(parcel, cause, set(cause.missing))
         elif isinstance(cause, (HostUnreachable, HostBusy)) and self._losses < transport.max_retries:
@@ -472,6 +475,11 @@ class Pusher:
             self._conflicts += 1
         else:
             raise cause
+
+    def _is_outdated(self, parcel: Parcel) -> bool:
+        """Tell whether a bundle was sealed by an earlier push, and the folder is not any more what was sealed last."""
+        is_changed = self._state.observed_root() != outbox.head(self._state).sealed_root
+        return is_changed and parcel.identity not in self._sealed_here
 
     def _restart(self, parcel: Parcel, error: Refused | ContentMissing, lacking: set[str]) -> None:
         """Meet a receiver that lacks content: what came in parts begins anew, anything else is added to the bundle."""

@@ -48,7 +48,7 @@ _SUFFIX_BYTES = 17
 _FAILED, _NO_COMMAND = 255, 127
 _HOST_KEY = re.compile("Host key verification failed|HOST IDENTIFICATION HAS CHANGED|No .* host key is known")
 _DENIED = re.compile("Permission denied|Too many authentication failures|authentication methods|Authentication failed")
-_INSTALL = "pipx install 'deltasync[server]' or pip install --user 'deltasync[server]'"
+_INSTALL = "pipx install '.[server]' in a clone of the repository"
 # What the host's shell runs; it finds programs of `pip install --user` that a shell without a login does not look for.
 _SCRIPT = 'PATH="$PATH:$HOME/.local/bin"; command -v "$0" >/dev/null || exit 127; exec "$0" attach --json "$@"'
 

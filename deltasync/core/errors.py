@@ -27,7 +27,7 @@ DeltasyncError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 Fact = str | int | bool | None | list[str]
@@ -59,13 +59,22 @@ class NotFound(DeltasyncError):
     code, exit_code, status = "NOT_FOUND", 1, 404
 
 
+_PINS_NAMED = 10
+
+
 class SequenceGone(DeltasyncError):
-    """The server does not keep the tree of that sequence; `first` and `last` say which it keeps, None for none."""
+    """The server does not keep the tree of that sequence; `first` and `last` say which it keeps, None for none.
+
+    pinned: those that are kept beside this range; they stand in the sentence alone, and only the last few.
+    """
 
     code, exit_code, status = "SEQUENCE_GONE", 1, 410
 
-    def __init__(self, sequence: int, first: int | None, last: int | None) -> None:
+    def __init__(self, sequence: int, first: int | None, last: int | None, pinned: Sequence[int] = ()) -> None:
         span = f"only {first} is" if first == last else f"only {first} to {last} are"
+        if pinned:
+            more = f" and {len(pinned) - _PINS_NAMED} more" * (len(pinned) > _PINS_NAMED)
+            span = f"{span}, and the pinned {', '.join(map(str, pinned[-_PINS_NAMED:]))}{more}"
         super().__init__(
             f"the tree of sequence {sequence} is not kept, {'none is' if first is None else span}",
             sequence=sequence,

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection, HTTPException
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,6 @@ class Attached(msgspec.Struct, frozen=True):
 
 def attach(data: Path, *, config_file: Path | None, idle_exit: float | None) -> Attached:
     """Return the data folder's server, started if none runs; of several callers at once one starts it."""
-    if find_spec("uvicorn") is None:
-        raise DeltasyncError("this deltasync-server cannot serve; install the rest: pip install 'deltasync[server]'")
     data = data.expanduser().resolve()
     folder = data / "run"
     where = folder / "http.sock"

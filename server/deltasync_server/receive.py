@@ -544,7 +544,9 @@ def _sequence_in(kept: wire.KeptSequences, number: int) -> wire.KeptSequence:
     if found is None:
         by_age = [each.sequence for each in kept.sequences if not each.pinned]
         last = kept.sequences[-1].sequence if kept.sequences else None
-        raise SequenceGone(number, by_age[0] if by_age else last, last)
+        first = by_age[0] if by_age else last
+        pinned = [each.sequence for each in kept.sequences if first is not None and each.sequence < first]
+        raise SequenceGone(number, first, last, pinned)
     return found
 
 

@@ -126,8 +126,8 @@ class Room:
         if size_bytes > 0 and usage.bytes_limit is not None and usage.bytes + size_bytes > usage.bytes_limit:
             raise NoSpace(
                 f"you may hold {bytes_text(usage.bytes_limit)} on this server: {bytes_text(usage.bytes)} are held and "
-                f"{bytes_text(size_bytes)} would come; delete or unpin something and push: what is deleted counts as "
-                "long as one of the last sequences that are kept has it",
+                f"{bytes_text(size_bytes)} would come; remove what does not fit and push, release a pin, or ask for "
+                f"more: what else is deleted counts until none of the last {self._config.keep_sequences} states has it",
                 needed_bytes=size_bytes,
                 held_bytes=usage.bytes,
                 quota_bytes=usage.bytes_limit,
@@ -189,8 +189,8 @@ class Room:
         quota = self._config.quota
         if quota is not None and self._quota_shortage(size_bytes):
             return NoSpace(
-                f"the server's quota of {bytes_text(quota)} is used up: {needed}delete or unpin something, have it "
-                "keep fewer sequences, or ask for a larger --quota",
+                f"the server's quota of {bytes_text(quota)} is used up: {needed}remove what does not fit and push, "
+                "release a pin, have it keep fewer sequences, or ask for a larger --quota",
                 needed_bytes=size_bytes or None,
                 quota_bytes=quota,
             )

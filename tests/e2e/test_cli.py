@@ -658,6 +658,7 @@ def test_a_folder_has_one_server_one_name_and_one_place(user: User, server: Serv
     assert user.run("push", folder, "--to", server.url).code == 0
     second = user.run("push", folder, "--to", "http://127.0.0.1:1")
     assert second.code == 2 and "it cannot be synced to http://127.0.0.1:1 as well" in second.err
+    assert second.err.endswith("push again with this --to\n")
     named = user.run("push", folder, "--workspace", "other")
     assert named.code == 2 and "not other" in named.err
     assert user.run("status", folder, "--workspace", "other").code == 2
@@ -666,7 +667,7 @@ def test_a_folder_has_one_server_one_name_and_one_place(user: User, server: Serv
     copy = user.home / "copy"
     shutil.copytree(folder, copy, symlinks=True)
     copied = user.run("push", copy)
-    assert copied.code == 2 and "--workspace NAME" in copied.err and "--take-over" in copied.err
+    assert copied.code == 2 and f"--workspace NAME --to {server.url}" in copied.err and "--take-over" in copied.err
     fresh = f"{folder.name}-copy"
     assert user.run("push", copy, "--workspace", fresh, "--to", server.url).code == 0
 

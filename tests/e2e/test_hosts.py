@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -291,6 +293,11 @@ def test_mistakes_are_usage_errors(user: User, host: Host, folder: Path) -> None
         (["host", "add", "gpu", "file:///x"], "is no server"),
         (["host", "add", "gpu", "http://127.0.0.1:1", "--ca", host.ca], "has no certificate"),
         (["host", "add", "gpu", "http://192.0.2.1:1"], "is not encrypted"),
+        (["host", "add", "gpu", "192.0.2.1:1", "1-AAAA-AAAA"], "with a code write https://host:port"),
+        (
+            ["host", "add", "gpu", "http://127.0.0.1:1", "482913-K3QM-9XZ2"],
+            "only over https://; for http://127.0.0.1:1",
+        ),
         (["host", "add", "a/b", host.url, "--ca", host.ca], "is no name for a host"),
         (["push", folder, "--to", "gpu"], "gpu is no known host (none is known yet)"),
         (["fetch", "--from", "gpu", "--workspace", "w", "d"], "gpu is no known host"),
@@ -299,6 +306,23 @@ def test_mistakes_are_usage_errors(user: User, host: Host, folder: Path) -> None
         done = user.run(*words)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1) and says in done.err, done
     assert user.run("host", "ls", "--json").json == {"hosts": []}
+
+
+def test_a_server_says_how_a_token_is_had(user: User, host: Host, folder: Path, tmp_path: Path) -> None:
+    """Without TLS no code helps: it names `token create` and --token-file, which lets in; with TLS `pair`."""
+    with serving(tmp_path / "data", "--require-token") as plain:
+        told = user.run("push", folder, "--to", plain.url)
+        assert told.code == 7 and "`deltasync-server token create` there" in told.err and "pair" not in told.err
+        made = [BINARY, "token", "create", "--data", plain.data]
+        token = subprocess.run(made, capture_output=True, text=True, check=True, timeout=60).stdout
+        (user.home / "token").write_text(token)
+        assert user.run("host", "add", "lo", plain.url, "--token-file", "token").code == 0
+        assert user.run("push", folder, "--to", "lo").code == 0
+    bad = http.client.HTTPSConnection(host.url.removeprefix("https://"), context=ssl._create_unverified_context())
+    with closing(bad):
+        bad.request("GET", "/api/v1/workspaces")
+        detail = json.loads(bad.getresponse().read())["detail"]
+    assert "`deltasync-server pair` there" in detail and "token create" not in detail
 
 
 def test_insecure_is_said_each_time(user: User, folder: Path, tmp_path: Path) -> None:

@@ -51,6 +51,38 @@ def test_a_rehearsal_leaves_nothing_behind(user: User, server: Served, name: str
     assert [entry.name for entry in root.iterdir()] == ["a"]
 
 
+def test_a_push_that_knows_no_server_says_so(user: User) -> None:
+    """Nothing to send is no success where nobody was asked: it says that no server is known, and still ends with 0."""
+    (user.home / "w").mkdir()
+    done = user.run("push", "w")
+    assert (done.code, done.out.split(",")[0]) == (0, "w: nothing to send")
+    assert done.err == "deltasync: no server is known for this folder; name one with --to\n"
+
+
+def test_a_folder_that_was_moved_sends_nothing_again(user: User, server: Served, name: str) -> None:
+    """After `mv` a push says that a new history begins and that nothing goes again; and nothing does."""
+    root = user.home / name
+    folders.write(root, "a", "content")
+    assert user.run("push", root, "--to", server.url).code == 0
+    moved = root.rename(user.home / f"{name}-moved")
+    done = user.run("push", moved, "--json")
+    assert done.err.endswith("; a new history begins; nothing that the host has is sent again\n")
+    assert (done.code, done.json["bundles"], done.json["sequence"]) == (0, 0, 1)
+
+
+def test_a_folder_from_another_machine_sends_no_content_again(
+    user: User, server: Served, name: str, tmp_path: Path
+) -> None:
+    """The state came along with the folder: taken over it sends no content, as its note says."""
+    root = user.home / name
+    folders.write(root, "a", "content")
+    assert user.run("push", root, "--to", server.url).code == 0
+    other = User(tmp_path / "other")
+    done = other.run("push", root, "--take-over", "--json")
+    assert "another machine or user; a new history begins; nothing that the host has is sent again" in done.err
+    assert (done.code, done.json["content_bytes"], done.json["taken_over"]) == (0, 0, True)
+
+
 def test_a_push_of_the_folder_above_leaves_a_workspace_usable(user: User, server: Served, name: str) -> None:
     """The outer workspace leaves the inner one out and says so; the inner one goes on."""
     outer, inner = user.home / name, user.home / name / "inner"

@@ -39,6 +39,24 @@ def test_a_full_server_says_so_and_goes_on_when_something_went(tmp_path: Path) -
         folders.assert_same(root, served.data / "workspaces/w/tree")
 
 
+def test_what_was_sealed_and_does_not_fit_can_be_taken_back(tmp_path: Path) -> None:
+    """A bundle file that the quota refuses stays until the folder changes; then it is sealed anew."""
+    settings = tmp_path / "server.toml"
+    settings.write_text('tenant_quota = "1M"\n')
+    user = User(tmp_path / "home")
+    root = user.home / "w"
+    folders.write(root, "a", os.urandom(2 * MEBI))
+    assert "the outbox holds 1 bundle" in user.run("push", root).err
+    with serving(tmp_path / "data", "--config", str(settings)) as served:
+        full = user.run("push", root, "--to", served.url)
+        assert full.code == 6 and "remove what does not fit and push" in full.err
+        assert len(list((root / ".deltasync/outbox").iterdir())) == 1
+        (root / "a").unlink()
+        folders.write(root, "b", "small")
+        assert user.run("push", root, "--to", served.url).code == 0
+        folders.assert_same(root, served.data / "workspaces/w/tree")
+
+
 def test_a_pinned_state_can_be_fetched_for_as_long_as_it_is_pinned(tmp_path: Path) -> None:
     """Beyond the sequences that are kept; released it is gone with them."""
     user = User(tmp_path / "home")
@@ -59,7 +77,10 @@ def test_a_pinned_state_can_be_fetched_for_as_long_as_it_is_pinned(tmp_path: Pat
         assert (dest / "a").read_text() == "first"
 
         gone = user.run("pin", root, "--at", "2")
-        assert gone.code == 1 and gone.err == "deltasync: the tree of sequence 2 is not kept, only 3 is\n"
+        assert (
+            gone.code == 1
+            and gone.err == "deltasync: the tree of sequence 2 is not kept, only 3 is, and the pinned 1\n"
+        )
         assert user.run("pin", root, "--release").code == 2
         assert user.run("pin", "--list", "--to", served.url, "--workspace", "never").code == 1
         assert user.run("pin", root, "--to", (tmp_path / "usb").as_uri()).code == 2

@@ -391,7 +391,29 @@ def test_collect_and_check_report_what_they_find(tmp_path: Path) -> None:
     victim.chmod(0o644)
     victim.write_bytes(b"x" * victim.stat().st_size)
     failed = run("check", "--data", data)
-    assert failed.returncode == 8 and "blob " in failed.stdout
+    assert failed.returncode == 8 and "blob " in failed.stdout and "mended" not in failed.stdout
+
+
+def test_a_repair_says_how_many_it_mended(tmp_path: Path) -> None:
+    """What was mended and what was not are counted; sound is said only of a store where nothing was found."""
+    data = tmp_path / "data"
+    run("replay", GOOD, "--data", data, "-q")
+    lost = [path for path in (data / "workspaces/life/tree").rglob("*") if path.is_file() and path.stat().st_size]
+    lost[0].unlink()
+    mended = run("check", "--data", data, "--repair")
+    assert mended.returncode == 0 and mended.stdout.endswith(": 1 finding, 1 mended\n")
+    assert run("check", "--data", data, "--repair").stdout.endswith(": everything is as the rows say\n")
+
+
+@pytest.mark.parametrize("lacking", ["uvicorn", "fastapi"])
+@pytest.mark.parametrize("command", ["serve", "attach"])
+def test_a_program_without_the_servers_part_says_how_to_install_it(tmp_path: Path, command: str, lacking: str) -> None:
+    """A plain install has the program and not what it serves with: one sentence, exit 2, and no store is made."""
+    code = f"import sys; sys.modules[{lacking!r}] = None\nfrom deltasync_server.cli.main import main; main()"
+    words = [sys.executable, "-c", code, command, "--data", tmp_path / "data"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert "the server's part is not installed" in sentence(done, 2)
+    assert "pipx install --force '.[server]'" in done.stderr and not (tmp_path / "data").exists()
 
 
 def test_the_status_of_a_store_is_told_beside_a_running_server(tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_host_without_the_server_says_how_to_install_it(user: User, project: P
     """Exit 4, and the line to run there; nothing is left on the host."""
     done = user.run("push", project, "--to", host.url, "--ssh-server", "deltasync-elsewhere", "--max-retries", "0")
     assert done.code == 4
-    assert "pipx install 'deltasync[server]'" in done.err
+    assert "install it there: pipx install '.[server]' in a clone of the repository" in done.err
     assert done.err.count("\n") == 1
     assert list(host.home.iterdir()) == []
 

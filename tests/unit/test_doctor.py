@@ -54,6 +54,18 @@ def test_names_that_are_not_carried_are_problems(tmp_path: Path) -> None:
     assert finding.sentence.isprintable()
 
 
+def test_workspaces_inside_are_a_note(tmp_path: Path) -> None:
+    """They are pushed by themselves, so their state is no reserved name, and what is in them is theirs to examine."""
+    write(tmp_path, {"inner/.deltasync/state.db": "db", "inner/con": "", "d/two/.deltasync/state.db": "db"})
+    note, *others = found(tmp_path, "names")
+    assert note == Finding(
+        Level.NOTE, "names", "2 folder(s) are workspaces of their own; push each by itself: d/two; inner"
+    )
+    assert {each.level for each in others} == {Level.OK}
+    write(tmp_path, {"other/.deltasync/x": ""})
+    assert "reserved" in found(tmp_path, "names")[0].sentence and found(tmp_path, "names")[0].level is Level.PROBLEM
+
+
 def test_only_some_examples_are_named(tmp_path: Path) -> None:
     """A thousand bad names are one sentence of bearable length."""
     write(tmp_path, {f"{number}.": "" for number in range(100)})

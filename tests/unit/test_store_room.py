@@ -322,7 +322,7 @@ def test_what_was_let_go_a_moment_ago_stays(config: StoreConfig) -> None:
         send(store, sender, one=large(1))
         send(store, sender, one=large(2))
     with opened(room_for(config, 512 * KIB), evict_after_seconds=900.0) as store:
-        with pytest.raises(NoSpace, match="delete or unpin something"):
+        with pytest.raises(NoSpace, match="remove what does not fit and push, release a pin"):
             send(store, sender, one=large(2), two=large(3))
         assert digest_of(large(1)) in held(store)
 

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from deltasync_server.tls import Tls
 
 LEFT_OUT_CODE = 3
+SERVER_PART = ("fastapi", "httptools", "prometheus_client", "python_multipart", "uvicorn")
+"""What the extra `server` brings, and `serve` cannot do without."""
 
 
 @command(*STORE, *ROUTES, has_usual_data=True)
@@ -32,6 +35,7 @@ def serve(call: Call) -> int:
 
     The first line says where, once requests are taken. SIGTERM or SIGINT stops it.
     """
+    _require_server_part()
     from deltasync_server.http.serve import run
 
     def ready(url: str, tls: Tls | None, *, is_insecure: bool) -> None:
@@ -46,6 +50,15 @@ def serve(call: Call) -> int:
 
     run(call.store, call.routes, ready)
     return 0
+
+
+def _require_server_part() -> None:
+    """Raise UsageError where only the client's part was installed, to which this program belongs."""
+    if any(find_spec(each) is None for each in SERVER_PART):
+        raise UsageError(
+            "the server's part is not installed; in a clone of the repository `pipx install --force '.[server]'` "
+            "installs it, or `pip install '.[server]'` in a venv"
+        )
 
 
 def _told(tls: Tls | None) -> list[str]:
@@ -65,6 +78,7 @@ def attach(call: Call) -> int:
     says otherwise. Once it takes requests, one line of JSON says where. DATA is ~/.local/share/deltasync unless --data
     names another. Clients with --to ssh://HOST call this; nobody else needs to.
     """
+    _require_server_part()
     from deltasync_server.attach import attach as ensure
 
     print(as_json(ensure(call.store.data, config_file=call.file, idle_exit=call.routes.idle_exit)))
@@ -107,7 +121,11 @@ def check(
         found = verify(call.store, repair=repair)
     lines = [f"{each.kind} {each.subject}: {each.problem}{' (repaired)' * each.is_repaired}" for each in found.findings]
     looked = f"{found.blobs} blobs, {found.objects} directory objects, {found.workspaces} workspaces: "
-    total = f"{len(lines)} findings" if lines else "everything is as the rows say"
+    total = "everything is as the rows say"
+    if lines:
+        mended = sum(each.is_repaired for each in found.findings)
+        total = f"{len(lines)} finding{'s' * (len(lines) > 1)}"
+        total += f", {mended or 'none'} mended" if repair else ""
     call.answer({"sound": found.is_sound, **msgspec.to_builtins(found)}, [*map(shown, lines), looked + total])
     return 0 if found.is_sound else Corrupt.exit_code
 

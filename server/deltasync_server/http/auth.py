@@ -29,6 +29,12 @@ _LOOKS = frozenset({f"{_WORKSPACE}/{each}" for each in ("missing", "blobs", "tre
 _FIGURES = "/metrics"
 _PAIRINGS = f"{wire.API}/pairings"
 _TOKEN_ROUTE = f"{wire.API}/token"
+_WITH_A_CODE = "`deltasync-server pair` there makes a code for `deltasync host add`"
+_WITHOUT_A_CODE = (
+    "`deltasync-server token create` there makes one, for `deltasync host add NAME URL --token-file FILE` or "
+    "DELTASYNC_TOKEN"
+)
+"""Pairing is of TLS (spec H-120): where there is none, no code helps."""
 _NEEDS_NONE = re.compile(rf"{_PAIRINGS}/[0-9]+(/confirm)?")
 """Who pairs has no token yet, but a code (spec H-120)."""
 STRANGER = Caller(scopes=frozenset())
@@ -60,7 +66,7 @@ class Door:
         try:
             if certificate and not values:
                 return self._access.certified(hashlib.sha256(certificate).digest())
-            return self._access.caller(_token(values))
+            return self._access.caller(_token(values, is_tls=scope.get("scheme") == "https"))
         except Unauthorized:
             self._note_failure(source)
             raise
@@ -88,12 +94,10 @@ def source_of(scope: AsgiScope) -> str:
     return str(scope["client"][0]) if scope.get("client") else ""
 
 
-def _token(values: list[str]) -> str:
+def _token(values: list[str], *, is_tls: bool) -> str:
     scheme, _, token = values[0].partition(" ") if values else ("", "", "")
     if scheme.lower() != "bearer" or not token:
-        raise Unauthorized(
-            "this server asks for a token; `deltasync-server pair` there makes a code for `deltasync host add`"
-        )
+        raise Unauthorized(f"this server asks for a token; {_WITH_A_CODE if is_tls else _WITHOUT_A_CODE}")
     return token.strip(" ")
 
 
