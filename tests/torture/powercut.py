@@ -81,16 +81,16 @@ DEFECTS = (
         "journal files are released before their blobs are durable",
         "TR-62",
         _JOURNAL,
-        "if should_stop() or not self._make_durable(receipt, should_stop):",
-        "if should_stop():",
+        "            if not self._make_durable(receipt, should_stop):\n                break\n",
+        "",
         "journal",
     ),
     Defect(
         "blobs of the journal are believed by their size and time",
         "TR-62",
         _JOURNAL,
-        "wrong = {digest for digest in rows if not self._cache.holds_right_bytes(digest)}",
-        "wrong = {digest for digest, row in rows.items() if not self._cache.has_unchanged(row)}",
+        "here = {digest for digest in rows if digest not in wrong and self._cache.holds_right_bytes(digest)}",
+        "here = {digest for digest, row in rows.items() if self._cache.has_unchanged(row)}",
         "journal",
     ),
     Defect(
@@ -156,7 +156,8 @@ DEFECTS = (
                     for entry in files:
                         with_file(folder, entry.name, start_writeback)
                     # Copies are in no journal, nor are restamped inodes.
-                    failed = [entry for entry in files if not with_file(folder, entry.name, os.fsync)]
+                    failed = [each for each in files if self._is_doubtful(folder, each)]
+                    failed = failed or [each for each in files if not with_file(folder, each.name, os.fsync)]
 """,
         "                    failed: list[Entry] = []\n",
         "copies",
