@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
+from deltasync.core.errors import NoSpace
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
 from deltasync.core.tree import Loader, Tree, walk
 from deltasync.disk import FULL, Folder, fsync_folder, remove_tree, space_guard, start_writeback
@@ -449,8 +450,8 @@ class Trees:
                     renewed = self._cache.published(staging, kept, renews=True)
                     with self._state.hold(), renewed as rows, self._state.write() as db:
                         write_blobs(db, rows, kept)
-            except OSError as error:
-                if says_nothing(error):
+            except (OSError, NoSpace) as error:
+                if isinstance(error, NoSpace) or says_nothing(error):
                     self._cache.doubt(entry.digest)  # the next attempt begins here, and does not ask the disk again
                     raise
                 self.quarantine([entry.digest])
