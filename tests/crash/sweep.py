@@ -572,7 +572,9 @@ class Migrations(Scenario):
 
 def fill(db: sqlite3.Connection) -> None:
     """Put rows into every table of a database."""
-    for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall():
+    for (table,) in db.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name"
+    ).fetchall():
         kinds = [column[2] for column in db.execute(f"PRAGMA table_info({table})")]
         for number in range(1, 40):
             values = {"INTEGER": number, "TEXT": f"text {number}", "BLOB": bytes([number]) * 32}
