@@ -184,6 +184,7 @@ def push_options(settings: Settings) -> PushOptions:
         allow_mass_delete=settings.allow_mass_delete,
         take_over=settings.take_over,
         no_delete=settings.no_delete,
+        delete_excluded=settings.delete_excluded,
         dry_run=settings.dry_run,
         outbox_limit=settings.outbox_limit_bytes,
         keep_sent_seconds=settings.keep_sent_seconds,

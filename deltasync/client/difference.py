@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from deltasync.client import outbox, seal
+from deltasync.client.listing import Present
 from deltasync.core import wire
-from deltasync.core.delta import diff
-from deltasync.core.manifest import EMPTY_ROOT, Operation
+from deltasync.core.delta import Translation, diff
+from deltasync.core.manifest import EMPTY_ROOT, Kind, Operation, Verb
+from deltasync.core.names import shown
 from deltasync.core.part import Part
-from deltasync.core.tree import Loader
+from deltasync.core.tree import Loader, Tree
 
 if TYPE_CHECKING:
     from deltasync.client.receiver import PushOptions
@@ -48,21 +50,66 @@ class Difference:
         self, base: bytes, load: Loader, limits: wire.Limits, *, is_resync: bool = False
     ) -> tuple[list[Operation], bytes, Loader]:
         """Return the guarded operations from a tree to the observed one, without the paths that are left out."""
-        target, load = self.target(base, load)
-        if target == base:
-            return [], target, load
-        hints = self._state.renames() if self.hints_hold and not self._options.no_delete else {}
-        operations = diff(base, target, load, hints)
+        operations, target, load = self.compared(base, load)
         for operation in operations:
             if operation.size > limits.bundle_bytes:
                 self.left_out[operation.path] = f"larger than the server takes ({limits.bundle_bytes} bytes)"
-        if self.left_out:
+        if operations and self.left_out:
             target, objects = seal.without(target, base, self.left_out, load)
             load = seal.overlaid(load, objects)
-            operations = diff(base, target, load, hints)
-        if not self._options.allow_mass_delete:
-            seal.guard(operations, base, load, is_resync=is_resync)
+            operations = diff(base, target, load, self._hints())
+        self.guard(operations, base, load, is_resync=is_resync)
         return operations, target, load
+
+    def compared(self, base: bytes, load: Loader) -> tuple[list[Operation], bytes, Loader]:
+        """Return the operations from a tree to the observed one, deleting nothing that is still here (spec S-19)."""
+        target, load = self.target(base, load)
+        hints = self._hints()
+        operations = diff(base, target, load, hints)
+        here = self._still_here(operations, target, load, hints)
+        if here:
+            target, objects = seal.without(target, base, here, load, here)
+            load = seal.overlaid(load, objects)
+            operations = diff(base, target, load, hints)
+        return operations, target, load
+
+    def guard(self, operations: list[Operation], base: bytes, load: Loader, *, is_resync: bool) -> None:
+        """Raise GuardStopped where so much would be deleted that the user has to allow it, and has not."""
+        if not self._options.allow_mass_delete:
+            unseen = {each.path for each in self._state.problems()} if is_resync else ()
+            seal.guard(operations, base, load, is_resync=is_resync, unseen=unseen)
+
+    def _hints(self) -> dict[str, str]:
+        return self._state.renames() if self.hints_hold and not self._options.no_delete else {}
+
+    def _still_here(
+        self, operations: list[Operation], target: bytes, load: Loader, hints: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return the paths that would be deleted though the folder has them, and where the base tree has each.
+
+        They could not be observed, and nothing is recorded of them: the state that knew them was lost.
+        """
+        folders = {
+            each.path: each.source_path or ""
+            for each in operations
+            if each.operation is Verb.MOVED and each.kind is Kind.DIRECTORY
+        }
+        back, forward = Translation(folders), Translation({source: path for path, source in folders.items()})
+        gone: dict[str, str] = {}
+        for each in operations:
+            source = each.source_path
+            if each.operation is Verb.DELETED:
+                gone[each.path] = back(each.path)
+            elif each.operation is Verb.MOVED and source is not None and hints.get(each.path) != source:
+                # only the content says that it moved; the source may be a file that cannot be read
+                gone[source if source in folders.values() else forward(source)] = source
+        if not gone:
+            return {}
+        after, here = Tree(target, load), Present(self._state.root)
+        if self._options.delete_excluded:  # what is ignored is here too, and is meant to go
+            unseen = {each.path for each in self._state.problems()}
+            gone = {path: origin for path, origin in gone.items() if shown(path) in unseen}
+        return {path: origin for path, origin in gone.items() if after.get(path) is None and here.has(path)}
 
     def contents(
         self, operations: list[Operation], base: bytes, load: Loader, ask: seal.Ask, *, exact: bool

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -86,6 +86,10 @@ class Files:
         """The files still being written, by their folder."""
         self.last_seen: dict[str, tuple[int, int, int]] = {}
         """Size and times of the files that changed while they were read."""
+        self.unread: dict[int, str] = {}
+        """The folders of files that cannot be read and that nothing is recorded of, by inode."""
+        self.former: Mapping[int, Entry] = {}
+        """What the sealed tree has of those, by inode, under the names that they had."""
 
     def compare(self, frame: Frame, listing: Listing, checkpoint: Callable[[], None]) -> None:
         """Bring the table of a folder up to date with its listing, which is used up.
@@ -200,7 +204,7 @@ class Files:
             except FileChanging as error:
                 self._wait(frame, seen.name, error.status)
             except OSError as error:
-                self._cannot_read(frame, seen.name, item, error)
+                self._cannot_read(frame, seen, item, error)
 
     def _observe(self, frame: Frame, seen: Seen, item: Item | None) -> None:
         if stat.S_ISLNK(seen.mode):
@@ -352,7 +356,8 @@ class Files:
         reason = "is still being written" if not self.is_alone else "kept changing while it was read; try again later"
         self.trouble(frame, name, reason, waiting=not self.is_alone)
 
-    def _cannot_read(self, frame: Frame, name: str, item: Item | None, error: OSError) -> None:
+    def _cannot_read(self, frame: Frame, seen: Seen, item: Item | None, error: OSError) -> None:
+        name = seen.name
         if error.errno == errno.ENOENT:
             if item is not None and not self._options.no_delete:
                 self._drop(frame, name)  # gone since it was listed
@@ -360,7 +365,20 @@ class Files:
         elif error.errno in (errno.ELOOP, errno.EINVAL):
             self.trouble(frame, name, "became something else while it was looked at", waiting=True)
         else:
+            if item is None or item.inode != seen.inode:
+                self._claim(frame, seen, item)
             self.trouble(frame, name, f"cannot be read ({error.strerror})")
+
+    def _claim(self, frame: Frame, seen: Seen, item: Item | None) -> None:
+        """Take the entry that an unreadable file had before it was renamed, where its stat proves that (spec S-20)."""
+        former = self.former.get(seen.inode)
+        if former is None or (former.size, former.mtime_ns) != (seen.size, seen.mtime_ns):
+            self.unread[seen.inode] = frame.path
+            return
+        if item is not None:
+            self.ledger.vanish(frame.row.id, seen.name, item.inode)
+        # No ctime: it is read as soon as it can be, and until then it is trouble.
+        self._take(frame, Item(msgspec.structs.replace(former, name=seen.name), seen.inode, 0, KEPT))
 
     def trouble(self, frame: Frame, name: str, reason: str, *, waiting: bool = False) -> None:
         """Report an entry whose former state, if any, stands."""

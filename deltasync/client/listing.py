@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN
+from deltasync.disk import Folder
 
 _encode = msgspec.msgpack.Encoder().encode
 _FORMAT, _FOLDER = 0o170000, stat.S_IFDIR
@@ -41,6 +44,30 @@ class Listing:
             return digest_of(_encode((rules, self.files, list(self.folders.items()))))
         except (UnicodeEncodeError, OverflowError):
             return b""
+
+
+@dataclass(slots=True)
+class Present:
+    """Tells which paths a workspace has right now, whether or not they can be read; each folder is listed once."""
+
+    root: Path
+    _names: dict[str, frozenset[str] | None] = field(default_factory=dict)
+
+    def has(self, path: str) -> bool:
+        """Tell whether a path has an entry, by exactly this name; one that cannot be looked for has."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._names:
+            self._names[folder] = self._listed(folder)
+        names = self._names[folder]
+        return names is None or name in names
+
+    def _listed(self, folder: str) -> frozenset[str] | None:
+        """Return the names in a folder, none where there is no such folder, or None where that cannot be told."""
+        try:
+            with Folder.open(self.root) as top, top.walk_to(folder) as here:
+                return frozenset(here.names())
+        except OSError as error:
+            return frozenset() if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) else None
 
 
 def list_folder(descriptor: int) -> Listing:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from deltasync.core.manifest import Kind
+from deltasync.core.manifest import Entry, Kind
+from deltasync.core.tree import find
 
 if TYPE_CHECKING:
     from deltasync.client.state import State
@@ -124,6 +125,17 @@ def renames(state: State) -> dict[str, str]:
             if inode in former and former[inode] != path:
                 found[path] = former[inode]
     return found
+
+
+def former_entries(state: State, inodes: Collection[int]) -> dict[int, Entry]:
+    """Return, of these inodes, those that disappeared since the last sealing, with the entry of the sealed tree."""
+    links = Links(state)
+    gone = _gone_inodes(state, links).intersection(inodes) if inodes else set()
+    if not gone:
+        return {}
+    root, former = state.sealed_root(), _former_paths(state, links, gone)
+    entries = {inode: find(root, path, state.load) for inode, path in former.items()}
+    return {inode: entry for inode, entry in entries.items() if entry is not None and entry.kind is Kind.FILE}
 
 
 def _moved_directories(state: State, links: Links) -> dict[str, str]:

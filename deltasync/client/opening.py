@@ -504,11 +504,15 @@ def _renew(
     with db.transaction(state.connection) as connection:
         connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
         if forget:
-            connection.execute("DELETE FROM outbox")
+            for table in ("outbox", "parts", "streams"):
+                connection.execute(f"DELETE FROM {table}")
             connection.execute("DELETE FROM head")
             connection.execute(*_FIRST_HEAD)
         if drop_pending:
             connection.execute("DELETE FROM outbox WHERE state = 'pending'")
+            # What is sealed next has their numbers: it must not be taken for a part, nor for what ends a stream.
+            connection.execute("DELETE FROM parts")
+            connection.execute("UPDATE streams SET sealed = NULL")
             connection.execute(
                 "UPDATE head SET sealed_sequence = acknowledged_sequence, sealed_root = acknowledged_root"
             )

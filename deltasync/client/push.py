@@ -23,7 +23,6 @@ from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport, chec
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
 from deltasync.core import recipe, wire
-from deltasync.core.delta import diff
 from deltasync.core.errors import (
     ContentMissing,
     DeltasyncError,
@@ -234,13 +233,12 @@ class Pusher:
                 "its store, then push again"
             )
         base, load = self._learn(transport, server, keep=True)
+        self._difference.hints_hold = False
         if not self._options.allow_mass_delete:  # checked before anything is forgotten: the next push asks again
-            target, load = self._difference.target(base, load)
-            operations = diff(base, target, load)
-            seal.guard(operations, base, load, is_resync=self._is_strange(meeting, base))
+            operations, _, load = self._difference.compared(base, load)
+            self._difference.guard(operations, base, load, is_resync=self._is_strange(meeting, base))
         is_ours = meeting is Meeting.TAKEN_BACK and self._conflicts <= 1
         outbox.adopt(self._state, server.sequence, base, opens_epoch=not is_ours)
-        self._difference.hints_hold = False
 
     def _is_strange(self, meeting: Meeting, base: bytes) -> bool:
         return meeting is Meeting.FOREIGN and base != outbox.head(self._state).acknowledged_root

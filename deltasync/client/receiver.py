@@ -93,6 +93,8 @@ class PushOptions:
     take_over: bool = False
     no_delete: bool = False
     """What the sealed tree has stays there, also where an earlier look at the folder recorded that it is gone."""
+    delete_excluded: bool = False
+    """What is ignored is no reason to keep what the server has under its name."""
     dry_run: bool = False
     seal_offline: bool = False
     """With no answer from the server, go on sealing into bundle files (`watch`) instead of failing (`push`)."""

@@ -21,7 +21,7 @@ from deltasync.client.frame import Frame, Item, Want, items
 from deltasync.client.ignore import Level, Stamp
 from deltasync.client.ledger import Ledger
 from deltasync.client.listing import Listing, clamped, list_folder, signed
-from deltasync.client.moves import LIMBO, ROOT_ID, Stats, joined
+from deltasync.client.moves import LIMBO, ROOT_ID, Stats, former_entries, joined
 from deltasync.client.observation import Expect, Follow, IsSettled, Progress, ScanOptions, ScanReport, Waiting
 from deltasync.client.opening import DATABASE, damaged
 from deltasync.client.state import REHASH_DUE, Problem, Row, State
@@ -106,6 +106,8 @@ class _Scan:
             self._walk(Want.of(self._bereft_paths()))
         if self._files.is_alone:
             self._settle()
+        if not (self._files.has_trust or self._options.no_delete):
+            self._claim_files(is_full=folders is None)
         meta = self._meta(is_full=folders is None)
         self._ledger.finish(is_full=folders is None, meta=meta)
         root, (count, size) = self._state.observed_root(), self._state.counts()
@@ -158,6 +160,18 @@ class _Scan:
             folders = list(self._files.waiting)
             self._files.waiting.clear()
             self._walk(Want.of(folders))
+
+    def _claim_files(self, *, is_full: bool) -> None:
+        """Look again at what cannot be read: it may be what disappeared under another name (spec S-20)."""
+        self._ledger.flush()
+        if not self._state.has_renames() and not self._state.limbo_size():
+            return
+        others = set() if is_full else self._state.problem_folders() - self._ledger.looked_at
+        if others:
+            self._walk(Want.of(others))
+        self._files.former = former_entries(self._state, self._files.unread.keys())
+        if self._files.former:
+            self._walk(Want.of(self._files.unread[inode] for inode in self._files.former))
 
     def _bereft_paths(self) -> list[str]:
         paths = [self._ledger.links.path(identity) for identity in self._bereft]
@@ -212,6 +226,7 @@ class _Scan:
             if descriptor < 0 and error.errno in _GONE:
                 self._lose(above, name, error)
             else:
+                self._claim_folder(above, name)
                 self._leave(path, f"cannot be read ({error.strerror})")
         if found is None:
             if descriptor >= 0:
@@ -400,10 +415,7 @@ class _Scan:
 
     def _has_moved(self, row: Row, inode: int, listing: Listing) -> bool:
         """Tell whether a recorded folder with this inode is not where it was, and this listing shows that it is it."""
-        if any(frame.row.id == row.id for frame in self._stack):
-            return False
-        path = self._ledger.links.path(row.id)
-        if path is not None and self._is_there(path, inode):
+        if not self._has_left(row, inode):
             return False
         known = items(self._state, row.digest, Stats.unpack(self._state.packed_stats(row.id)))
         children = self._ledger.children(row.id)
@@ -418,6 +430,24 @@ class _Scan:
             and (item.inode, item.ctime_ns) == (signed(seen[1]), clamped(seen[5]))
             for seen in listing.files
         )
+
+    def _has_left(self, row: Row, inode: int) -> bool:
+        """Tell whether a recorded folder with this inode is not where it was."""
+        if any(frame.row.id == row.id for frame in self._stack):
+            return False
+        path = self._ledger.links.path(row.id)
+        return path is None or not self._is_there(path, inode)
+
+    def _claim_folder(self, above: Frame, name: str) -> None:
+        """Take what is recorded of an unreadable folder to the name that it has now, by its inode (spec S-20)."""
+        inode, known = _inode_of(name, above.descriptor), above.children.get(name)
+        if inode is None or self._files.has_trust or self._options.no_delete or (known and known.inode == inode):
+            return
+        moved = next((row for row in self._ledger.candidates(inode) if self._has_left(row, inode)), None)
+        if moved is not None:
+            if known is not None:
+                self._drop(above, name)
+            self._adopt(moved, above, name)
 
     def _is_there(self, path: str, inode: int) -> bool:
         """Tell whether a folder may still be at a path, without following a link on the way."""

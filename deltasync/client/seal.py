@@ -23,6 +23,7 @@ from deltasync.core.wire import Limits
 OPERATIONS_MAX = 20_000
 GUARD_ENTRIES = 100
 """A delta may delete up to this many entries without asking, unless they are all."""
+_NAMED_MAX = 10
 ASK_MAX = 2_000
 """Fewer digests than this are asked for at once: cheaper than walking the tree that the receiver holds."""
 _OPERATION_BYTES = 400
@@ -292,10 +293,13 @@ def content_max(limits: Limits) -> int:
     return max(1, min(Limits().bundle_content_bytes, limits.bundle_content_bytes))
 
 
-def guard(operations: Sequence[Operation], base: bytes, load: Loader, *, is_resync: bool) -> None:
+def guard(
+    operations: Sequence[Operation], base: bytes, load: Loader, *, is_resync: bool, unseen: Collection[str] = ()
+) -> None:
     """Raise GuardStopped for a delta that deletes more than half of the entries and over 100, or all of them.
 
-    is_resync: the base is a tree that this client does not remember; then any deletion stops.
+    is_resync: the base is a tree that this client does not remember; then any deletion stops. unseen: paths, safe to
+    print, that cannot be observed: whoever allows the deletions has to know of them.
     """
     dropped = _dropped(operations, base, load)
     if not dropped:
@@ -305,12 +309,19 @@ def guard(operations: Sequence[Operation], base: bytes, load: Loader, *, is_resy
         total = sum(1 for _ in walk(base, load))
         why = "the server's tree is not the one that this folder was last synced to, and " if is_resync else ""
         raise GuardStopped(
-            f"{why}{dropped} of {total} entries would be deleted on the server; "
+            f"{why}{dropped} of {total} entries would be deleted on the server; {_unseen(unseen)}"
             "nothing was sent; if that is meant, push with --allow-mass-delete",
             deleted=dropped,
             entries=total,
             flag="--allow-mass-delete",
         )
+
+
+def _unseen(paths: Collection[str]) -> str:
+    if not paths:
+        return ""
+    more = f" and {len(paths) - _NAMED_MAX} more" if len(paths) > _NAMED_MAX else ""
+    return f"{len(paths)} that cannot be read here are not among them: {', '.join(sorted(paths)[:_NAMED_MAX])}{more}; "
 
 
 def _dropped(operations: Sequence[Operation], base: bytes, load: Loader) -> int:
@@ -329,11 +340,16 @@ def _has_entries(root: bytes, count: int, load: Loader) -> bool:
     return sum(1 for _ in islice(walk(root, load), count)) == count
 
 
-def without(target: bytes, base: bytes, paths: Collection[str], load: Loader) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return the target tree with some paths as they are in the base tree, and its new directory objects."""
+def without(
+    target: bytes, base: bytes, paths: Collection[str], load: Loader, origins: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the target tree with some paths as they are in the base tree, and its new directory objects.
+
+    origins: where the base tree has those of the paths that lie in a folder which moved.
+    """
     tree, before = Tree(target, load), Tree(base, load)
     for path in paths:
-        former = before.get(path)
+        former = before.get((origins or {}).get(path, path))
         if former is None:
             tree.detach(path)
         else:

@@ -345,6 +345,10 @@ class State:
         query = "SELECT path, reason, waiting FROM problems ORDER BY path, reason"
         return [Problem(path, reason, bool(waiting)) for path, reason, waiting in self.db.execute(query)]
 
+    def problem_folders(self) -> set[str]:
+        """Return the folders that have trouble in them."""
+        return {folder for (folder,) in self.db.execute("SELECT DISTINCT folder FROM problems")}
+
     def set_problems(
         self,
         problems: Iterable[tuple[str, Problem]],

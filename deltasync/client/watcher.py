@@ -77,6 +77,7 @@ class Watcher:
             allow_mass_delete=settings.allow_mass_delete,
             take_over=settings.take_over,
             no_delete=settings.no_delete,
+            delete_excluded=settings.delete_excluded,
             outbox_limit=settings.outbox_limit_bytes,
             keep_sent_seconds=settings.keep_sent_seconds,
             level=settings.level,

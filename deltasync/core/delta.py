@@ -153,7 +153,7 @@ def diff(old: bytes, new: bytes, load: Loader, renames: Mapping[str, str] | None
     changes = _compare(base, new, moved_load)
     found = _moves_by_digest(changes, moved_load, room=DIRECTORY_MOVES_MAX - len(moves))
     if found:
-        back = _Translation(moves)
+        back = Translation(moves)
         # What a moved directory took along and gave back is where it was: no operation says that (spec B-37).
         moves |= {path: back(source) for path, source in found.items() if back(source) != path}
         base, moved_load = _after_moves(old, moves, load)
@@ -172,13 +172,14 @@ class _Changes:
     """Of another kind than before."""
 
 
-class _Translation:
+class Translation:
     """Replaces the longest leading directory of a path that is a key, by that key's value."""
 
     def __init__(self, moves: Mapping[str, str]) -> None:
         self._moves = moves
 
     def __call__(self, path: str) -> str:
+        """Return the path after the replacement, or as it is."""
         head, tail = path, ""
         while self._moves and head:
             if head in self._moves:
@@ -190,7 +191,7 @@ class _Translation:
 
 def moved_since(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
     """Return new path -> first path of directories, where both say new path -> path before, one after the other."""
-    back, forward = _Translation(earlier), _Translation({source: path for path, source in later.items()})
+    back, forward = Translation(earlier), Translation({source: path for path, source in later.items()})
     pairs = [(forward(path), source) for path, source in earlier.items()]
     pairs += [(path, back(source)) for path, source in later.items()]
     # What took the place of something that had moved away before was not there at first.
@@ -212,11 +213,11 @@ def _hinted_moves(old: bytes, new: bytes, load: Loader, hints: Mapping[str, str]
         if before and after and before.kind is Kind.DIRECTORY and after.kind is Kind.DIRECTORY:
             moves[path] = source
             sources.add(source)
-    back = _Translation(moves)
+    back = Translation(moves)
     return {path: source for path, source in moves.items() if not _is_implied(path, source, back)}
 
 
-def _is_implied(path: str, source: str, back: _Translation) -> bool:
+def _is_implied(path: str, source: str, back: Translation) -> bool:
     """Tell whether the move of a folder above already brings a directory to its place."""
     folder, slash, name = path.rpartition("/")
     return back(folder) + slash + name == source
@@ -344,7 +345,7 @@ def _moved_files(
         return [], set()
     wanted = {entry.digest for _, entry in _expanded(changes, load) if entry.kind is Kind.FILE}
     sources = _file_sources(changes, wanted, moved_load)
-    back = _Translation(moves)
+    back = Translation(moves)
     moved_from: set[str] = set()
     operations = []
     for path, entry in _expanded(changes, load) if sources else ():
@@ -376,7 +377,7 @@ def _file_sources(changes: _Changes, wanted: set[bytes], load: Loader) -> dict[b
 
 
 def _pick(
-    candidates: dict[str, None] | None, path: str, entry: Entry, hints: Mapping[str, str], back: _Translation
+    candidates: dict[str, None] | None, path: str, entry: Entry, hints: Mapping[str, str], back: Translation
 ) -> str | None:
     """Choose and use up the deleted file that a created one came from: same inode, same name, same parent, any."""
     if not candidates:
@@ -455,7 +456,7 @@ def cut(
     run: list[Operation] = []
     total = 0
     moved: dict[str, str] = {}
-    forward: _Translation | None = None
+    forward: Translation | None = None
     for operation in operations:
         size = content_size(operation)
         is_bound = operation.operation is Verb.MOVED and operation.kind is Kind.DIRECTORY
@@ -463,7 +464,7 @@ def cut(
             moved[operation.source_path or ""] = operation.path
         elif run and (len(run) >= max_operations or (size and total and total + size > max_bytes)):
             yield run
-            run, total, forward = [], 0, _Translation(moved)
+            run, total, forward = [], 0, Translation(moved)
         if forward is not None and operation.source_path is not None:
             # the directories have moved in an earlier bundle: the tree before this one has them at their new place
             operation = msgspec.structs.replace(operation, source_path=forward(operation.source_path))

@@ -34,6 +34,7 @@ from deltasync.core.hashing import digest_of, directory_digest
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, encode_directory
 
 BUNDLES = b"/bundles"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 
 
 @pytest.fixture(scope="module")
@@ -625,6 +626,85 @@ def test_a_resync_that_would_delete_anything_waits_for_the_flag(served: Served, 
     report = desk.push(allow_mass_delete=True)
     assert (report.sequence, report.operations.deleted) == (2, 1)
     assert_in_step(served, desk, report)
+
+
+def push_as_nobody(desk: Desk, **options: Any) -> PushReport:
+    """Push as a user without privileges, who owns the desk and everything on it."""
+    desk.root.with_name("home").mkdir(exist_ok=True)
+    for path in (desk.root.parent, *desk.root.parent.rglob("*")):
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    for folder in desk.root.parent.parents:
+        folder.chmod(folder.stat().st_mode | 0o111)
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        return desk.push(**options)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def half_read(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A desk that was pushed and lost its state; some of it cannot be read, and old.txt is gone."""
+    monkeypatch.setenv("DELTASYNC_HOME", str(desk.root.with_name("home")))
+    for path in ("keep.txt", "old.txt", "badsector.bin", "photos/one.jpg", "photos/two.jpg", "away/deep/three.jpg"):
+        folders.write(desk.root, path, path.encode())
+    desk.push()
+    shutil.rmtree(desk.root / ".deltasync")
+    (desk.root / "old.txt").unlink()
+    for path in ("photos", "badsector.bin", "away/deep/three.jpg"):
+        (desk.root / path).chmod(0)
+    return desk
+
+
+def files_of(served: Served, desk: Desk) -> set[str]:
+    top = tree_of(served, desk)
+    return {str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir()}
+
+
+UNREAD = {"badsector.bin", "photos/one.jpg", "photos/two.jpg", "away/deep/three.jpg"}
+
+
+@as_root
+def test_without_a_state_what_cannot_be_read_is_not_deleted(served: Served, half_read: Desk) -> None:
+    """Only what is gone is deleted, by that push and by those after it, and the guard names what it cannot see."""
+    desk = half_read
+    with pytest.raises(GuardStopped, match=r"1 of 9 .*; 3 that cannot.*: away/deep/three.jpg, badsector.bin, photos;"):
+        push_as_nobody(desk)
+    assert push_as_nobody(desk, allow_mass_delete=True).operations.deleted == 1
+    assert files_of(served, desk) == UNREAD | {"keep.txt"}
+    folders.write(desk.root, "new", b"new")
+    push_as_nobody(desk)
+    assert files_of(served, desk) == UNREAD | {"keep.txt", "new"}
+    (desk.root / "badsector.bin").unlink()
+    (desk.root / "photos").chmod(0o755)
+    (desk.root / "photos/one.jpg").unlink()
+    (desk.root / "away").rename(desk.root / "afar")
+    push_as_nobody(desk)
+    assert files_of(served, desk) == {"afar/deep/three.jpg", "photos/two.jpg", "keep.txt", "new"}
+    (desk.root / "afar/deep/three.jpg").chmod(0o644)
+    assert_in_step(served, desk, desk.push())
+
+
+@as_root
+def test_without_a_state_a_copy_does_not_take_the_place_of_what_cannot_be_read(served: Served, half_read: Desk) -> None:
+    """A new file of the same content is no rename while the unreadable one is still there."""
+    folders.write(half_read.root, "copy.bin", b"badsector.bin")
+    push_as_nobody(half_read, allow_mass_delete=True)
+    assert files_of(served, half_read) == UNREAD | {"keep.txt", "copy.bin"}
+
+
+@as_root
+def test_without_a_state_what_is_ignored_goes_only_when_that_is_wanted(served: Served, half_read: Desk) -> None:
+    """What is ignored and was sent stays until --delete-excluded; what cannot be read stays even then."""
+    desk = half_read
+    folders.write(desk.root, ".deltasyncignore", b"keep.txt\n")
+    push_as_nobody(desk, allow_mass_delete=True)
+    assert files_of(served, desk) == UNREAD | {"keep.txt", ".deltasyncignore"}
+    desk.scan_options = {"delete_excluded": True}
+    push_as_nobody(desk, delete_excluded=True)
+    assert files_of(served, desk) == UNREAD | {".deltasyncignore"}
 
 
 def test_a_state_restored_from_yesterday_is_noticed(served: Served, desk: Desk, tmp_path: Path) -> None:

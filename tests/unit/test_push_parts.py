@@ -136,6 +136,27 @@ def test_an_answer_that_is_lost_is_asked_for_again(served: Served, desk: Desk, w
     assert_arrived(served, desk, report)
 
 
+@pytest.mark.parametrize("whose", ["another client", "a copy"])
+def test_a_part_of_a_history_that_ended_is_taken_for_no_bundle_of_the_next(
+    served: Served, desk: Desk, way: Narrow, whose: str
+) -> None:
+    """Parts that wait when the machine changes, or the folder is copied, go with the bundles that carry them."""
+    interrupted(desk, way, 0)
+    if whose == "another client":
+        desk.client = "bob"
+    else:
+        copy = desk.root.with_name(f"{desk.root.name}-copy")
+        shutil.copytree(desk.root, copy)
+        desk.root = copy
+        with desk.open(workspace=copy.name) as state:
+            outbox.bind(state, copy.name, served.url)
+    with desk.open() as state:
+        assert outbox.pending(state) == []
+    (desk.root / BIG).unlink()
+    interrupted(desk, way, 0)  # an ordinary bundle has the number of the part now
+    assert_arrived(served, desk, desk.push(transport=way))
+
+
 def test_a_file_that_grew_meanwhile_goes_on(served: Served, desk: Desk, way: Narrow) -> None:
     """A recording that was sent in part and is longer now sends what is new of it."""
     arrived = interrupted(desk, way, 4)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from observed import check, check_rows, look, look_until_quiet, naive_root, seal, write
+from observed import check, check_rows, look, look_until_quiet, naive_root, operations, seal, write
 
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.scan import ScanOptions, scan
@@ -150,6 +150,58 @@ def test_unreadable_files_and_folders_keep_their_entries(state: State) -> None:
         assert set(reasons(state)) == {"secret", "new", "newdir"}
     look(state)
     check(state)
+
+
+@as_root
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_what_is_renamed_and_cannot_be_read_keeps_its_entries(state: State, *, is_partial: bool) -> None:
+    """Under its new name an unreadable file or folder is what it was before, as often as it is renamed (spec S-20)."""
+    root = state.root
+    write(root, {"bad": "1", "good": "2", "gone": "3", "d/inner": "4", "d/sub/f": "5", "e/f": "6", "z/": ""})
+    before = dict(walk(look_until_quiet(state).root, state.load))
+    seal(state)
+    for old, new in (("bad", "z/broken"), ("d", "z/dir"), ("e/f", "good")):
+        (root / old).rename(root / new)
+        (root / new).chmod(0)
+    (root / "gone").unlink()
+    with as_nobody(state):
+        if is_partial:
+            look(state, {"z"})
+            look(state, {"", "e"})
+        else:
+            look(state)
+        look(state)  # nothing has changed since, and they still cannot be read
+    moved = {"z/broken": "bad", "good": "e/f", "z/dir": "d", "z/dir/inner": "d/inner", "z/dir/sub/f": "d/sub/f"}
+    paths = dict(walk(state.observed_root(), state.load))
+    assert set(paths) == {*moved, "e", "z", "z/dir/sub"}
+    assert {path: paths[path].digest for path in moved} == {path: before[old].digest for path, old in moved.items()}
+    assert set(reasons(state)) == {"z/broken", "z/dir", "good"}
+    check_rows(state)
+    assert {("moved", "z/broken", "bad"), ("moved", "z/dir", "d")} < set(operations(state))
+    seal(state)
+    (root / "z/broken").rename(root / "broken")
+    with as_nobody(state):
+        look(state)
+        assert operations(state) == [("moved", "broken", "z/broken")]
+    for name in ("broken", "z/dir", "good"):
+        (root / name).chmod(0o755)
+    look(state)
+    assert reasons(state) == {}
+    check(state)
+
+
+@as_root
+def test_an_unreadable_file_that_is_not_what_disappeared_takes_nothing_over(state: State) -> None:
+    """The inode of a file that was deleted may be given to another one: then size or time are not the same."""
+    write(state.root, {"old": "1", "ok": "2"})
+    look_until_quiet(state)
+    seal(state)
+    (state.root / "old").rename(state.root / "new")  # a file of this inode, with other content
+    write(state.root, {"new": "another"})
+    (state.root / "new").chmod(0)
+    with as_nobody(state):
+        look(state)
+    assert set(dict(walk(state.observed_root(), state.load))) == {"ok"}
 
 
 @as_root
