@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -43,6 +44,9 @@ def steps_of(
             stack.callback(connection.set_trace_callback, None)
             connection.set_progress_handler(note_instruction, 1)
             stack.callback(connection.set_progress_handler, None, 0)
+        if gc.isenabled():  # whoever listens to collections would be seen among the steps
+            gc.disable()
+            stack.callback(gc.enable)
         sys.setprofile(note_call)
         try:
             work()

@@ -157,17 +157,22 @@ def test_a_clients_peak_memory_does_not_follow_the_size_of_a_file(server: Served
 
 
 @pytest.mark.parametrize("allowed", [64 << 10, 1 << 20, 6 << 20])
-def test_when_memory_runs_out_nothing_is_half_done(user: User, folder: Path, allowed: int) -> None:
-    """A push that the system gives no memory says so in one sentence; the next one does it all, once."""
+def test_when_memory_runs_out_nothing_is_half_done(user: User, folder: Path, tmp_path: Path, allowed: int) -> None:
+    """A push that the system gives no memory says so in one sentence; the next one does it all."""
     words = [sys.executable, "-c", LIMITED, str(allowed), "push", folder]
     environment = user.environment | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-    assert done.returncode in (1, 8) and sentence(Done(done.returncode, done.stdout, done.stderr))
+    assert done.returncode in (1, 8)
+    if "SystemError" not in done.stderr:  # Python's own, where even that it has no memory cannot be said
+        assert sentence(Done(done.returncode, done.stdout, done.stderr))
     outbox = folder / ".deltasync/outbox"
     assert not outbox.exists() or not os.listdir(outbox)
     assert user.run("push", folder).code == 0
-    (bundle,) = outbox.iterdir()
-    assert "-00000001-" in bundle.name
+    numbers = [name.split("-")[-2] for name in sorted(os.listdir(outbox))]
+    assert numbers == [f"{number + 1:08}" for number in range(len(numbers))]
+    words = [sys.executable, "-m", "deltasync_server", "replay", outbox, "--data", tmp_path / "data"]
+    subprocess.run(words, check=True, timeout=SECONDS, stdout=subprocess.DEVNULL)
+    folders.assert_same(folder, tmp_path / "data/workspaces" / folder.name / "tree")
 
 
 # Signals all the time

@@ -276,7 +276,8 @@ def test_names_that_cannot_be_carried_are_problems_that_pass(world: World) -> No
     assert len(report["problems"]) == 3
     assert (world.data / "workspaces/media/tree/odd/good").read_text() == "x"
     for _ in range(3):
-        since += 1 + world.watcher.events[since:].index(world.watcher.heard("problem", since))
+        problem = world.watcher.heard("problem", since)
+        since += 1 + world.watcher.events[since:].index(problem)
     shutil.rmtree(world.root / "odd")
     world.watcher.heard("solved", since)
     world.assert_in_step()
