@@ -218,7 +218,12 @@ class World:
         here = client.folder.flat()
         gone = [path for path, entry in there.items() if path not in here or here[path].kind is not entry.kind]
         fresh = {entry.digest for path, entry in here.items() if path not in there}
-        lost = [path for path in gone if path not in here and _is_lost(there[path], fresh)]
+        moved = tuple(f"{path}/" for path in gone if there[path].kind is Kind.DIRECTORY and there[path].digest in fresh)
+        lost = [
+            path
+            for path in gone
+            if path not in here and _is_lost(there[path], fresh) and not path.startswith(moved)  # it went with a folder
+        ]
         acknowledged = known.acknowledged if known else (0, EMPTY_ROOT)
         is_known = (head.sequence, head.root) == acknowledged or head.root == acknowledged[1]
         is_known |= known is not None and (bool(known.pending) or known.has_taken_back)
