@@ -218,12 +218,8 @@ class World:
         here = client.folder.flat()
         gone = [path for path, entry in there.items() if path not in here or here[path].kind is not entry.kind]
         fresh = {entry.digest for path, entry in here.items() if path not in there}
-        moved = tuple(f"{path}/" for path in gone if there[path].kind is Kind.DIRECTORY and there[path].digest in fresh)
-        lost = [
-            path
-            for path in gone
-            if path not in here and _is_lost(there[path], fresh) and not path.startswith(moved)  # it went with a folder
-        ]
+        links = {(entry.name, entry.target) for path, entry in here.items() if path not in there}
+        lost = [path for path in gone if path not in here and _is_lost(there[path], fresh, links)]
         acknowledged = known.acknowledged if known else (0, EMPTY_ROOT)
         is_known = (head.sequence, head.root) == acknowledged or head.root == acknowledged[1]
         is_known |= known is not None and (bool(known.pending) or known.has_taken_back)
@@ -413,9 +409,11 @@ class Expected:
     must_stop: bool
 
 
-def _is_lost(entry: Entry, fresh: set[bytes]) -> bool:
-    """Tell whether an entry that is gone cannot have moved."""
-    return entry.kind is Kind.SYMLINK or (entry.kind is Kind.FILE and entry.digest not in fresh)
+def _is_lost(entry: Entry, fresh: set[bytes], links: set[tuple[str, str | None]]) -> bool:
+    """Tell whether an entry that is gone cannot have moved, a link together with the folder that it is in."""
+    if entry.kind is Kind.SYMLINK:
+        return (entry.name, entry.target) not in links
+    return entry.kind is Kind.FILE and entry.digest not in fresh
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
