@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import folders
 import pytest
 from lossy import lossy
-from serving import Served, serving
+from serving import Served
 from user import User
 
 SMALL, LARGE = 200_000, 9 << 20
 """A file that goes whole, and one that goes in pieces."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all tests."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as served:
-        yield served
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> User:
-    """A user with an empty home."""
-    return User(tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with one of everything; its name is the test's."""
-    root = tmp_path / f"{tmp_path.name}-media"
-    folders.life(root)
-    return root
 
 
 @pytest.mark.parametrize(("size", "dark_after"), [(0, 0), (SMALL, 100_000), (LARGE, 2 << 20)])

@@ -35,19 +35,6 @@ REPORT = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all tests; each has a workspace of its own."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as served:
-        yield served
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> User:
-    """A user with an empty home."""
-    return User(tmp_path / "home")
-
-
 @pytest.fixture
 def folder(user: User, request: pytest.FixtureRequest) -> Path:
     """A folder with one of everything; its name is the test's, so that no two share a workspace."""

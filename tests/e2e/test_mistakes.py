@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import folders
 import pytest
-from serving import Served, serving
+from serving import Served
 from user import User
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("server") / "data") as served:
-        yield served
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> User:
-    return User(tmp_path / "home")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import folders
 import pytest
 import sparse
-from serving import Served, serving
+from serving import Served
 from user import SECONDS, User
 
 from deltasync.client import holes, ranges
@@ -48,27 +48,6 @@ _ACL = struct.pack("<I", 2) + b"".join(
 """What the kernel keeps of an access list that allows user 12345 to read."""
 _CAPABILITY = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)
 """cap_net_bind_service, effective and permitted."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all tests; each has a workspace of its own."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as served:
-        yield served
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> User:
-    """A user with an empty home."""
-    return User(tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with one of everything; its name is the test's."""
-    root = tmp_path / f"{tmp_path.name}-media"
-    folders.life(root)
-    return root
 
 
 def assert_pushed(server: Served, user: User, folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,19 +36,6 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=s
 sys.exit(code)
 """
 """The program, which says at its end how many KiB it held at most."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One server for all tests but those that harm it."""
-    with serving(tmp_path_factory.mktemp("server") / "data") as served:
-        yield served
-
-
-@pytest.fixture
-def user(tmp_path: Path) -> User:
-    """A user with an empty home."""
-    return User(tmp_path / "home")
 
 
 @pytest.fixture
