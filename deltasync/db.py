@@ -119,11 +119,19 @@ def damaged(path: Path, error: sqlite3.Error) -> Exception:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Run a block as one transaction that takes the write lock first, so that it can never fail half-way as locked."""
+    """Run a block as one transaction that takes the write lock first, so that it can never fail half-way as locked.
+
+    Raises Corrupt when nobody can say whether it was committed: a process that dies now may find that it was.
+    """
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
-        connection.execute("COMMIT")
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname.startswith("SQLITE_IOERR_SHM"):  # the log has it; its index could not grow
+                raise Corrupt(f"a change of the database may be lost or not ({error}): the disk refused it") from error
+            raise
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")

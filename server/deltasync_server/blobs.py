@@ -41,6 +41,7 @@ _BUFFER_BYTES = 1 << 20
 _WRITEBACK_BYTES = 16 << 20
 _PLAIN_FROM, _PLAIN_TO = 0, 2**31 * 10**9
 _TOKEN_BYTES = 8
+_PREFIX_DIGITS = 2
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What says nothing of a blob: the process or the system has no descriptor or memory left."""
 _LINK = "link"
@@ -241,21 +242,28 @@ class Cache:
         for name in self._staging.names():
             remove_tree(self._staging, name)
 
+    def home_of(self, digest: bytes) -> Folder:
+        """Hold the folder that a blob lies in, under its digest (spec ST-3)."""
+        return self.folder.enter(digest.hex()[:_PREFIX_DIGITS])
+
     def status(self, digest: bytes) -> os.stat_result | None:
         """Return the stat of a blob's file, or None when there is none."""
         try:
-            return os.stat(place_of(digest), dir_fd=self.folder.fd, follow_symlinks=False)
+            with self.home_of(digest) as home:
+                return home.stat(digest.hex())
         except FileNotFoundError:
             return None
 
     def open(self, digest: bytes) -> int:
         """Return a descriptor to read a blob."""
-        return open_regular(place_of(digest), at=self.folder.fd)
+        with self.home_of(digest) as home:
+            return open_regular(digest.hex(), at=home.fd)
 
     def open_unchanged(self, row: BlobRow) -> int | None:
         """Return a descriptor to read a blob whose file has its fingerprint; None when it is another or none."""
         try:
-            descriptor = os.open(place_of(row.digest), FILE_FLAGS, dir_fd=self.folder.fd)
+            with self.home_of(row.digest) as home:
+                descriptor = os.open(row.digest.hex(), FILE_FLAGS, dir_fd=home.fd)
         except OSError:
             return None  # who proves the blob meets that again
         if is_unchanged(row, os.fstat(descriptor)):
@@ -319,12 +327,13 @@ class Cache:
             is_open = is_complete and (isinstance(error, Corrupt) or not isinstance(error, DeltasyncError))
             for digest in fresh:
                 if not (is_open and digest in unjournalled):
-                    self.remove(digest)
+                    with contextlib.suppress(OSError):  # a stray at worst, and the first error is what is told
+                        self.remove(digest)
             raise
 
     def make_names_durable(self, digests: Iterable[bytes]) -> None:
         """Fsync the folders that these blobs are in."""
-        for name in sorted({place_of(digest)[:2] for digest in digests}):
+        for name in sorted({digest.hex()[:_PREFIX_DIGITS] for digest in digests}):
             with self.folder.enter(name) as entered:
                 try:
                     entered.fsync()
@@ -341,13 +350,14 @@ class Cache:
         return digest.hex() in self._doubtful
 
     def _publish(self, staging: Staging, digest: bytes) -> None:
-        place = place_of(digest)
-        self._doubtful.discard(place[3:])
-        try:
-            os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
-        except IsADirectoryError:
-            self.quarantine(digest)
-            os.rename(place[3:], place, src_dir_fd=staging.folder.fd, dst_dir_fd=self.folder.fd)
+        name = digest.hex()
+        self._doubtful.discard(name)
+        with self.home_of(digest) as home:
+            try:
+                os.rename(name, name, src_dir_fd=staging.folder.fd, dst_dir_fd=home.fd)
+            except IsADirectoryError:
+                self.quarantine(digest)
+                os.rename(name, name, src_dir_fd=staging.folder.fd, dst_dir_fd=home.fd)
 
     def restamp(self, digest: bytes, mtime_ns: int, *, executable: bool) -> None:
         """Give a blob's inode another time and executable bit."""
@@ -362,20 +372,20 @@ class Cache:
 
     def remove(self, digest: bytes) -> None:
         """Remove a blob's file."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(place_of(digest), dir_fd=self.folder.fd)
+        with contextlib.suppress(FileNotFoundError), self.home_of(digest) as home:
+            os.unlink(digest.hex(), dir_fd=home.fd)
 
     def move_to(self, waste: Staging, digest: bytes) -> None:
         """Take a blob's file out of the cache, to be removed when the staging folder is."""
-        place = place_of(digest)
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(place, place[3:], src_dir_fd=self.folder.fd, dst_dir_fd=waste.folder.fd)
+        name = digest.hex()
+        with contextlib.suppress(FileNotFoundError), self.home_of(digest) as home:
+            os.rename(name, name, src_dir_fd=home.fd, dst_dir_fd=waste.folder.fd)
 
     def quarantine(self, digest: bytes) -> None:
         """Take a blob whose bytes are wrong out of the cache; an operator may want to look at it."""
         name = f"{digest.hex()}.{secrets.token_hex(_TOKEN_BYTES)}"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(place_of(digest), name, src_dir_fd=self.folder.fd, dst_dir_fd=self._quarantine.fd)
+        with contextlib.suppress(FileNotFoundError), self.home_of(digest) as home:
+            os.rename(digest.hex(), name, src_dir_fd=home.fd, dst_dir_fd=self._quarantine.fd)
 
     def strays(self, known: Iterable[bytes]) -> list[str]:
         """Return what lies in the cache's folders without a row."""
@@ -407,12 +417,6 @@ class Cache:
         """Let the folders go."""
         for folder in (self.folder, self._staging, self._quarantine):
             folder.close()
-
-
-def place_of(digest: bytes) -> str:
-    """Return where a blob lies below DATA/cache (spec ST-3)."""
-    name = digest.hex()
-    return f"{name[:2]}/{name}"
 
 
 class _Lease(NamedTuple):

@@ -43,6 +43,8 @@ class StoreConfig:
     keep_bundles: bool = False
     """Keep received bundle files under DATA/bundles instead of dropping them after their checkpoint."""
     limits: wire.Limits = field(default_factory=wire.Limits)
+    keeps_streams: bool = False
+    """Keep the parts of files that have not come whole also where they could give way: nobody sends them again."""
     low_disk_bytes: int = 512 * 2**20
     """Free space that a received bundle may not use; never more than a twentieth of the disk."""
     low_disk_inodes: int = 10_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from deltasync.core.manifest import Entry
 from deltasync.disk import Folder, copy_bytes, open_regular, reflink
-from deltasync_server.blobs import Cache, is_executable, place_of
+from deltasync_server.blobs import Cache, is_executable
 from deltasync_server.config import LinkMode
 from deltasync_server.state import BlobRow, State, blob_rows, settle_stamps
 
@@ -115,16 +115,16 @@ class Placer:
             return False
 
     def _link(self, folder: Folder, entry: Entry, *, is_fresh: bool) -> None:
-        place, source = place_of(entry.digest), self._cache.folder.fd
         try:
-            if is_fresh:
-                try:
-                    os.link(place, entry.name, src_dir_fd=source, dst_dir_fd=folder.fd)
-                    return
-                except FileExistsError:
-                    pass  # something stands there all the same: it is replaced below
-            temporary = self._temporary()
-            os.link(place, temporary, src_dir_fd=source, dst_dir_fd=self._aside.fd)
+            with self._cache.home_of(entry.digest) as home:
+                if is_fresh:
+                    try:
+                        _link_in(home, entry.digest, folder, entry.name)
+                        return
+                    except FileExistsError:
+                        pass  # something stands there all the same: it is replaced below
+                temporary = self._temporary()
+                _link_in(home, entry.digest, self._aside, temporary)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
@@ -279,3 +279,7 @@ class Placer:
     def _temporary(self) -> str:
         self._made += 1
         return f"{self._token}-{self._made}"
+
+
+def _link_in(home: Folder, digest: bytes, folder: Folder, name: str) -> None:
+    os.link(digest.hex(), name, src_dir_fd=home.fd, dst_dir_fd=folder.fd, follow_symlinks=False)

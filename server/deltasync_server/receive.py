@@ -9,8 +9,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Sequence
 from collections.abc import Collection as Values
-from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -80,12 +80,7 @@ class Store:
             data.mkdir(0o755, parents=True, exist_ok=True)
             self._lock = Lock(data / "lock", f"another server uses {data}; stop it first, or name another folder")
         try:
-            try:
-                self._open_rooms(link)
-            except NoSpace:
-                _log.warning("the disk is full: removing staged content and unfinished uploads to open the store")
-                make_room(data)
-                self._open_rooms(link)
+            self._make_room_for(lambda: self._open_rooms(link))
         except BaseException:
             self._lock.close()
             raise
@@ -108,7 +103,8 @@ class Store:
         self.uploads = Uploads(config, self.state, self._arrivals, self.room)
         self.ledger.live = (self.journal, self.uploads, self.streams)
         self._evictor = Evictor(config, self.state, self.cache, self.leases, self.journal, self.ledger, self.room)
-        self.room.gives_way, self.room.evict = (self.uploads, self.streams), self._evictor.ask
+        self.room.gives_way = (self.uploads,) if config.keeps_streams else (self.uploads, self.streams)
+        self.room.evict = self._evictor.ask
         self.room.give_back = self._give_back
         self.files = Files(self.state, self.cache)
         self._upkeep = Upkeep(
@@ -141,16 +137,26 @@ class Store:
                 self.state.close()
                 raise
 
+    def _make_room_for(self, work: Callable[[], None]) -> None:
+        """Do what a full disk may stop; then what can be done without goes, a kind at a time (spec ST-89, ST-96)."""
+        kinds: list[tuple[str, tuple[str, ...]]] = [("staged content and unfinished uploads", ("staging", "uploads"))]
+        if not self.config.keeps_streams:
+            kinds.append(("the parts of files that have not come whole", ("parts",)))
+        for what, folders in kinds:
+            try:
+                work()
+            except NoSpace:
+                _log.warning("the disk is full: removing %s", what)
+                _remove_all(self.config.data, folders)
+            else:
+                return
+        work()
+
     # --- life ---
 
     def recover(self) -> None:
         """Bring the store to a state as if nothing had been interrupted, before it serves (spec ST-40 to ST-44)."""
-        try:
-            self._recover()
-        except NoSpace:
-            _log.warning("the disk is full: removing unfinished uploads to recover the store")
-            make_room(self.config.data)
-            self._recover()
+        self._make_room_for(self._recover)
 
     def _recover(self) -> None:
         with space_guard(self.config.data):
@@ -550,9 +556,9 @@ def _sequence_in(kept: wire.KeptSequences, number: int) -> wire.KeptSequence:
     return found
 
 
-def make_room(data: Path) -> None:
-    """Remove what the store can do without: staged content, unfinished uploads, and streams (spec ST-89, ST-96)."""
-    for name in ("staging", "uploads", "parts"):
+def _remove_all(data: Path, folders: Iterable[str]) -> None:
+    """Remove everything in some of the store's folders."""
+    for name in folders:
         with contextlib.suppress(FileNotFoundError), Folder.open(data / name) as folder:
             for each in folder.names():
                 remove_tree(folder, each)

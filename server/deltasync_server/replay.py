@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,7 +67,7 @@ def replay(config: StoreConfig, folder: Path, *, workspace: str | None, say: Cal
     """
     files = [_File(path, _read(path, config.limits)) for path in _paths(folder)]
     groups = _by_workspace(files, workspace)
-    with open_store(config) as store:
+    with open_store(dataclasses.replace(config, keeps_streams=True)) as store:
         try:
             return [_Replay(store, name, own, say).run() for name, own in groups.items()]
         except DeltasyncError:

@@ -26,7 +26,6 @@ from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
 from deltasync_server import intake, tls
 from deltasync_server.access import Access, Scope
-from deltasync_server.blobs import place_of
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
@@ -539,7 +538,7 @@ def _piece_trouble(data: Path, db: sqlite3.Connection) -> str:
 def _file_trouble(data: Path, db: sqlite3.Connection, facts: list[Fact]) -> str:
     known = {digest.hex() for (digest,) in db.execute("SELECT digest FROM files WHERE deleted_at IS NULL")}
     for name in believed(facts, "file"):
-        path = data / "cache" / place_of(bytes.fromhex(name))
+        path = data / "cache" / name[:2] / name
         if name not in known or not path.exists() or digest_of(path.read_bytes()).hex() != name:
             return f"the file {name[:8]} is lost"
     return ""

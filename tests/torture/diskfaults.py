@@ -21,7 +21,7 @@ DEFECTS = (
         "deltasync/disk.py",
         "    while view:\n        view = view[os.write(descriptor, view) :]",
         "    os.write(descriptor, view)",
-        hint="server-replay short",
+        hint="server-replay short-sticky",
     ),
     Defect(
         "a folder that cannot be opened was deleted",

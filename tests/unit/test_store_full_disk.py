@@ -285,6 +285,23 @@ def test_a_store_starts_on_a_disk_that_parts_have_filled(disk: Path, leave_bytes
         assert not os.listdir(disk / "data/parts")
 
 
+def test_parts_that_nobody_can_send_again_stay_on_a_full_disk(disk: Path, late: None) -> None:
+    """A replay that finds no room goes on when there is some: the numbers of its parts are spent (spec ST-96)."""
+    sender = Sender()
+    config = StoreConfig(disk / "data", keeps_streams=True)
+    with Store(config) as store:
+        store.recover()
+        send_half(store, sender, 8_000_000)
+    ballast = fill(disk, 0)
+    with pytest.raises(NoSpace), Store(config) as store:
+        store.recover()
+        give(store, *sender.seal(sender.tree(b=b"small")))
+    ballast.unlink()
+    with Store(config) as store:
+        store.recover()
+        assert store.figures()["stream_bytes"] == 8_000_000
+
+
 @pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000, 80_000])
 def test_a_store_starts_on_a_disk_that_uploads_have_filled(disk: Path, leave_bytes: int) -> None:
     """Unfinished uploads are given up before a store is not opened (spec ST-89)."""

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, seen, tree_of
+from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of
 from trees import Flat
 
+from deltasync.core.errors import Corrupt
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import Entry, Kind
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
@@ -283,6 +285,27 @@ def test_a_racer_never_gets_a_write_outside(store: Store, tmp_path: Path) -> Non
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"b": "precious"}
     store.trees.rebuild(NAME)
     assert_tree(store, sender)
+
+
+def test_a_folder_of_the_cache_that_became_a_link_is_never_entered(store: Store, tmp_path: Path) -> None:
+    """Nothing outside is read, written or removed, and what failed goes through when the folder is back."""
+    sender = Sender()
+    sender.send(store, sender.tree(a=b"first"))
+    assert_tree(store, sender)
+    prefix = store.config.data / "cache" / digest_of(b"second").hex()[:2]
+    prefix.rename(tmp_path / "hidden")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / digest_of(b"second").hex()).write_bytes(b"second")
+    prefix.symlink_to(outside)
+    metadata, sealed = sender.seal(sender.tree(a=b"first", b=b"second"))
+    before = [path.stat().st_ctime_ns for path in (outside, *outside.iterdir())]
+    with pytest.raises(Corrupt, match="Not a directory"):
+        give(store, metadata, sealed)
+    assert [path.stat().st_ctime_ns for path in (outside, *outside.iterdir())] == before
+    prefix.unlink()
+    (tmp_path / "hidden").rename(prefix)
+    assert not give(store, metadata, sealed).duplicate
 
 
 def test_idle_work_repairs_a_tree_that_it_finds_changed(store: Store) -> None:
