@@ -159,6 +159,8 @@ class World:
             report = client.push(network, how)
         except Killed:
             outcome = "killed"
+            known = client.known(self.books.head())
+            self.books.hear(client.client_id, network.told, acknowledged=known.acknowledged[0] if known else 0)
         except (HostUnreachable, HostBusy):
             assert not how.is_quiet
             outcome = "unreachable"
@@ -180,6 +182,8 @@ class World:
                 self._check_done(client, network, report, how)
         finally:
             self.host.disarm()
+        if outcome != "killed":
+            self.books.hear(client.client_id, network.told)
         self.settle()
         return outcome
 
@@ -188,6 +192,7 @@ class World:
         known = client.known(self.books.head())
         network = Network(self, client)
         report = client.push(network, How())
+        self.books.hear(client.client_id, network.told)
         assert (network.sent_bytes, report.sent_bytes, report.bundles, report.content_bytes) == (0, 0, 0, 0)
         assert client.known(self.books.head()) == known
         self.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 
 import msgspec
@@ -64,8 +65,8 @@ class Books:
         """The history that leads to the head, by sequence."""
         self.spent: dict[tuple[str, int], bytes] = {}
         """Which bundle every receipt ever was for."""
-        self.heard: set[bytes] = set()
-        """The bundles whose receipts some client knows of."""
+        self.heard: defaultdict[str, set[bytes]] = defaultdict(set)
+        """The bundles whose receipts a client knows of, by its id."""
         self.forgotten_by_server: set[tuple[str, int]] = set()
         self.forgotten_by_client: set[tuple[str, int]] = set()
         self.lock = threading.Lock()
@@ -92,15 +93,16 @@ class Books:
                 return
             assert known is None, f"{letter.key} was taken although that number is spent"
             former = self.spent.get(letter.key, letter.identity)
-            assert former == letter.identity or self._may_reuse(letter.key, former), f"{letter.key} was reused"
+            assert former == letter.identity or self._may_reuse(letter, former), f"{letter.key} was reused"
             self.spent[letter.key] = letter.identity
             self.line[letter.header.sequence] = Applied(letter, None)
             self._move_head()
             self._repeat(self.line[letter.header.sequence], receipt)
 
-    def _may_reuse(self, key: tuple[str, int], former: bytes) -> bool:
+    def _may_reuse(self, letter: Letter, former: bytes) -> bool:
         """Tell whether neither side can know any more that a number was spent: both came back from a backup."""
-        return key in self.forgotten_by_server and (key in self.forgotten_by_client or former not in self.heard)
+        is_unknown = letter.key in self.forgotten_by_client or former not in self.heard[letter.header.client_id]
+        return letter.key in self.forgotten_by_server and is_unknown
 
     def _repeat(self, known: Applied, receipt: wire.Receipt | None) -> None:
         if receipt is None:
@@ -111,12 +113,19 @@ class Books:
         assert receipt.duplicate or not known.was_new, f"{known.letter.key} was applied twice"
         known.was_new |= not receipt.duplicate
 
-    def hear(self, sequence: int, epoch: str) -> None:
-        """Record that a client has heard of everything up to a head."""
+    def up_to(self, sequence: int, epoch: str) -> set[bytes]:
+        """Return the bundles that whoever hears of a head hears of."""
         with self.lock:
             applied = self.line.get(sequence)
-            if applied is not None and applied.letter.header.epoch == epoch:
-                self.heard |= {each.letter.identity for number, each in self.line.items() if number <= sequence}
+            if applied is None or applied.letter.header.epoch != epoch:
+                return set()
+            return {each.letter.identity for number, each in self.line.items() if number <= sequence}
+
+    def hear(self, client_id: str, told: set[bytes], *, acknowledged: int | None = None) -> None:
+        """Record of which bundles a client has heard; acknowledged: up to where it remembers, if it was killed then."""
+        with self.lock:
+            kept = {each.letter.identity for number, each in self.line.items() if number <= (acknowledged or 0)}
+            self.heard[client_id] |= told if acknowledged is None else told & kept
 
     def go_back(self, line: dict[int, Applied]) -> None:
         """Record that the server's data was restored from a backup."""

@@ -55,6 +55,8 @@ class Network:
         self.sent_bytes = 0
         self.requests = 0
         self.has_edited = False
+        self.told: set[bytes] = set()
+        """The bundles of which this client has heard; one that is killed may not remember."""
         self._world, self._client, self._books = world, client, world.books
         faults = tuple(plan)
         self._plans = {
@@ -80,7 +82,7 @@ class Network:
 
         self._is_broken = False
         state = self._asked(ask)
-        self._books.hear(state.sequence, state.epoch)
+        self.told |= self._books.up_to(state.sequence, state.epoch)
         return state
 
     def missing(self, name: str, digests: Sequence[str]) -> list[str]:
@@ -149,7 +151,8 @@ class Network:
             receipt = self._delivered(letter, wait)
             assert receipt.duplicate
         self._after(fault)
-        self._books.hear(receipt.sequence, receipt.epoch)
+        with self._lock:
+            self.told |= self._books.up_to(receipt.sequence, receipt.epoch)
         return receipt
 
     def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
@@ -194,7 +197,8 @@ class Network:
         if fault.kind == "server_dies":
             world.host.arm(fault.number)
         elif fault.kind == "edit":
-            self.has_edited |= self._client.folder.apply(Change("replace", fault.number, fault.number // 7, 6))
+            with self._lock:  # the client asks in one thread and sends in another
+                self.has_edited |= self._client.folder.apply(Change("replace", fault.number, fault.number // 7, 6))
         elif fault.kind == "echo" and self._old:
             with contextlib.suppress(DeltasyncError):
                 world.deliver(self._old[fault.number % len(self._old)])
