@@ -1,4 +1,4 @@
-"""Jobs: the states that one goes through, and the JSON values of its routes (spec J-30 to J-59)."""
+"""Jobs: the states that one goes through, and the JSON values of its routes (spec J-30 to J-63)."""
 
 from __future__ import annotations
 
