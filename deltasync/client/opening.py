@@ -16,7 +16,7 @@ from deltasync import db
 from deltasync.client.address import normal_url
 from deltasync.core.errors import AlreadyRunning, Corrupt, NotFound, RootUnavailable, UsageError, WorkspaceCopied
 from deltasync.core.hashing import digest_of, directory_digest
-from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.manifest import EMPTY_ROOT, Kind, decode_directory
 from deltasync.core.names import RESERVED, parse_workspace, shown
 from deltasync.disk import Lock, require_confinement, space_guard, staged
 
@@ -307,14 +307,23 @@ def _set_aside(folder: Path) -> str:
 
 def _is_whole(connection: sqlite3.Connection) -> bool:
     """Tell whether every directory object is what its digest says, and none is missing; SQLite cannot know."""
-    query = """SELECT count(*) FROM directories WHERE digest != ? AND digest NOT IN (SELECT digest FROM objects)"""
     try:
-        if connection.execute(query, (EMPTY_ROOT,)).fetchone()[0] or not db.is_sound(connection):
+        if not db.is_sound(connection):
             return False
         objects = connection.execute("SELECT digest, CAST(body AS BLOB) FROM objects")
-        return all(directory_digest(body) == digest for digest, body in objects)
-    except (sqlite3.Error, TypeError):
+        if not all(directory_digest(body) == digest for digest, body in objects):
+            return False
+        roots = connection.execute("SELECT digest FROM directories UNION SELECT sealed_root FROM head").fetchall()
+        seen, todo = {EMPTY_ROOT}, [root for (root,) in roots]
+        while todo:
+            digest = todo.pop()
+            if digest not in seen:
+                seen.add(digest)
+                (body,) = connection.execute("SELECT body FROM objects WHERE digest = ?", (digest,)).fetchone()
+                todo.extend(entry.digest for entry in decode_directory(body) if entry.kind is Kind.DIRECTORY)
+    except (sqlite3.Error, TypeError):  # the latter: a row that is not there, or a value of another kind
         return False
+    return True
 
 
 def _make_private(path: Path) -> None:
@@ -432,6 +441,7 @@ def claim(folder: Path, receiver: str, workspace: str, *, take_over: bool = Fals
     mine = os.fsencode(folder)
     with contextlib.suppress(OSError):  # a machine that cannot keep this must not keep anybody from working
         before = path.read_bytes() if path.exists() else b""
+        before = b"" if b"\0" in before else before  # a disk that lost what it was told to keep may hold zeros here
         other = Path(os.fsdecode(before))
         is_free = not before or before == mine or take_over or _is_same_file(other, folder)
         if not is_free and _bound_to(other) == (workspace, receiver):

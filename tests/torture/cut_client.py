@@ -296,10 +296,12 @@ def _trouble_after_cut(life: ClientLife, facts: list[Fact]) -> str:
 
 def _trouble_after_lie(life: ClientLife, facts: list[Fact]) -> tuple[str, str]:
     deleted: list[str] = []
+    old: set[bytes] = set()
+    """Bundles that were sealed before the cut: what they delete was not there then."""
 
     def received(metadata: Metadata, _: Path) -> None:
         gone = [each.path for each in metadata.operations if each.operation is Verb.DELETED]
-        deleted.extend(path for path in gone if os.path.lexists(life.media / path))
+        deleted.extend(path for path in gone if metadata.identity not in old and os.path.lexists(life.media / path))
 
     with _at_home(life.disk), _server(life.restored(facts)) as store:
         line, what = Line(store, received), ""
@@ -307,12 +309,13 @@ def _trouble_after_lie(life: ClientLife, facts: list[Fact]) -> tuple[str, str]:
             try:
                 with opened(life.media, life.disk) as state:
                     what = what or ("the state begins anew" if state.notes else "healed")
+                    old.update(row.identity for row in outbox.pending(state))
                     pushed(state, line)
                     break
             except DeltasyncError as error:
-                what = f"refused by {type(error).__name__}"
+                what, sentence = f"refused by {type(error).__name__}", str(error)
         else:
-            return what, "the second push is refused as well"
+            return what, f"the second push is refused as well: {sentence}"
         store.catch_up()
         there = store.workspace(NAME)
         if deleted:

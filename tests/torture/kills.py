@@ -32,9 +32,8 @@ DEFECTS = (
         "a transaction is none",
         "TR-60",
         "deltasync/db.py",
-        '    connection.execute("BEGIN IMMEDIATE")\n    try:\n        yield connection\n'
-        '        connection.execute("COMMIT")\n',
-        "    try:\n        yield connection\n",
+        '    connection.execute("BEGIN IMMEDIATE")\n    try:\n        yield connection\n',
+        "    try:\n        yield connection\n        return\n",
         hint="server-replay",
     ),
     Defect(

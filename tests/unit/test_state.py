@@ -29,6 +29,7 @@ from deltasync.core.errors import (
 )
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import EMPTY_BODY, EMPTY_ROOT, Entry, Kind, encode_directory
+from deltasync.core.tree import walk
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +294,38 @@ def test_silent_damage_is_found_when_it_is_met_and_then_set_aside(tmp_path: Path
         assert "set aside" in state.notes[0]
         look(state)
         check(state)
+
+
+def test_a_lost_object_of_what_was_sealed_is_found_by_the_next_opening(tmp_path: Path) -> None:
+    """Also one deep in a tree that the folder is not any more: the command that met it works when it is run again."""
+    write(tmp_path / "ws", {"a/b/f": "1", "g": "2"})
+    with State.open(tmp_path / "ws") as state:
+        look(state)
+        sealed = state.observed_root()
+        lost = next(entry.digest for path, entry in walk(sealed, state.load) if path == "a/b")
+        state.db.execute("UPDATE head SET sealed_root = ?", (sealed,))
+        write(tmp_path / "ws", {"a/b/f": "other"})
+        look(state)
+        state.db.execute("DELETE FROM objects WHERE digest = ?", (lost,))
+        with pytest.raises(Corrupt, match="run the command again"):
+            dict(walk(sealed, state.load))
+    with State.open(tmp_path / "ws") as state:
+        assert "set aside" in state.notes[0]
+        look(state)
+        check(state)
+
+
+def test_a_name_for_the_workspace_that_a_disk_lost_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros where a power cut left no path are no other workspace, and the file is written anew."""
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path))
+    write(tmp_path / "ws", {"a": "1"})
+    with State.open(tmp_path / "ws") as state:
+        opening.claim(state.folder, "http://host", "ws")
+        (kept,) = (tmp_path / "client-id.workspaces").iterdir()
+        named = kept.read_bytes()
+        kept.write_bytes(bytes(len(named)))
+        opening.claim(state.folder, "http://host", "ws")
+    assert kept.read_bytes() == named
 
 
 def test_damage_met_by_a_scan_is_set_aside_by_the_next_opening(tmp_path: Path) -> None:
