@@ -33,6 +33,9 @@ SAMPLES = {
     "server-adopt-trust": 43,
 }
 """The stride of a sample, by scenario: primes, so that the samples of several runs differ."""
+KINDS = ("before", "after", "middle")
+MOMENTS = KINDS if STRIDE else ("one of them",)
+"""A sample is of one kind of moments, another one each time."""
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("moment", ["before", "after", "middle"])
+@pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("scenario", SAMPLES)
 def test_a_killed_command_loses_nothing_and_can_be_repeated(
     scenario: str, moment: str, shim: Path, tmp_path: Path
@@ -55,7 +58,7 @@ def test_a_killed_command_loses_nothing_and_can_be_repeated(
     sweep(scenario, moment, SAMPLES[scenario], shim, tmp_path)
 
 
-@pytest.mark.parametrize("moment", ["before", "after", "middle"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_migration_is_whole_or_not_there(moment: str, shim: Path, tmp_path: Path) -> None:
     """Killed at its n-th change, a database of any older schema is that or the newest one; opened again, the newest."""
     sweep("migrations", moment, 31, shim, tmp_path)
@@ -64,6 +67,7 @@ def test_a_killed_migration_is_whole_or_not_there(moment: str, shim: Path, tmp_p
 def sweep(scenario: str, moment: str, sample: int, shim: Path, tmp_path: Path) -> None:
     """Visit a sample of a scenario's points, or every one of them."""
     stride = STRIDE or sample
+    moment = moment if moment in KINDS else random.choice(KINDS)
     first = random.SystemRandom().randrange(1, stride + 1)
     words = [sys.executable, HERE / "sweep.py", scenario, tmp_path / "sweep", "--moment", moment]
     words += ["--stride", str(stride), "--first", str(first)]

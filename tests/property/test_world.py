@@ -218,7 +218,7 @@ class Worlds(RuleBasedStateMachine):
 
 TestWorlds = Worlds.TestCase
 TestWorlds.settings = settings(
-    max_examples=EXAMPLES or 40,
+    max_examples=EXAMPLES or 16,
     stateful_step_count=STEPS,
     deadline=None,
     derandomize=not EXAMPLES,
