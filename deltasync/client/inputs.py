@@ -78,6 +78,8 @@ class Delivered:
 
     inputs: list[Input]
     report: Report
+    is_any_kept: bool
+    """One of them is of a workspace that the host had already."""
 
 
 class _Placed(NamedTuple):
@@ -121,7 +123,7 @@ def delivered(
             private.carry([each.real for each in rest], watcher, settle_seconds, report)
         inputs = [_input(each, held[each.real] or private, report) for each in placed]
         report.seconds = time.monotonic() - began
-        yield Delivered(inputs, report)
+        yield Delivered(inputs, report, any(held.values()))
 
 
 def _input(placed: _Placed, there: Kept | _Private | None, report: Report) -> Input:

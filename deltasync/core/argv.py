@@ -149,7 +149,7 @@ def plan_lines(content: str, look: Look) -> tuple[Piece, ...]:
     Lines that begin with `#` are none. A line is a path, or `file 'PATH'`, or `FileN=PATH`, as players write them.
     """
     pieces: list[Piece] = []
-    for line in content.splitlines(keepends=True):
+    for line in re.findall(r"[^\n]*\n|[^\n]+", content):
         body = line.rstrip("\r\n")
         found = None if body.lstrip().startswith("#") else _LINE.fullmatch(body)
         piece = found and found["path"] and _whole(look(found["path"]), Role.INPUT, found["path"])

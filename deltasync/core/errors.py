@@ -288,6 +288,13 @@ class JobLost(RunTrouble):
     code, exit_code = "JOB_LOST", 125
 
 
+def of_run(error: DeltasyncError) -> DeltasyncError:
+    """Return what `run` ends with for an error: one whose exit code no command has by itself."""
+    if isinstance(error, RunTrouble | Cancelled):
+        return error
+    return (PlanRefused if isinstance(error, UsageError) else HostRefused).of(error)
+
+
 def _leaves(cls: type[DeltasyncError]) -> list[type[DeltasyncError]]:
     return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
 
