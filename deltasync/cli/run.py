@@ -327,7 +327,9 @@ def ended(call: Call, runner: Runner, record: Record, job: Job, answer: dict[str
 
     code = exit_code_of(job)
     if code and not fetch_failed:
-        if job.returned is not None:
+        if job.returned is None:
+            runner.forget(record)
+        else:
             call.out.note(f"what it wrote stays on the host; `deltasync jobs fetch {job.id}` brings it home")
         call.out.answer({**answer, "outputs": None})
         return code

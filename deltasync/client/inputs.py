@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from deltasync.client import outbox
 from deltasync.client.ignore import IgnoreRules
-from deltasync.client.kept import Kept, kept
+from deltasync.client.kept import Kept, digests_at, kept
 from deltasync.client.memory import Memory
+from deltasync.client.moves import joined
 from deltasync.client.observation import ScanOptions, ScanReport
 from deltasync.client.opening import client_id, home_of_states
 from deltasync.client.push import Pusher, PushOptions
@@ -80,6 +81,8 @@ class Delivered:
     report: Report
     is_any_kept: bool
     """One of them is of a workspace that the host had already."""
+    digests: dict[str, bytes]
+    """Of every file that the command may change, by its place."""
 
 
 class _Placed(NamedTuple):
@@ -88,6 +91,10 @@ class _Placed(NamedTuple):
     need: Need
     place: str
     real: str
+
+    def kept(self, url: str) -> Kept | None:
+        """Return where a workspace of this client has it on a server already."""
+        return kept(self.real, url, digests=self.need.is_in_place)
 
 
 def place_of(path: str) -> str:
@@ -114,20 +121,27 @@ def delivered(
     """
     began, report = time.monotonic(), Report()
     placed = _placed(needs)
-    held = {each.real: kept(each.real, transport.url) if may_keep else None for each in placed}
+    held = {each.real: each.kept(transport.url) if may_keep else None for each in placed}
     rest = [each for each in placed if held[each.real] is None]
     with contextlib.ExitStack() as stack:
         private = None
         if rest:
             private = stack.enter_context(_Private.turn(transport, note))
-            private.carry([each.real for each in rest], watcher, settle_seconds, report)
-        inputs = [_input(each, held[each.real] or private, report) for each in placed]
+            private.carry(rest, watcher, settle_seconds, report)
+        inputs: list[Input] = []
+        digests: dict[str, bytes] = {}
+        for each in placed:
+            there = held[each.real] or private
+            assert there is not None
+            inputs.append(_input(each, there, report))
+            if each.need.is_in_place:
+                known = there.digests if isinstance(there, Kept) else there.digests[each.real]
+                digests |= {joined(each.place, path) if path else each.place: digest for path, digest in known.items()}
         report.seconds = time.monotonic() - began
-        yield Delivered(inputs, report, any(held.values()))
+        yield Delivered(inputs, report, any(held.values()), digests)
 
 
-def _input(placed: _Placed, there: Kept | _Private | None, report: Report) -> Input:
-    assert there is not None
+def _input(placed: _Placed, there: Kept | _Private, report: Report) -> Input:
     if isinstance(there, Kept):
         report.files += there.files
         report.bytes += there.size_bytes
@@ -176,6 +190,8 @@ class _Private:
         owner = client_id()[:8]
         self.workspace = f"inputs-{owner}"
         self.sequence = 0
+        self.digests: dict[str, dict[str, bytes]] = {}
+        """Of the files of each input that the command may change, by their paths below it."""
         self._home = home_of_states() / FOLDER
         self._folder = self._home / f"{owner}-{digest_of(transport.url.encode()).hex()[:16]}"
 
@@ -195,9 +211,9 @@ class _Private:
         with lock:
             yield private
 
-    def carry(self, paths: Collection[str], watcher: Watcher, settle_seconds: float, report: Report) -> None:
-        """Bring the workspace to exactly these paths, and the host to that; raises InputsNotSent."""
-        selection = Selection(path.removeprefix("/") for path in paths)
+    def carry(self, placed: Sequence[_Placed], watcher: Watcher, settle_seconds: float, report: Report) -> None:
+        """Bring the workspace to exactly these inputs, and the host to that; raises InputsNotSent."""
+        selection = Selection(each.real.removeprefix("/") for each in placed)
         with (
             Memory(self._home / MEMORY) as memory,
             State.open(Path("/"), state_dir=self._folder, workspace=self.workspace) as state,
@@ -212,7 +228,13 @@ class _Private:
             if report.read_bytes:
                 memory.keep(state, time.time())
             _require_all(state, selection, report.problems)
-            self.sequence = outbox.head(state).acknowledged_sequence
+            here = outbox.head(state)
+            self.sequence = here.acknowledged_sequence
+            self.digests = {
+                each.real: digests_at(here.acknowledged_root, each.real.removeprefix("/"), state.load)
+                for each in placed
+                if each.need.is_in_place
+            }
             files, size_bytes = state.counts()
             report.files += files
             report.bytes += size_bytes

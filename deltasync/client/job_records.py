@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from deltasync.client.opening import home_of_states
 from deltasync.core.argv import pattern_of
 from deltasync.core.errors import NotFound
 from deltasync.core.jobs import JOB_ID, Output
-from deltasync.core.names import shown
+from deltasync.core.names import NameRefused, parse_path, shown
 from deltasync.decoding import decoded
 from deltasync.disk import open_regular, space_guard, staged
 
 FOLDER, SUFFIX = "jobs", ".json"
-RECORD_BYTES_MAX = 16 << 20
+RECORD_BYTES_MAX = 256 << 20
 KEEP_DAYS = 31
 """What nobody brought home by then the host has forgotten (spec J-48)."""
 
@@ -34,13 +35,33 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[Output] = []
     in_place: dict[str, str] = {}
     """The inputs that the command may have changed: place and local path, links resolved."""
+    digests: dict[str, str] = {}
+    """What their files were when they were sent, by their places."""
     is_home: bool = False
     """Everything that it returned is here, and was acknowledged."""
 
     def target(self, place: str) -> Path | None:
-        """Return where something that came from a place belongs; None for a place that nobody named (T6)."""
-        if place in self.in_place:
-            return Path(self.in_place[place])
+        """Return where something that came from a place belongs; None for a place that nobody named (spec J-66)."""
+        with contextlib.suppress(NameRefused):
+            parse_path(place)
+            return self._output(place) or self._input(place)
+        return None
+
+    def sent(self, places: Iterable[str]) -> dict[str, bytes]:
+        """Return, for those of the places that inputs have, the digest that was sent; b'' for what was not."""
+        return {
+            place: bytes.fromhex(self.digests.get(place, ""))
+            for place in places
+            if self.target(place) is not None and self._output(place) is None
+        }
+
+    def _input(self, place: str) -> Path | None:
+        for above, path in self.in_place.items():
+            if f"{place}/".startswith(f"{above}/"):
+                return Path(path + place.removeprefix(above))
+        return None
+
+    def _output(self, place: str) -> Path | None:
         folder, _, name = place.rpartition("/")
         for output in self.outputs:
             above, _, pattern = output.place.rpartition("/")

@@ -17,7 +17,7 @@ from deltasync.client.state import Row, State
 from deltasync.core.errors import DeltasyncError
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import RESERVED
-from deltasync.core.tree import find
+from deltasync.core.tree import Loader, find, walk
 from deltasync.disk import DIRECTORY_FLAGS
 
 
@@ -29,6 +29,8 @@ class Kept(NamedTuple):
     path: str
     files: int
     size_bytes: int
+    digests: dict[str, bytes]
+    """Of its files, by their paths below it, '' for the file itself; where that was asked."""
 
 
 def workspace_of(path: str) -> Path | None:
@@ -44,7 +46,7 @@ def receiver_of(root: Path) -> str | None:
     return None
 
 
-def kept(path: str, url: str) -> Kept | None:
+def kept(path: str, url: str, *, digests: bool = False) -> Kept | None:
     """Return where the server has what is at a real path, exactly as it is here; None where that cannot be told."""
     root = workspace_of(path)
     if root is None:
@@ -58,8 +60,19 @@ def kept(path: str, url: str) -> Kept | None:
         if state.client_id != client_id():
             return None
         found = _Recorded(state, str(root)).look("" if inside == "." else inside, here.acknowledged_root)
-        return found and Kept(here.workspace, here.acknowledged_sequence, found[0], found[1], found[2])
+        if found is None:
+            return None
+        named = digests_at(here.acknowledged_root, found[0], state.load) if digests else {}
+        return Kept(here.workspace, here.acknowledged_sequence, *found, named)
     return None
+
+
+def digests_at(root: bytes, path: str, load: Loader) -> dict[str, bytes]:
+    """Return the digests of the files at a path of a tree, by their paths below it; '' for the file itself."""
+    entry = find(root, path, load) if path else Entry("", Kind.DIRECTORY, digest=root)
+    if entry is None or entry.kind is not Kind.DIRECTORY:
+        return {"": entry.digest} if entry is not None else {}
+    return {inside: each.digest for inside, each in walk(entry.digest, load) if each.kind is Kind.FILE}
 
 
 class _Recorded:

@@ -41,7 +41,7 @@ from deltasync.core.errors import (
 )
 from deltasync.core.names import shown
 
-_OF_THE_HOST = (Forbidden, HostBusy, HostUnreachable, HostUntrusted, NotADeltasyncServer, Unauthorized, UsageError)
+_OF_OTHERS = (Forbidden, HostBusy, HostUnreachable, HostUntrusted, NotADeltasyncServer, Unauthorized, UsageError)
 """What is no failure of the inputs or outputs, whenever it happens."""
 
 
@@ -130,16 +130,17 @@ class Runner:
                 raise HostRefused.of(error) from error
             except DeltasyncError as error:
                 raise of_run(error) from error
-            return Started(job, self._recorded(job, draft, there.inputs), there.report)
+            return Started(job, self._recorded(job, draft, there), there.report)
 
-    def _recorded(self, job: jobs.Job, draft: Draft, given: list[jobs.Input]) -> Record:
+    def _recorded(self, job: jobs.Job, draft: Draft, there: inputs.Delivered) -> Record:
         record = Record(
             id=job.id,
             url=self.jobs.url,
             command=[shown(each) for each in draft.asked.argv],
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             outputs=list(draft.outputs),
-            in_place={each.place: str(Path("/" + each.place).resolve()) for each in given if each.in_place},
+            in_place={each.place: str(Path("/" + each.place).resolve()) for each in there.inputs if each.in_place},
+            digests={place: digest.hex() for place, digest in there.digests.items()},
         )
         self._book.write(record)
         return record
@@ -156,6 +157,8 @@ class Runner:
                 elif event.kind == "gap":
                     self._note(f"{shown(event.content.decode(errors='replace'))} bytes of what it said were not kept")
                 elif event.job is not None:
+                    if event.job.ahead and event.job.ahead != job.ahead:
+                        self._note(f"{job.id} waits; {event.job.ahead} go first")
                     job = event.job
                 if until is not None and event.at is not None and event.at >= until:
                     break
@@ -179,27 +182,34 @@ class Runner:
         """Bring home what a job returned, and tell the host when everything is here (spec J-62, J-63)."""
         home = Home()
         if job.returned is None or job.acknowledged:
+            self.forget(record)
             return home
         with _failing(OutputsNotHome):
-            self._bring(record, job.returned, home, watcher)
-            if home.is_whole:
+            is_here = self._bring(record, job.returned, home, watcher)
+            if is_here:
                 self.jobs.acknowledge(job.id)
-                self._book.write(_home(record))
+                self.forget(record)
         return home
 
-    def _bring(self, record: Record, returned: jobs.Returned, home: Home, watcher: Watcher) -> None:
+    def _bring(self, record: Record, returned: jobs.Returned, home: Home, watcher: Watcher) -> bool:
+        """Fill in what came home, and tell whether that is everything that the host has for it."""
         targets = {place: path for place in returned.places if (path := record.target(place)) is not None}
-        for place in returned.places:
-            if place not in targets:
-                home.problems.append(jobs.Trouble(place=shown(place), reason="was not asked for, and stays there"))
-        report = bring_home(self._transport, returned, targets, watcher)
+        others = [place for place in returned.places if place not in targets]
+        report = bring_home(
+            self._transport, returned, targets, watcher, in_place=record.sent(targets), job_id=record.id
+        )
         home.paths = [shown(str(path)) for path in targets.values()]
         home.files, home.bytes, home.fetched_bytes = report.files, report.bytes, report.fetched_bytes
         home.problems += [jobs.Trouble(place=each.path, reason=each.reason) for each in report.problems]
-        home.is_whole = not report.problems
+        home.problems += [jobs.Trouble(place=each, reason="came wrong from the host, twice") for each in report.damaged]
+        is_here = home.is_whole = not home.problems
+        home.problems += [
+            jobs.Trouble(place=shown(each), reason="was not asked for, and stays there") for each in others
+        ]
         for each in returned.problems:
             home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
             home.is_whole &= record.target(each.place) is None
+        return is_here
 
 
 def exit_code_of(job: jobs.Job) -> int:
@@ -223,7 +233,7 @@ def _failing(kind: type[RunTrouble]) -> Iterator[None]:
     try:
         yield
     except DeltasyncError as error:
-        raise (of_run(error) if isinstance(error, _OF_THE_HOST) else kind.of(error)) from error
+        raise (of_run(error) if isinstance(error, _OF_OTHERS) else kind.of(error)) from error
 
 
 def _home(record: Record) -> Record:
