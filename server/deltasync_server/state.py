@@ -218,6 +218,40 @@ MIGRATIONS = (
         DELETE FROM let_go WHERE tenant = old.tenant AND digest = old.digest;
     END
     """,
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        tenant TEXT NOT NULL,
+        client_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        request BLOB NOT NULL,
+        command BLOB NOT NULL,
+        priority INTEGER NOT NULL,
+        gpus_wanted INTEGER NOT NULL,
+        gpus BLOB NOT NULL DEFAULT '[]',
+        roots BLOB NOT NULL,
+        kinds TEXT NOT NULL,
+        input_files INTEGER NOT NULL,
+        input_bytes INTEGER NOT NULL,
+        created_at TEXT NOT NULL,
+        started_at TEXT,
+        ended_at TEXT,
+        ended INTEGER,
+        exit_code INTEGER,
+        signal INTEGER,
+        pid INTEGER,
+        pid_start TEXT,
+        keep_until REAL NOT NULL DEFAULT 0,
+        log_bytes INTEGER NOT NULL DEFAULT 0,
+        returned BLOB,
+        acknowledged INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (tenant, key)
+    );
+    CREATE INDEX jobs_by_state ON jobs (state)
+    """,
 )
 
 
@@ -395,12 +429,12 @@ def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
 
 
 def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
-    """Return every root whose whole tree must stay, with content: heads, kept sequences, and where trees move to."""
+    """Return every root whose whole tree must stay, with content: of heads, kept sequences, moving trees and jobs."""
     return set().union(*kept_roots_of(db, keep_sequences).values())
 
 
 def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, set[bytes]]:
-    """Return those roots by whose workspaces need them."""
+    """Return those roots by whose workspaces, or jobs, need them."""
     found: defaultdict[Tenant, set[bytes]] = defaultdict(set)
     for row in workspace_rows(db):
         roots = found[tenant_of(row.name)]
@@ -408,6 +442,9 @@ def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, s
         if row.moving_to is not None:
             select = "SELECT root FROM receipts WHERE workspace = ? AND sequence = ?"
             roots |= {root for (root,) in db.execute(select, (row.name, row.moving_to))}
+    for tenant, packed in db.execute("SELECT tenant, roots FROM jobs WHERE roots != x''"):
+        found[tenant].update(split_digests(packed))  # spec J-32
+    for roots in found.values():
         roots.discard(EMPTY_ROOT)
     return found
 

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_GIVEN = re.compile(r"^\| ([A-Z]{1,2}-\d+) \|", re.MULTILINE)
+_GIVEN = re.compile(r"^(?:\| )?([A-Z]{1,2}-\d+)(?: \||\. )", re.MULTILINE)
 _CITED = re.compile(r"\bspec ([A-Z]{1,2}-\d+)")
 
 
 def given() -> Counter[str]:
-    """Return how often each number has a row of its own."""
+    """Return how often each number has a row, or a paragraph, of its own."""
     return Counter(number for page in (_PROJECT / "spec").glob("*.md") for number in _GIVEN.findall(page.read_text()))
 
 
