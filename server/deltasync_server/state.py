@@ -23,6 +23,8 @@ from deltasync.db import connect, damaged, make_private, transaction
 from deltasync.decoding import decoded
 from deltasync_server.tenants import Tenant, tenant_of
 
+HOST = "0" * 32
+"""The client id of what the host itself writes: the workspaces of returns, which have no plain tree (spec J-61)."""
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""
 
@@ -273,6 +275,11 @@ class WorkspaceRow(NamedTuple):
     moving_to: int | None
     durable_root: bytes
     """The root of the tree as it was last made durable, folder by folder (spec ST-50)."""
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether the workspace has a plain folder on the host."""
+        return self.client_id != HOST
 
 
 class BlobRow(NamedTuple):
@@ -620,7 +627,9 @@ def split_digests(packed: bytes | None) -> list[bytes]:
 
 _FIRST_KEPT = (
     "SELECT coalesce(min(sequence), 9223372036854775807) FROM "
-    "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT ?2)"
+    "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT "
+    # Of returns the head and what is pinned: the others were acknowledged (spec J-63).
+    f"iif(EXISTS (SELECT 1 FROM workspaces WHERE name = ?1 AND client_id = '{HOST}'), min(?2, 1), ?2))"
 )
 _PINNED = "SELECT sequence FROM pins WHERE workspace = ?1"
 _WORKSPACE = ", ".join(WorkspaceRow._fields)

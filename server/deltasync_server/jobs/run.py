@@ -107,9 +107,10 @@ class Run:
                 self._cut_short(exit_code=ended.exit_code, signal=ended.signal)
                 return
             self._shop.step(self.job.id, State.COLLECTING, exit_code=ended.exit_code, signal=ended.signal)
-            returned = returns.collect(self._shop.store, self.job, session.folder, session.staged)
+            most = self._shop.store.config.job_file_bytes
+            returned = returns.collect(self._shop.store, self.job, session.folder, session.staged, file_bytes=most)
         if self._why is not Why.ITSELF:  # somebody cancelled it meanwhile: nothing comes home
-            returns.release(self._shop.store, self.job)
+            returns.release(self._shop.store, self.job._replace(returned=returned))
             self._cut_short()
             return
         self._over(State.DONE, returned=returned)

@@ -32,6 +32,7 @@ class JobRow(NamedTuple):
     kinds: str
     """A letter for each input: `d` for a folder, `f` for a file."""
     input_bytes: int
+    returned: Returned | None = None
 
     def sources(self) -> list[tuple[bytes, bool]]:
         """Return the digest for each input, and whether it is a folder."""
@@ -95,12 +96,13 @@ def note(db: sqlite3.Connection, job_id: str, **columns: Any) -> None:
 
 def job_row(db: sqlite3.Connection, job_id: str) -> JobRow | None:
     """Return a job for those who work on it."""
-    select = "SELECT id, tenant, client_id, request, roots, kinds, input_bytes FROM jobs WHERE id = ?"
+    select = "SELECT id, tenant, client_id, request, returned, roots, kinds, input_bytes FROM jobs WHERE id = ?"
     row = db.execute(select, (job_id,)).fetchone()
     if row is None:
         return None
-    job, tenant, client_id, request, *rest = row
-    return JobRow(job, Tenant(tenant), client_id, msgspec.json.decode(request, type=JobRequest), *rest)
+    job, tenant, client_id, request, returned, *rest = row
+    found = msgspec.json.decode(returned, type=Returned) if returned else None
+    return JobRow(job, Tenant(tenant), client_id, msgspec.json.decode(request, type=JobRequest), *rest, returned=found)
 
 
 def by_key(db: sqlite3.Connection, tenant: Tenant, key: str) -> str | None:
