@@ -16,7 +16,7 @@ from deltasync.client.job_request import Asked, drafted
 from deltasync.client.run import Runner, exit_code_of
 from deltasync.client.transport import HttpTransport, open_transport
 from deltasync.core.argv import Said
-from deltasync.core.errors import UsageError
+from deltasync.core.errors import DeltasyncError, UsageError, of_run
 from deltasync.core.names import shown
 
 
@@ -76,8 +76,11 @@ class Host:
         asked = Asked(words, said, environment, timeout_seconds, gpus, priority, keep_seconds)
         notes: list[str] = []
         runner = Runner(self._transport, note=notes.append, settle_seconds=self._settings.settle_seconds)
-        started = runner.start(drafted(asked, str(Path(folder or ".").absolute())), _Silent())
-        sink = _Kept()
+        try:
+            draft = drafted(asked, str(Path(folder or ".").absolute()))
+        except DeltasyncError as error:
+            raise of_run(error) from error
+        started, sink = runner.start(draft, _Silent()), _Kept()
         job = runner.follow(started.job, sink)
         code = exit_code_of(job)
         problems = [f"{each.path}: {each.reason}" for each in started.inputs.problems]

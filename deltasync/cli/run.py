@@ -86,20 +86,22 @@ def run(
     could not be sent, 124 outputs could not be brought home, 125 the job was cancelled or lost. Ctrl-C cancels, twice
     detaches. With --json the command's words go to stderr.
     """
+    argv = _argv(words or [], shell)
+    said = Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place)
+    if explain:
+        return _explain(call, argv, said)
     from deltasync.client.job_request import Asked
 
     settings = call.settings()
     asked = Asked(
-        _argv(words or [], shell),
-        Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place),
+        argv,
+        said,
         dict(_variable(each) for each in environment or ()),
         timeout_seconds=_seconds("--timeout", timeout) if timeout is not None else None,
         gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
         priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
         keep_seconds=_seconds("--keep", keep),
     )
-    if explain:
-        return _explain(call, asked)
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
 
 
@@ -138,10 +140,10 @@ def _number(option: str, text: str, least: int, most: int) -> int:
     return number
 
 
-def _explain(call: Call, asked: Asked) -> int:
+def _explain(call: Call, argv: list[str], said: Said) -> int:
     from deltasync.client.looking import Looking
 
-    found = plan(asked.argv, Looking(os.getcwd()), asked.said)  # noqa: PTH109
+    found = plan(argv, Looking(os.getcwd()), said)  # noqa: PTH109
     rows = [
         {
             "word": shown(word.text),

@@ -165,7 +165,7 @@ def _whole(found: Found, role: Role, text: str) -> Piece | None:
 
 
 def _looks_like_path(text: str) -> bool:
-    return "/" in text.strip("/") or (text.startswith("/") and len(text) > 1) or bool(_EXTENSION.search(text))
+    return ("/" in text and bool(text.strip("/"))) or bool(_EXTENSION.search(text))
 
 
 def _is_flag(word: str) -> bool:
@@ -365,7 +365,7 @@ class _Planner:
     def _input(self, text: str) -> Piece:
         found = self.look(text)
         if found.kind is Kind.ABSENT and not found.matches:
-            raise UsageError(f"{shown(text)}: there is no such file; the command reads it")
+            raise _unclear(text, "there is no such file, and the command reads it; if it is none", "--literal")
         if found.kind is Kind.OTHER:
             raise UsageError(f"{shown(text)} is no file and no folder; only those can be sent")
         return Piece(self._reading, text, found.path)

@@ -20,6 +20,8 @@ from user import BINARY, SECONDS, Done, User
 from deltasync import Host
 from deltasync.core.errors import JobLost, PlanRefused
 
+EDIT = "s/alpha/omega/"
+
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
@@ -51,6 +53,12 @@ def run(user: User, here: Path, *words: str, **variables: str) -> Done:
     return user.run("run", *words, cwd=here, **variables)
 
 
+def as_it_is(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file."""
+    status = path.stat()
+    return status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def names(folder: Path) -> set[str]:
     return {each.name for each in folder.iterdir()}
 
@@ -60,12 +68,12 @@ def names(folder: Path) -> set[str]:
 
 def test_a_copy_comes_home_and_nothing_else_changes(user: User, here: Path) -> None:
     """`cp a.txt c.txt` leaves c.txt here as it would, prints nothing, and touches nothing beside it."""
-    before = {each: each.stat() for each in here.iterdir()}
+    before = {each: as_it_is(each) for each in here.iterdir()}
     done = run(user, here, "--", "cp", "a.txt", "c.txt")
     assert (done.code, done.out, done.err) == (0, "", "")
     assert (here / "c.txt").read_text() == "alpha\n"
     assert names(here) == {"a.txt", "b.txt", "c.txt"}
-    assert {each: each.stat() for each in before} == before
+    assert {each: as_it_is(each) for each in before} == before
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -87,7 +95,7 @@ def test_an_archive_of_a_folder_and_a_folder_of_an_archive(user: User, here: Pat
     (source / "empty").mkdir()
     (source / "run").write_text("#!/bin/sh\n")
     (source / "run").chmod(0o755)
-    done = run(user, here, "--out", "all.tar", "--", "tar", "-cf", "all.tar", "-C", "source", ".")
+    done = run(user, here, "--out", "all.tar", "--literal", ".", "--", "tar", "-cf", "all.tar", "-C", "source/", ".")
     assert done.code == 0, done.err
     with tarfile.open(here / "all.tar") as archive:
         assert {"./deep/file", "./empty", "./run"} <= set(archive.getnames())
@@ -108,16 +116,16 @@ def test_each_file_of_a_series_comes_home(user: User, here: Path) -> None:
 
 def test_inputs_change_in_place(user: User, here: Path) -> None:
     """With --in-place a file that the command edits is edited here; one that it only reads is left alone."""
-    before = (here / "b.txt").stat()
-    done = run(user, here, "--in-place", "--", "sed", "-i", "s/alpha/omega/", "a.txt", "b.txt")
+    before = as_it_is(here / "b.txt")
+    done = run(user, here, "--in-place", "--literal", EDIT, "--", "sed", "-i", EDIT, "a.txt", "b.txt")
     assert done.code == 0, done.err
     assert (here / "a.txt").read_text() == "omega\n"
-    assert (here / "b.txt").stat() == before
+    assert as_it_is(here / "b.txt") == before
 
 
 def test_what_changed_here_meanwhile_is_not_written_over(user: User, here: Path) -> None:
     """An input that is edited here while a command changes it there stays; what came lies beside it, and is told."""
-    done = run(user, here, "--in-place", "-d", "--", "sed", "-i", "s/alpha/omega/", "a.txt")
+    done = run(user, here, "--in-place", "-d", "--literal", EDIT, "--", "sed", "-i", EDIT, "a.txt")
     job = done.out.strip()
     (here / "a.txt").write_text("mine\n")
     assert user.run("jobs", "wait", job).code == 0

@@ -100,9 +100,10 @@ def job_row(db: sqlite3.Connection, job_id: str) -> JobRow | None:
     row = db.execute(select, (job_id,)).fetchone()
     if row is None:
         return None
-    job, tenant, client_id, request, returned, *rest = row
+    job, tenant, client_id, request, returned, roots, kinds, input_bytes = row
+    asked = msgspec.json.decode(request, type=JobRequest)
     found = msgspec.json.decode(returned, type=Returned) if returned else None
-    return JobRow(job, Tenant(tenant), client_id, msgspec.json.decode(request, type=JobRequest), *rest, returned=found)
+    return JobRow(job, Tenant(tenant), client_id, asked, roots, kinds, input_bytes, found)
 
 
 def by_key(db: sqlite3.Connection, tenant: Tenant, key: str) -> str | None:
