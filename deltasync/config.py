@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything that a user can set; the names in files, flags and the environment are those of `SETTINGS`."""
 
     to: str | None = None
+    on: str | None = None
     source: str | None = msgspec.field(default=None, name="from")
     workspace: str | None = None
     at: int | None = None
@@ -253,6 +254,7 @@ _ALL = (
         in_workspace_file=False,
         alias="REMOTE_UPLOAD_ENDPOINT",
     ),
+    Setting("on", ADDRESS, "Host to run on (URL, ssh://USER@HOST, or a known host's name).", in_workspace_file=False),
     Setting("from", ADDRESS, "Server to fetch from (URL, or a known host's name).", in_workspace_file=False),
     Setting("at", COUNT, "Fetch this sequence, one of those that the server keeps; the last.", in_file=False),
     Setting("delete", SWITCH, "Delete what DEST has beyond the workspace.", in_file=False),
@@ -323,7 +325,7 @@ def load(
 
 
 def _addresses(layer: Mapping[str, Value]) -> tuple[str, ...]:
-    return tuple(str(layer[key]) for key in ("to", "from") if layer.get(key))
+    return tuple(str(layer[key]) for key in ("to", "from", "on") if layer.get(key))
 
 
 def files_of(root: Path | None, environment: Mapping[str, str]) -> list[tuple[Path, bool]]:

@@ -42,6 +42,8 @@ _REFUSALS = frozenset(
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 DIRECTORY_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0) | _CLOEXEC
 """To hold a folder: never through a link."""
+PASSING_FLAGS = DIRECTORY_FLAGS | getattr(os, "O_PATH", 0)
+"""To hold a folder on the way to another one, which needs no leave to list it."""
 FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
 """To read a file: never through a link, never blocking on a FIFO."""
 HOLE_BYTES_MIN = 64 << 10
@@ -256,7 +258,8 @@ class Folder:
     def walk_to(self, path: str, *, create: bool = False) -> Folder:
         """Hold the folder at a relative path below this one ('' is this folder itself), one component at a time."""
         here = Folder(os.dup(self.fd))
-        for part in filter(None, path.split("/")):
+        parts = [part for part in path.split("/") if part]
+        for depth, part in enumerate(parts, start=1):
             if part in (".", ".."):
                 here.close()
                 raise OSError(errno.EINVAL, "not a plain component", path)
@@ -264,7 +267,8 @@ class Folder:
                 if create:
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(part, 0o755, dir_fd=here.fd)
-                there = here.enter(part)
+                flags = DIRECTORY_FLAGS if depth == len(parts) else PASSING_FLAGS
+                there = Folder(os.open(part, flags, dir_fd=here.fd))
             finally:
                 here.close()
             here = there

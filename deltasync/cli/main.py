@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from deltasync import __version__, config
 from deltasync.cli import output
 from deltasync.cli.options import PlainGroup, new_app
-from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, UsageError
+from deltasync.core.errors import AlreadyRunning, Cancelled, DeltasyncError, UsageError, of_run
 from deltasync.core.names import shown, without_tokens
 
 PROGRAM = "deltasync"
@@ -27,6 +28,8 @@ COMMANDS = (
     "watch",
     "push",
     "fetch",
+    "run",
+    "jobs",
     "status",
     "verify",
     "why",
@@ -74,7 +77,7 @@ def describe(
     Every option is also a variable, DELTASYNC_ and its name, and a key of config.toml in the user's configuration
     folder or in PATH/.deltasync; a flag wins over a variable, and that over a file. Exit codes: 0 done, 1 error,
     2 usage, 3 done with problems, 4 host unreachable or busy, 5 sequence or root mismatch, 6 guard,
-    7 authentication, 8 integrity, 130 cancelled.
+    7 authentication, 8 integrity, 130 cancelled; run: the command's own, or 121 to 125.
     """
     if version:
         _print_version()
@@ -128,6 +131,8 @@ def _print_version() -> None:
 
 
 def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["run"]:
+        error = of_run(error)
     if _is_asked(arguments, "json"):
         print(output.error_json(error), flush=True)
     output.complain(error.sentence)
@@ -138,7 +143,8 @@ def _is_asked(arguments: Sequence[str], key: str) -> bool:
     """Tell whether a switch was given, also where the command line as a whole could not be understood."""
     setting = config.SETTINGS[key]
     short = re.compile(rf"-[a-z]*{setting.short}[a-z]*") if setting.short else None
-    given = any(each == f"--{key}" or (short and short.fullmatch(each)) for each in arguments)
+    own = itertools.takewhile(lambda each: each != "--", arguments)
+    given = any(each == f"--{key}" or (short and short.fullmatch(each)) for each in own)
     return given or config.is_true(os.environ.get(setting.variable))
 
 

@@ -36,6 +36,10 @@ WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "insecure", "ssh",
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
+_PLACES = {"from": "source", "on": "on"}
+"""Which setting, by its option, names the server that a command is about, and its field; any other is about `to`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call of a command: its flags, and where its words go."""
@@ -46,18 +50,18 @@ class Call:
     def settings(self, root: Path | None = None) -> config.Settings:
         """Return the settings that hold for a workspace, or outside of any; a host's name has become its address."""
         found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
-        named = {"to": found.to, "source": found.source}
+        named = {"to": found.to, "source": found.source, "on": found.on}
         found = structs.replace(
             found,
             token_for=tuple(address.resolved(each, os.environ) for each in found.token_for),
             **{key: text and address.resolved(text, os.environ) for key, text in named.items()},
         )
-        return _parted(found, "source" if "from" in self.flags else "to")
+        return _parted(found, next((field for key, field in _PLACES.items() if key in self.flags), "to"))
 
 
 def _parted(settings: config.Settings, field: str) -> config.Settings:
     """Take the workspace's name out of an address for ssh, and the data folder into it (spec H-131)."""
-    url = settings.to if field == "to" else settings.source
+    url: str | None = getattr(settings, field)
     if url is None or not url.startswith("ssh:"):
         return settings
     place, named = address.parse_ssh(url)
@@ -117,12 +121,18 @@ Command = Callable[..., int]
 
 
 def command(
-    app: typer.Typer, *keys: str, name: str | None = None, helps: Mapping[str, str] | None = None
+    app: typer.Typer,
+    *keys: str,
+    name: str | None = None,
+    helps: Mapping[str, str] | None = None,
+    stops_at_word: bool = False,
 ) -> Callable[[Command], Command]:
     """Register a command with these settings as options, and --json, -q and -v; it receives them as a `Call`.
 
     helps: what an option means here, by key, where that is not what it means elsewhere.
+    stops_at_word: what follows the first word that is no option are words, whatever they look like.
     """
+    context = {"allow_interspersed_args": not stops_at_word}
 
     def decorate(function: Command) -> Command:
         settings_here = {key: config.SETTINGS[key] for key in (*keys, *COMMON)}
@@ -146,7 +156,7 @@ def command(
         )
         run.__annotations__ = {}
         run.__name__, run.__doc__ = function.__name__, function.__doc__
-        app.command(name, cls=PlainCommand)(run)
+        app.command(name, cls=PlainCommand, context_settings=context)(run)
         return function
 
     return decorate

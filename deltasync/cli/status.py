@@ -147,8 +147,8 @@ def _tree(here: halves.Local | None, there: halves.Server) -> list[str]:
         empty = "nothing is there any more" if was_there else "nothing was pushed there yet"
         return [f"server  {'no bundle lies there' if is_folder(there.url) else empty}"]
     tree = ", tree moving" if there.tree_sequence is None else f", tree at {there.tree_sequence}"
-    if is_folder(there.url):
-        tree = ""  # a folder of bundles holds none
+    if is_folder(there.url) or not there.tree_path:
+        tree = ""  # a folder of bundles holds none, nor do returns of jobs (spec J-61)
     applied = f", applied {there.last_applied_at}" if there.last_applied_at else ""
     lines = [f"server  sequence {there.sequence}, root {there.root[:16]}{tree}{applied}"]
     return [*lines, f"        {there.tree_path}"] if there.tree_path else lines

@@ -61,6 +61,10 @@ class _Line(io.RawIOBase):
         """Let so much of a body come, with its framing."""
         self._allowed_bytes = FRAMING * size_bytes + HEAD_BYTES_MAX
 
+    def take_time(self) -> None:
+        """Let the body come as slowly as it does: what it tells happens while it is read."""
+        self._seconds = None
+
     def readable(self) -> bool:
         return True
 
@@ -111,4 +115,13 @@ class BoundedAnswer(HTTPResponse):
         try:
             return super().read(amt)
         except ValueError as error:  # a chunk of less than nothing
+            raise Unbounded(f"the answer is no HTTP: {error}") from error
+
+    def read1(self, n: int = -1) -> bytes:
+        """Read what has come of the body, at most so much; it may be without an end, and take its time."""
+        self._line.allow(max(n, 0))
+        self._line.take_time()
+        try:
+            return super().read1(n)
+        except ValueError as error:
             raise Unbounded(f"the answer is no HTTP: {error}") from error

@@ -73,9 +73,10 @@ class Comparison:
 class Comparing:
     """One walk through the wanted tree beside what is in DEST."""
 
-    def __init__(self, wanted: Wanted, *, delete: bool, read: Read) -> None:
-        """Begin. delete: what is not wanted will be removed, so that it is counted."""
+    def __init__(self, wanted: Wanted, *, delete: bool, read: Read, may_be_workspace: bool = False) -> None:
+        """Begin. delete: what is not wanted will be removed, so that it is counted. may_be_workspace: of DEST."""
         self._wanted, self._delete, self._read = wanted, delete, read
+        self._may_be_workspace = may_be_workspace
         self._digester = Digester()
         self._read_bytes = 0
         self.found = Comparison()
@@ -90,7 +91,8 @@ class Comparing:
         wanted = self._wanted.entries(path, digest)
         present = set(folder.names()) if folder is not None else set()
         if RESERVED in present and folder is not None:
-            refuse_workspace(folder, path)
+            if not self._may_be_workspace:
+                refuse_workspace(folder, path)
             present.discard(RESERVED)
         if folder is not None:
             _refuse_store(folder, path, present)

@@ -51,20 +51,18 @@ _UNNAMED = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC if hasattr(os, "O_TMPFILE") a
 class Destination:
     """A folder that is being filled; several threads may place files in it."""
 
-    def __init__(self, path: Path, *, may_delete: bool) -> None:
+    def __init__(self, path: Path, *, may_delete: bool, waits: bool = False) -> None:
         """Hold the folder, made where there is none, and keep every other fetch out of it.
 
-        may_delete: a folder that is not empty may give way to a file or a link.
+        may_delete: a folder that is not empty may give way to a file or a link. waits: for a fetch that fills it.
         """
         self.path, self._may_delete = path, may_delete
-        sentence = f"another fetch fills {shown(str(path))}; wait until it ends, or stop it"
         try:
             with contextlib.ExitStack() as held, space_guard(path):
                 path.mkdir(parents=True, exist_ok=True)
                 self.folder = held.enter_context(Folder.open(path))
-                self.arrivals = held.enter_context(self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True))
-                os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
-                self._lock = Lock(LOCK, sentence, at=self.arrivals.fd)
+                while not self._has_arrivals(waits=waits):
+                    pass
                 held.pop_all()
         except OSError as error:
             raise RootUnavailable(
@@ -78,6 +76,25 @@ class Destination:
         """How files look since they were touched, by inode: one of them may have several names."""
         self._guard = threading.Lock()
         self._near = threading.local()
+
+    def _has_arrivals(self, *, waits: bool) -> bool:
+        """Hold the folder of arrivals and its lock; False where the fetch before this one has just removed both."""
+        sentence = f"another fetch fills {shown(str(self.path))}; wait until it ends, or stop it"
+        with contextlib.ExitStack() as held:
+            try:
+                self.arrivals = held.enter_context(self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True))
+                os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
+                self._lock = held.enter_context(Lock(LOCK, sentence, at=self.arrivals.fd, wait=waits))
+                with self.folder.walk_to(f"{RESERVED}/{ARRIVALS}") as now:
+                    is_there = os.path.samestat(os.fstat(now.fd), os.fstat(self.arrivals.fd))
+                self.arrivals.stat(LOCK)
+            except FileNotFoundError:
+                if not os.fstat(self.folder.fd).st_nlink:
+                    raise  # DEST itself was removed
+                return False
+            if is_there:
+                held.pop_all()
+            return is_there
 
     def close(self, *, is_done: bool) -> None:
         """Let go. is_done: nothing that arrived is wanted any more, so that no trace is left."""
@@ -342,7 +359,7 @@ def read_into(found: Hasher, descriptor: int, start: int, end: int) -> None:
         start += count
 
 
-def usable(path: Path) -> Path:
+def usable(path: Path, *, may_be_workspace: bool = False) -> Path:
     """Return the real path of DEST, which need not exist yet; raises UsageError where a fetch must not write."""
     try:
         real = path.resolve()
@@ -354,7 +371,7 @@ def usable(path: Path) -> Path:
                     f"{shown(str(parent))} is the data folder of a deltasync-server, which alone may change what is in "
                     "it; fetch into another folder"
                 )
-            if (parent / RESERVED / DATABASE).is_file():
+            if not may_be_workspace and (parent / RESERVED / DATABASE).is_file():
                 raise UsageError(_why_not(parent))
     except (OSError, RuntimeError) as error:
         raise RootUnavailable(f"{shown(str(path))} cannot be used: {error}") from error

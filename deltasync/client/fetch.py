@@ -19,13 +19,13 @@ from deltasync.client.listing import clamped, is_executable
 from deltasync.client.moves import joined
 from deltasync.client.resync import root_of
 from deltasync.client.seal import GUARD_ENTRIES
-from deltasync.client.wanted import EVERYTHING, Directories, Scope, Wanted, fetch_wanted
+from deltasync.client.wanted import EVERYTHING, Directories, Scope, Wanted, fetch_wanted, find_folder
 from deltasync.core import wire
 from deltasync.core.errors import GuardStopped, NotADeltasyncServer, NotFound
 from deltasync.core.hashing import DIGEST_BYTES, directory_digest
 from deltasync.core.manifest import Entry, Kind, encode_directory
 from deltasync.core.names import shown
-from deltasync.disk import Folder, require_confinement
+from deltasync.disk import Folder, open_regular, require_confinement
 
 JOBS = 4
 
@@ -47,7 +47,12 @@ class FetchOptions:
     workspace: str
     at: int | None = None
     """One of the kept sequences; None is the last."""
+    inside: str = ""
+    """The folder of the tree that DEST stands for; the scope lies in it."""
     scope: Scope = EVERYTHING
+    is_own: bool = False
+    """DEST is where somebody works, and what comes is the only copy: it may be a workspace, nothing but what is wanted
+    is looked at in it, another fetch into it is waited for, and what came is made durable (spec J-62)."""
     delete: bool = False
     allow_mass_delete: bool = False
     dry_run: bool = False
@@ -120,9 +125,10 @@ def fetch(origin: Origin, dest: Path, options: FetchOptions, watcher: Watcher) -
     """Bring DEST to what the server holds; raises GuardStopped before anything was changed."""
     began = time.monotonic()
     require_confinement()
-    real = usable(dest)
+    real = usable(dest, may_be_workspace=options.is_own)
     sequence, root = _chosen(origin, options)
-    wanted = fetch_wanted(origin, options.workspace, root, options.scope)
+    top = find_folder(origin, options.workspace, root, options.inside)
+    wanted = fetch_wanted(origin, options.workspace, top, options.scope)
     report = FetchReport(options.workspace, sequence, root.hex(), dry_run=options.dry_run)
     if options.dry_run:
         _foresee(real, wanted, options, watcher, report)
@@ -150,7 +156,7 @@ def _chosen(origin: Origin, options: FetchOptions) -> tuple[int, bytes]:
 
 
 def _compared(folder: Folder | None, wanted: Wanted, options: FetchOptions, watcher: Watcher) -> Comparison:
-    found = Comparing(wanted, delete=options.delete, read=watcher.read).compare(folder)
+    found = Comparing(wanted, delete=options.delete, may_be_workspace=options.is_own, read=watcher.read).compare(folder)
     watcher.all_is_read()
     many = found.deleted > GUARD_ENTRIES and 2 * found.deleted > found.entries
     if found.deleted and (many or found.deleted == found.entries) and not options.allow_mass_delete:
@@ -169,7 +175,7 @@ def _foresee(real: Path, wanted: Wanted, options: FetchOptions, watcher: Watcher
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(Folder.open(real)) if real.exists() else None
         found = _compared(folder, wanted, options, watcher)
-        local = _elsewhere(folder, found) if folder is not None else {}
+        local = _elsewhere(folder, found, options) if folder is not None else {}
     places = [*found.folders, *found.links, *(place for need in found.needs.values() for place in need.places)]
     changes = [(place.path, "replaced" if place.is_replacing else "created") for place in places]
     changes += [(place.path, "touched") for place in found.touches]
@@ -195,12 +201,12 @@ def _complete(report: FetchReport, found: Comparison, problems: dict[str, str], 
     report.problems = [Trouble(shown(path), reason) for path, reason in sorted(problems.items())]
 
 
-def _elsewhere(folder: Folder, found: Comparison) -> dict[bytes, str]:
+def _elsewhere(folder: Folder, found: Comparison, options: FetchOptions) -> dict[bytes, str]:
     """Return where in DEST contents lie that are needed at other paths."""
     places = {digest: path for path, digest in found.here.items() if digest in found.needs}
     sizes = {need.size for need in found.needs.values() if need.digest not in places}
     digester = Digester()
-    for path, size in files_below(folder, "") if sizes else ():
+    for path, size in files_below(folder, "") if sizes and not options.is_own else ():
         if size not in sizes or path in found.here:
             continue
         inside, _, name = path.rpartition("/")
@@ -219,7 +225,7 @@ class _Fetch:
         self._watcher, self._report = watcher, report
 
     def run(self, real: Path) -> None:
-        dest = Destination(real, may_delete=self._options.delete)
+        dest = Destination(real, may_delete=self._options.delete, waits=self._options.is_own)
         is_done = False
         try:
             self._fill(dest)
@@ -251,7 +257,7 @@ class _Fetch:
     def _gathered(self, dest: Destination, found: Comparison) -> list[Need]:
         """Bring what is here already to the arrivals: what an earlier fetch left, and what lies elsewhere in DEST."""
         whole = dest.left_over(found.needs)
-        for digest, path in _elsewhere(dest.folder, found).items():
+        for digest, path in _elsewhere(dest.folder, found, self._options).items():
             if digest not in whole and dest.adopt(found.needs[digest], path):
                 whole.add(digest)
         return [need for need in found.needs.values() if need.digest in whole]
@@ -279,7 +285,7 @@ class _Fetch:
 
     def _verify(self, dest: Destination) -> bool:
         """Tell whether DEST holds what is wanted, by a last look at it; what does not fit is reported (spec F-27)."""
-        check = _Check(self._wanted, dest)
+        check = _Check(self._wanted, dest, makes_durable=self._options.is_own)
         is_equal = check.folder(dest.folder, "", self._wanted.root)
         return is_equal and not dest.problems
 
@@ -297,14 +303,16 @@ class _Check:
     The bytes of each file were verified before it got its name; size and time tell whether it is still that file.
     """
 
-    def __init__(self, wanted: Wanted, dest: Destination) -> None:
-        self._wanted, self._dest = wanted, dest
+    def __init__(self, wanted: Wanted, dest: Destination, *, makes_durable: bool) -> None:
+        self._wanted, self._dest, self._makes_durable = wanted, dest, makes_durable
 
     def folder(self, folder: Folder, path: str, digest: bytes) -> bool:
         """Tell whether a folder holds the wanted entries of a directory of the tree."""
         wanted, names = self._wanted.entries(path, digest), set(folder.names())
         there = [each for each in wanted if each.name in names]
         found = [entry for each in there if (entry := self._entry(folder, joined(path, each.name), each)) is not None]
+        if self._makes_durable:
+            self._settle(folder, path, found)
         if self._wanted.scope.covers(path) and directory_digest(encode_directory(found)) == digest:
             return True
         right = set(found)
@@ -332,6 +340,23 @@ class _Check:
             return None
         has_bit = is_executable(status.st_mode)
         return Entry(wanted.name, Kind.FILE, status.st_size, clamped(status.st_mtime_ns), has_bit, wanted.digest)
+
+    def _settle(self, folder: Folder, path: str, entries: Iterable[Entry]) -> None:
+        """Make the files and names of a folder durable: who sent them may forget them then."""
+        for entry in entries:
+            if entry.kind is Kind.FILE:
+                try:
+                    descriptor = open_regular(entry.name, at=folder.fd)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+                except OSError as error:
+                    self._dest.report(joined(path, entry.name), f"cannot be made durable ({error.strerror})")
+        try:
+            folder.fsync()
+        except OSError as error:
+            self._dest.report(path, f"cannot be made durable ({error.strerror})")
 
     def _directory(self, folder: Folder, path: str, wanted: Entry) -> Entry | None:
         if wanted.kind is not Kind.DIRECTORY:

@@ -212,6 +212,8 @@ class Files:
             self._observe_link(frame, seen)
         elif self._is_trusted(seen, item):
             self._trust(frame, seen, item)
+        elif item is None and (entry := self._remembered(frame, seen)) is not None:
+            self._take(frame, Item(entry, seen.inode, seen.ctime_ns, 0))
         elif self._may_read(frame, seen):
             self._clock.look(max(seen.mtime_ns, seen.ctime_ns))
             self._read(frame, seen.name, item)
@@ -225,6 +227,12 @@ class Files:
             return
         flags = RACY if self._clock.is_racy(seen.ctime_ns) else 0
         self._take(frame, Item(Entry(seen.name, Kind.SYMLINK, target=target), seen.inode, seen.ctime_ns, flags))
+
+    def _remembered(self, frame: Frame, seen: Seen) -> Entry | None:
+        memory = self._options.memory
+        if memory is None or self._options.rehash or seen.name in frame.children:
+            return None
+        return memory.recall(joined(frame.path, seen.name), seen)
 
     def _is_trusted(self, seen: Seen, item: Item | None) -> bool:
         return (

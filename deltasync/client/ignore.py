@@ -88,10 +88,17 @@ class IgnoreRules:
     """
 
     def __init__(
-        self, root: Path, exclude: Iterable[str] = (), include: Iterable[str] = (), gitignore: bool = False
+        self,
+        root: Path,
+        exclude: Iterable[str] = (),
+        include: Iterable[str] = (),
+        gitignore: bool = False,
+        *,
+        has_files: bool = True,
     ) -> None:
-        """Take the rules of the command line; `gitignore` obeys `.gitignore` files too."""
-        self.files = (GITIGNORE_FILE, IGNORE_FILE) if gitignore else (IGNORE_FILE,)
+        """Take the rules of the command line; `gitignore` obeys `.gitignore` files too, not `has_files` none at all."""
+        files = (GITIGNORE_FILE, IGNORE_FILE) if gitignore else (IGNORE_FILE,)
+        self.files: tuple[str, ...] = files if has_files else ()
         self._root = root
         self.origin: Callable[[str], str] = lambda _: "in the settings"
         """Says where a rule of `exclude` or `include` is from, in words that follow it."""

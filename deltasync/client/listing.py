@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -70,11 +72,24 @@ class Present:
             return frozenset() if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) else None
 
 
-def list_folder(descriptor: int) -> Listing:
-    """List an open folder with the stat of each entry, following nothing."""
+def list_folder(descriptor: int, only: Collection[str] | None = None) -> Listing:
+    """List an open folder with the stat of each entry, following nothing; only: these names, as far as they are there.
+
+    What is looked up by name needs no leave to list the folder.
+    """
     files: list[tuple[str, int, int, int, int, int]] = []
     folders: dict[str, int] = {}
     add = files.append
+    if only is not None:
+        for name in sorted(only):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    folders[name] = signed(status.st_ino)
+                else:
+                    times = status.st_mtime_ns, status.st_ctime_ns
+                    add((name, status.st_ino, status.st_mode, status.st_size, *times))
+        return Listing(files, folders)
     with os.scandir(descriptor) as entries:
         for entry in entries:
             try:

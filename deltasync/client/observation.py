@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.state import Problem
 from deltasync.core.chunks import CHUNK_FROM_BYTES
 from deltasync.core.hashing import Hasher
+
+if TYPE_CHECKING:
+    from deltasync.client.memory import Memory
+    from deltasync.client.selection import Selection
 
 IsSettled = Callable[[str, os.stat_result], bool]
 Progress = Callable[[int, int], None]
@@ -56,6 +60,10 @@ class ScanOptions:
     """Files from this size are cut into chunks where a base may be known."""
     allow_emptied: bool = False
     """An empty folder is taken for what it is."""
+    selection: Selection | None = None
+    """What there is to see: nothing is nested in it, and a folder that is empty now was emptied (spec J-22)."""
+    memory: Memory | None = None
+    """What was read of files that the recorded tree does not have."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,11 +145,16 @@ def _make_client_id(path: Path) -> None:
 def _client_id_path() -> Path:
     if named := os.environ.get("DELTASYNC_CLIENT_ID_FILE"):
         return Path(named)
+    return home_of_states() / "client-id"
+
+
+def home_of_states() -> Path:
+    """Return the folder of what is kept for this user beside the workspaces."""
     if home := os.environ.get("DELTASYNC_HOME"):
-        return Path(home) / "client-id"
+        return Path(home)
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("deltasync")) / "client-id"
+    return Path(platformdirs.user_state_dir("deltasync"))
 
 
 def is_store(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from deltasync.client.state import REHASH_DUE, Problem, Row, State
 from deltasync.core.errors import GuardStopped, RootUnavailable
 from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import DIRECTORY_FLAGS, Folder, space_guard
+from deltasync.disk import DIRECTORY_FLAGS, PASSING_FLAGS, Folder, space_guard
 
 __all__ = ["IsSettled", "Progress", "ScanOptions", "ScanReport", "Waiting", "emptied", "scan"]
 
@@ -211,6 +211,8 @@ class _Scan:
         """Stop where an empty root would mean that everything was deleted."""
         if listing.files or listing.folders or self._before == EMPTY_ROOT or self._options.no_delete:
             return
+        if self._options.selection is not None:
+            return
         error = emptied(self._state, os.fstat(self._top.fd))
         if isinstance(error, RootUnavailable) or not self._options.allow_emptied:
             raise error
@@ -220,7 +222,8 @@ class _Scan:
         path = joined(above.path, name)
         descriptor, found = -1, None
         try:
-            descriptor = os.open(name, DIRECTORY_FLAGS, dir_fd=above.descriptor)
+            flags = DIRECTORY_FLAGS if self._selected(path) is None else PASSING_FLAGS
+            descriptor = os.open(name, flags, dir_fd=above.descriptor)
             found = self._inspected(above, name, path, descriptor)
         except OSError as error:
             if descriptor < 0 and error.errno in _GONE:
@@ -254,7 +257,7 @@ class _Scan:
             self._leave(path, f"holds a nested workspace ({RESERVED}), which is not carried inside another one")
             return None
         is_mount = status.st_dev != os.fstat(above.descriptor).st_dev
-        is_empty = not (listing.files or listing.folders)
+        is_empty = not (listing.files or listing.folders) and self._options.selection is None
         if path in self._mounts and is_empty and not is_mount and known is not None and known.digest != EMPTY_ROOT:
             self._leave(path, "is empty and no longer a mount point; mount what belongs there, or remove the folder")
             return None
@@ -297,13 +300,18 @@ class _Scan:
 
     def _listed(self, path: str, descriptor: int) -> Listing:
         """List a folder, but for our own state."""
-        listing = list_folder(descriptor)
-        if not path:
+        listing = list_folder(descriptor, self._selected(path))
+        if not path or self._options.selection is not None:
             listing.folders.pop(RESERVED, None)
             listing.files[:] = [seen for seen in listing.files if seen[0] != RESERVED]
         if self._own is not None and self._own[0] == path:
             listing.folders.pop(self._own[1], None)
         return listing
+
+    def _selected(self, path: str) -> Collection[str] | None:
+        """Return the names that there are to see in a folder; None for all of them."""
+        selection = self._options.selection
+        return None if selection is None else selection.names(path)
 
     def _rules(self, path: str, above: Level | None, listing: Listing) -> Level | None:
         """Return the ignore rules that hold in a folder; raises OSError when its ignore file cannot be read."""

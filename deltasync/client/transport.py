@@ -331,6 +331,7 @@ class HttpTransport:
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         extra_seconds: float = 0.0,
+        good: Collection[int] = (HTTPStatus.OK,),
     ) -> _T:
         """Make one request and return its answer; chunks are a body of bytes, anything else is JSON."""
         is_json = isinstance(body, bytes)
@@ -342,8 +343,22 @@ class HttpTransport:
             media_type=None if body is None else "application/json" if is_json else "application/octet-stream",
             headers=headers,
             extra_seconds=extra_seconds,
+            good=good,
         )
         return self._parsed(content, kind)
+
+    def patiently(self, call: Callable[[], _T]) -> _T:
+        """Make a call that may be repeated, again where the error says that a retry can help."""
+        return self._patiently(call)
+
+    @contextmanager
+    def arriving(self, path: str, query: Mapping[str, str | int], *, extra_seconds: float) -> Iterator[Iterator[bytes]]:
+        """Lend the body of an answer as it comes, in pieces, for as long as the server goes on; it is asked for once.
+
+        extra_seconds: how much longer than any other answer it may be silent.
+        """
+        with self._stream("GET", path, good=HTTPStatus.OK, query=query, extra_seconds=extra_seconds) as streamed:
+            yield iter(partial(self._read_some, streamed.response), b"")
 
     def back_off(self, attempt: int, error: DeltasyncError | None = None) -> None:
         """Wait before another attempt: exponentially longer, never in step with other clients, as long as asked to."""
@@ -372,14 +387,22 @@ class HttpTransport:
                 self.back_off(attempt, error)
             attempt += 1
 
-    def _once(self, method: str, path: str, *, limit_bytes: int = ANSWER_BYTES_MAX, **options: Any) -> bytes:
+    def _once(
+        self,
+        method: str,
+        path: str,
+        *,
+        limit_bytes: int = ANSWER_BYTES_MAX,
+        good: Collection[int] = (HTTPStatus.OK,),
+        **options: Any,
+    ) -> bytes:
         """Make one request and return the body of its good answer; every other outcome is an error of ours."""
         with self._session() as session, self._answer(session, method, path, **options) as response:
             content = self._all(response, limit_bytes + 1)
         self._check(response)
         if len(content) > limit_bytes:
             raise NotADeltasyncServer(f"{self.url} answers with more than {limit_bytes} bytes")
-        if response.status_code == HTTPStatus.OK:
+        if response.status_code in good:
             return content
         raise self._problem(response, content)
 
@@ -434,6 +457,13 @@ class HttpTransport:
         """Read at most so much of an answer's body."""
         try:
             return response.raw.read(size_bytes, decode_content=False)
+        except BELOW_HTTP as error:
+            raise self._trouble(error) from error
+
+    def _read_some(self, response: requests.Response) -> bytes:
+        """Read what has come of an answer's body, waiting only for its next byte; b'' at its end."""
+        try:
+            return response.raw.read1(READ_BYTES, decode_content=False)
         except BELOW_HTTP as error:
             raise self._trouble(error) from error
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Protocol
@@ -46,14 +46,26 @@ class Scope:
     """The paths that are wanted with everything below them; none at all is everything."""
 
     paths: tuple[str, ...] = ()
+    _whole: frozenset[str] = field(init=False, repr=False, compare=False)
+    _above: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep what both questions look up: there may be many paths, and a question for each entry of a tree."""
+        object.__setattr__(self, "_whole", frozenset(self.paths))
+        object.__setattr__(self, "_above", frozenset(above for path in self.paths for above in _parents(path)))
 
     def covers(self, path: str) -> bool:
         """Tell whether a path ('' is the root) is wanted with everything below it."""
-        return not self.paths or any(path == each or path.startswith(f"{each}/") for each in self.paths)
+        return not self.paths or path in self._whole or not self._whole.isdisjoint(_parents(path))
 
     def leads(self, path: str) -> bool:
         """Tell whether something below a path is wanted."""
-        return any(not path or each.startswith(f"{path}/") for each in self.paths)
+        return path in self._above if path else bool(self.paths)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 EVERYTHING = Scope()
@@ -81,8 +93,8 @@ class Wanted:
 
 def parse_scope(texts: Iterable[str]) -> Scope:
     """Return the scope that a user names, or raise NameRefused."""
-    paths = sorted({str(parse_path(text.rstrip("/"))) for text in texts})
-    return Scope(tuple(path for path in paths if not any(path.startswith(f"{other}/") for other in paths)))
+    paths = {str(parse_path(text.rstrip("/"))) for text in texts}
+    return Scope(tuple(sorted(path for path in paths if paths.isdisjoint(_parents(path)))))
 
 
 def fetch_wanted(source: Directories, name: str, root: bytes, scope: Scope) -> Wanted:
@@ -99,30 +111,54 @@ def fetch_wanted(source: Directories, name: str, root: bytes, scope: Scope) -> W
     return wanted
 
 
+def find_entries(source: Directories, name: str, root: bytes, paths: Iterable[str]) -> dict[str, Entry]:
+    """Return what a tree has at some paths; a path at which it has nothing is left out."""
+    download, found = _Download(source, name), dict[str, Entry]()
+    for path in paths:
+        with suppress(NotFound):
+            found[path] = download.find(root, path)
+    return found
+
+
+def find_folder(source: Directories, name: str, root: bytes, path: str) -> bytes:
+    """Return the digest of a tree's folder ('' is all of it), or raise NotFound."""
+    if not path:
+        return root
+    found = _Download(source, name).find(root, path)
+    if found.kind is not Kind.DIRECTORY:
+        raise NotFound(f"{shown(path)} is no folder in the tree that is to be fetched; check its name")
+    return found.digest
+
+
 class _Download:
     """Fetches the directory objects of one tree; ends also where a hostile server does not."""
 
     def __init__(self, source: Directories, name: str) -> None:
         self._source, self._name = source, name
         self.objects: dict[bytes, bytes] = {}
+        self._names: dict[bytes, dict[str, Entry]] = {}
+        """Of the directories that were looked into."""
         self._bytes = 0
 
     def find(self, root: bytes, path: str) -> Entry:
         """Return the entry at a path; the directories that lead to it are fetched and checked."""
         entry = Entry("", Kind.DIRECTORY, digest=root)
         for part in path.split("/"):
-            found = next((each for each in self._checked(entry) if each.name == part), None)
+            found = self._checked(entry).get(part)
             if found is None:
                 raise NotFound(f"there is no {shown(path)} in the tree that is to be fetched; check its name")
             entry = found
         return entry
 
-    def _checked(self, entry: Entry) -> list[Entry]:
+    def _checked(self, entry: Entry) -> Mapping[str, Entry]:
         if entry.kind is not Kind.DIRECTORY or entry.digest == EMPTY_ROOT:
-            return []
+            return {}
         if entry.digest not in self.objects:
             self.objects[entry.digest] = self._source.directory(self._name, entry.digest)
-        return parse_directory(self.objects[entry.digest], entry.digest)
+        if entry.digest not in self._names:
+            entries = parse_directory(self.objects[entry.digest], entry.digest)
+            self._names[entry.digest] = {each.name: each for each in entries}
+        return self._names[entry.digest]
 
     def below(self, top: bytes) -> None:
         """Fetch a directory with everything below it, one level after another, and check all of it."""

@@ -149,7 +149,7 @@ def plan_lines(content: str, look: Look) -> tuple[Piece, ...]:
     Lines that begin with `#` are none. A line is a path, or `file 'PATH'`, or `FileN=PATH`, as players write them.
     """
     pieces: list[Piece] = []
-    for line in content.splitlines(keepends=True):
+    for line in re.findall(r"[^\n]*\n|[^\n]+", content):
         body = line.rstrip("\r\n")
         found = None if body.lstrip().startswith("#") else _LINE.fullmatch(body)
         piece = found and found["path"] and _whole(look(found["path"]), Role.INPUT, found["path"])
@@ -165,7 +165,7 @@ def _whole(found: Found, role: Role, text: str) -> Piece | None:
 
 
 def _looks_like_path(text: str) -> bool:
-    return "/" in text.strip("/") or (text.startswith("/") and len(text) > 1) or bool(_EXTENSION.search(text))
+    return ("/" in text and bool(text.strip("/"))) or bool(_EXTENSION.search(text))
 
 
 def _is_flag(word: str) -> bool:
@@ -365,7 +365,7 @@ class _Planner:
     def _input(self, text: str) -> Piece:
         found = self.look(text)
         if found.kind is Kind.ABSENT and not found.matches:
-            raise UsageError(f"{shown(text)}: there is no such file; the command reads it")
+            raise _unclear(text, "there is no such file, and the command reads it; if it is none", "--literal")
         if found.kind is Kind.OTHER:
             raise UsageError(f"{shown(text)} is no file and no folder; only those can be sent")
         return Piece(self._reading, text, found.path)

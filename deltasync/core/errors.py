@@ -22,7 +22,13 @@ DeltasyncError
 ├── AlreadyRunning        4 · 503   another writer holds the lock
 ├── WorkspaceCopied       2 · 409   the folder is a copy of another workspace
 ├── RootUnavailable       1 · 500   the workspace folder is missing, empty or unreadable
-└── Cancelled           130 · 499
+├── Cancelled           130 · 499
+└── RunTrouble                    what `run` itself fails with; any other code is the command's own (spec J-64)
+    ├── PlanRefused     121       the plan is refused, or `run` was given wrongly
+    ├── HostRefused     122       the host is unreachable, or refuses the job
+    ├── InputsNotSent   123
+    ├── OutputsNotHome  124
+    └── JobLost         125       the job was cancelled, or its host lost it
 """
 
 from __future__ import annotations
@@ -241,6 +247,52 @@ class Cancelled(DeltasyncError):
     """The user stopped the command."""
 
     code, exit_code, status = "CANCELLED", 130, 499
+
+
+class RunTrouble(DeltasyncError):
+    """A failure of `run` itself, with an exit code that tells it from the command's."""
+
+    @classmethod
+    def of(cls, error: DeltasyncError) -> RunTrouble:
+        """Return an error as trouble of this kind; what is such trouble already stays as it is."""
+        return error if isinstance(error, RunTrouble) else cls(error.sentence, **{**error.facts, "cause": error.code})
+
+
+class PlanRefused(RunTrouble):
+    """Which words of the command are files is not clear, or `run` was given wrongly."""
+
+    code, exit_code, status = "PLAN_REFUSED", 121, 400
+
+
+class HostRefused(RunTrouble):
+    """The host cannot be reached, or does not take the job."""
+
+    code, exit_code, status = "HOST_REFUSED", 122, 502
+
+
+class InputsNotSent(RunTrouble):
+    """The host does not have the inputs as they are here."""
+
+    code, exit_code = "INPUTS_NOT_SENT", 123
+
+
+class OutputsNotHome(RunTrouble):
+    """What the command wrote is not where it should be."""
+
+    code, exit_code = "OUTPUTS_NOT_HOME", 124
+
+
+class JobLost(RunTrouble):
+    """The job was cancelled, could not be run, or was lost by its host."""
+
+    code, exit_code = "JOB_LOST", 125
+
+
+def of_run(error: DeltasyncError) -> DeltasyncError:
+    """Return what `run` ends with for an error: one whose exit code no command has by itself."""
+    if isinstance(error, RunTrouble | Cancelled):
+        return error
+    return (PlanRefused if isinstance(error, UsageError) else HostRefused).of(error)
 
 
 def _leaves(cls: type[DeltasyncError]) -> list[type[DeltasyncError]]:

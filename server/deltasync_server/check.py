@@ -223,6 +223,8 @@ class _Check:
                     count_again(db)
 
     def _check_tree(self, row: WorkspaceRow) -> None:
+        if not row.has_tree:
+            return
         if row.moving_to is not None or row.tree_sequence != row.sequence:
             self._found("tree", row.name, "it is behind its head; the next start brings it forward", is_repaired=True)
             return

@@ -18,7 +18,7 @@ from deltasync.core.errors import UsageError
 ENVIRONMENT_PREFIX = "DELTASYNC_SERVER_"
 LISTS = ("tls_name",)
 """Settings that a variable holds with spaces between."""
-SIZES = ("quota", "tenant_quota")
+SIZES = ("quota", "tenant_quota", "job_file_bytes", "job_session_bytes", "job_log_bytes")
 """Settings that people may write as 500k, 10M or 2GiB."""
 Settings = TypeVar("Settings", "StoreConfig", "ServeConfig")
 
@@ -75,6 +75,24 @@ class StoreConfig:
     """Pieces are made durable in this much at a time: a bundle of usual size is applied first, and written once."""
     upload_bytes: int = 1 << 40
     """What all unfinished uploads may hold."""
+    slots: int = 4
+    """Jobs that run at once."""
+    sessions_dir: Path | None = None
+    """Where sessions of jobs are made; by default DATA/sessions (spec J-42)."""
+    job_user: str | None = None
+    """Who runs the commands of jobs; by default whoever runs the server."""
+    trust_jobs: bool = False
+    """Commands never write through hard links of blobs, so inputs may be such (spec J-43)."""
+    job_file_bytes: int = 50 * 10**9
+    """What one file of a job's inputs or outputs may have (spec J-33)."""
+    job_session_bytes: int = 100 * 10**9
+    """What all inputs of a job may have."""
+    job_sessions: int = 10
+    """Sessions at once, those that are kept after their jobs among them."""
+    job_seconds: float = 86_400.0
+    """How long a command may run."""
+    job_log_bytes: int = 64 * 2**20
+    """What is kept of a job's output on its two streams (spec J-47)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +112,10 @@ class ServeConfig:
     """What this server is called, beside what its machine says."""
     require_token: bool | None = None
     """Refuse requests without a token; by default where other machines can reach the server (spec H-100)."""
+    run_without_token: bool = False
+    """Run commands also for whoever reaches a server that asks for no token (spec J-31)."""
+    no_run: bool = False
+    """Run no commands at all."""
     seed_routes: bool | None = None
     """Serve delta/upload and delta/status; by default only where other machines cannot reach them (spec H-40)."""
     access_log: bool = False

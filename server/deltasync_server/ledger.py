@@ -18,7 +18,7 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.state import State
 from deltasync_server.tenants import FOLDER, Tenant, tenant_of
 
-_TREES, _BUNDLES, _CACHE = "workspaces", "bundles", "cache"
+_TREES, _BUNDLES, _CACHE, _SESSIONS, _LOGS = "workspaces", "bundles", "cache", "sessions", "jobs"
 _LIVE = ("journal", "uploads", "parts")
 """Folders whose owners say at any time what is in them."""
 
@@ -94,7 +94,7 @@ def bytes_by_kind(data: Path, db: sqlite3.Connection) -> dict[str, int]:
 
     The cache is counted by its rows, a file of a tree only where it is no link of a blob.
     """
-    found = dict.fromkeys((_CACHE, _TREES, _BUNDLES, "quarantine", "staging", *_LIVE, "other"), 0)
+    found = dict.fromkeys((_CACHE, _TREES, _BUNDLES, _SESSIONS, _LOGS, "quarantine", "staging", *_LIVE, "other"), 0)
     for entry in os.scandir(data):
         if not entry.is_dir(follow_symlinks=False):
             found["other"] += _size_of(entry)
@@ -103,7 +103,7 @@ def bytes_by_kind(data: Path, db: sqlite3.Connection) -> dict[str, int]:
                 found[kind] += size
         elif entry.name != _CACHE:
             kind = entry.name if entry.name in found else "other"
-            found[kind] += _bytes_below(entry.path, is_linked=kind == _TREES)
+            found[kind] += _bytes_below(entry.path, is_linked=kind in (_TREES, _SESSIONS))
     found[_CACHE] = cached(db).bytes
     return found
 

@@ -46,6 +46,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str
     sequence: int
     tree_sequence: int | None
+    has_tree: bool = True
+    """What jobs returned has none (spec J-61)."""
     files: int
     content_bytes: int
     wanted: int
@@ -103,11 +105,17 @@ def lines(found: Overview) -> list[str]:
         ),
         *(
             f"workspace {shown(each.workspace)} of {each.tenant}: sequence {each.sequence}, "
-            f"{'its tree moves' if each.tree_sequence is None else f'its tree holds {each.tree_sequence}'}, "
+            f"{_tree(each)}, "
             f"{each.files} files, {bytes_text(each.content_bytes)}, {each.wanted} contents wanted"
             for each in found.workspaces
         ),
     ]
+
+
+def _tree(place: Place) -> str:
+    if not place.has_tree:
+        return "it has no tree"
+    return "its tree moves" if place.tree_sequence is None else f"its tree holds {place.tree_sequence}"
 
 
 def _limit(limit: int | None, *, is_bytes: bool = False) -> str:
@@ -150,6 +158,7 @@ def _place(db: sqlite3.Connection, row: WorkspaceRow) -> Place:
         workspace=own_name(row.name),
         sequence=row.sequence,
         tree_sequence=None if row.moving_to is not None else row.tree_sequence,
+        has_tree=row.has_tree,
         files=row.files,
         content_bytes=row.content_bytes,
         wanted=db.execute(select, (row.name,)).fetchone()[0],

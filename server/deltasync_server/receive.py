@@ -273,7 +273,7 @@ class Store:
             epoch=row.epoch,
             sequence=row.sequence,
             root=row.root.hex(),
-            tree_path=str(self.trees.path(name).absolute()),
+            tree_path=str(self.trees.path(name).absolute()) if row.has_tree else "",
             tree_sequence=None if row.moving_to is not None else row.tree_sequence,
             files=row.files,
             content_bytes=row.content_bytes,

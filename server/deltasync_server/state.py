@@ -23,6 +23,8 @@ from deltasync.db import connect, damaged, make_private, transaction
 from deltasync.decoding import decoded
 from deltasync_server.tenants import Tenant, tenant_of
 
+HOST = "0" * 32
+"""The client id of what the host itself writes: the workspaces of returns, which have no plain tree (spec J-61)."""
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""
 
@@ -218,6 +220,40 @@ MIGRATIONS = (
         DELETE FROM let_go WHERE tenant = old.tenant AND digest = old.digest;
     END
     """,
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        tenant TEXT NOT NULL,
+        client_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        request BLOB NOT NULL,
+        command BLOB NOT NULL,
+        priority INTEGER NOT NULL,
+        gpus_wanted INTEGER NOT NULL,
+        gpus BLOB NOT NULL DEFAULT '[]',
+        roots BLOB NOT NULL,
+        kinds TEXT NOT NULL,
+        input_files INTEGER NOT NULL,
+        input_bytes INTEGER NOT NULL,
+        created_at TEXT NOT NULL,
+        started_at TEXT,
+        ended_at TEXT,
+        ended INTEGER,
+        exit_code INTEGER,
+        signal INTEGER,
+        pid INTEGER,
+        pid_start TEXT,
+        keep_until REAL NOT NULL DEFAULT 0,
+        log_bytes INTEGER NOT NULL DEFAULT 0,
+        returned BLOB,
+        acknowledged INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (tenant, key)
+    );
+    CREATE INDEX jobs_by_state ON jobs (state)
+    """,
 )
 
 
@@ -239,6 +275,11 @@ class WorkspaceRow(NamedTuple):
     moving_to: int | None
     durable_root: bytes
     """The root of the tree as it was last made durable, folder by folder (spec ST-50)."""
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether the workspace has a plain folder on the host."""
+        return self.client_id != HOST
 
 
 class BlobRow(NamedTuple):
@@ -395,12 +436,12 @@ def journalled(db: sqlite3.Connection) -> list[ReceiptRow]:
 
 
 def kept_roots(db: sqlite3.Connection, keep_sequences: int) -> set[bytes]:
-    """Return every root whose whole tree must stay, with content: heads, kept sequences, and where trees move to."""
+    """Return every root whose whole tree must stay, with content: of heads, kept sequences, moving trees and jobs."""
     return set().union(*kept_roots_of(db, keep_sequences).values())
 
 
 def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, set[bytes]]:
-    """Return those roots by whose workspaces need them."""
+    """Return those roots by whose workspaces, or jobs, need them."""
     found: defaultdict[Tenant, set[bytes]] = defaultdict(set)
     for row in workspace_rows(db):
         roots = found[tenant_of(row.name)]
@@ -408,6 +449,9 @@ def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, s
         if row.moving_to is not None:
             select = "SELECT root FROM receipts WHERE workspace = ? AND sequence = ?"
             roots |= {root for (root,) in db.execute(select, (row.name, row.moving_to))}
+    for tenant, packed in db.execute("SELECT tenant, roots FROM jobs WHERE roots != x''"):
+        found[tenant].update(split_digests(packed))  # spec J-32
+    for roots in found.values():
         roots.discard(EMPTY_ROOT)
     return found
 
@@ -583,7 +627,9 @@ def split_digests(packed: bytes | None) -> list[bytes]:
 
 _FIRST_KEPT = (
     "SELECT coalesce(min(sequence), 9223372036854775807) FROM "
-    "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT ?2)"
+    "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT "
+    # Of returns the head and what is pinned: the others were acknowledged (spec J-63).
+    f"iif(EXISTS (SELECT 1 FROM workspaces WHERE name = ?1 AND client_id = '{HOST}'), min(?2, 1), ?2))"
 )
 _PINNED = "SELECT sequence FROM pins WHERE workspace = ?1"
 _WORKSPACE = ", ".join(WorkspaceRow._fields)

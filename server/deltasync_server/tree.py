@@ -162,9 +162,12 @@ class Trees:
             # After the commit: who has read this number reads a row that says "moving", or one from after the move.
             self._moves[name] += 1
             self._suspect.add(name)  # until this has succeeded
-            with space_guard(self._data), self._placer(name) as placer:
-                self._move(placer, row, healed, is_suspect=is_suspect)
-                self._settle(row, healed, placer.lost)
+            if row.has_tree:
+                with space_guard(self._data), self._placer(name) as placer:
+                    self._move(placer, row, healed, is_suspect=is_suspect)
+                    self._settle(row, healed, placer.lost)
+            else:
+                self._settle(row._replace(root=EMPTY_ROOT), healed, ())  # spec J-61: nobody waits for it
             self._suspect.discard(name)
         with self._changed:
             self._changed.notify_all()
@@ -352,7 +355,8 @@ class Trees:
     def _take_out(self, wrong: Collection[bytes], inodes: Mapping[bytes, _Inode | None]) -> None:
         with self._state.read() as db:
             rows, load = workspace_rows(db), loader(db)
-            named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in rows}
+            trees = [row for row in rows if row.has_tree]  # what was returned nobody brings again
+            named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in trees}
         for name, found in named.items():
             self._unlink_inodes(name, {path for path, _ in found}, set(inodes.values()))
         with self._state.hold():
@@ -477,7 +481,7 @@ class Trees:
     def tidy(self, should_stop: ShouldStop) -> None:
         """Remove what was displaced; never before an apply: creating files after many removals is slow (spec ST-36)."""
         with self._state.read() as db:
-            names = [row.name for row in workspace_rows(db)]
+            names = [row.name for row in workspace_rows(db) if row.has_tree]
         for name in names:
             with self._opened(name) as (_, aside):
                 with self._lock:

@@ -26,6 +26,7 @@ from deltasync.core.names import bytes_text
 API = "/api/v1"
 NOBODY = "dst_" + "0" * 12 + "_" + "0" * 64
 ABSENT = "a" * 64
+JOB = "ds_0_00000000"
 UPLOAD = "00000000-0000-4000-8000-000000000000"
 ROUTES = (
     ("GET", "/health", 200),
@@ -56,6 +57,13 @@ ROUTES = (
     ("DELETE", f"{API}/files/{ABSENT}", 400),
     ("POST", f"{API}/delta/upload", 415),
     ("GET", f"{API}/delta/status?collection_name=w", 200),
+    ("POST", f"{API}/jobs", 415),
+    ("GET", f"{API}/jobs", 200),
+    ("GET", f"{API}/jobs/{JOB}", 404),
+    ("GET", f"{API}/jobs/{JOB}/logs", 404),
+    ("POST", f"{API}/jobs/{JOB}/acknowledge", 404),
+    ("DELETE", f"{API}/jobs/{JOB}", 404),
+    ("GET", f"{API}/capabilities", 200),
     ("POST", f"{API}/token/rotate", 400),
     ("DELETE", f"{API}/token", 200),
     ("POST", "/api/uploads/initiate", 400),
@@ -63,6 +71,7 @@ ROUTES = (
     ("DELETE", f"/api/files/{ABSENT}", 400),
 )
 """Every route with what it answers to a caller who may use it."""
+JOBS = f"{API}/jobs"
 LOOKS = tuple(f"{API}/workspaces/w/{each}" for each in ("missing", "blobs", "trees"))
 
 
@@ -104,7 +113,7 @@ def unasked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def admin(server: Served) -> Served:
-    return server.showing(token(server.data, "--scope", "push admin")["token"])
+    return server.showing(token(server.data, "--scope", "push run admin")["token"])
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +159,7 @@ def test_the_table_has_every_route(admin: Served) -> None:
     patterns = {
         ABSENT: "{digest}",
         UPLOAD: "{upload_id}",
+        JOB: "{job}",
         "/w/tree/{digest}": "/w/tree/{root}",
         "/sequences/1": "/sequences/{sequence}",
         "/chunk/0": "/chunk/{number}",
@@ -167,10 +177,11 @@ def test_the_table_has_every_route(admin: Served) -> None:
 
 @pytest.mark.parametrize(("method", "path", "status"), [each for each in ROUTES if "/token" not in each[1]])
 def test_a_narrower_token_is_403(scoped: dict[str, Served], method: str, path: str, status: int) -> None:
-    """`read` only looks, `run` does neither, and the figures of the whole server are for `admin`."""
-    reader, pusher = scoped["read"], scoped["push"]
-    refused(asked(scoped["run"], method, path), 403, "FORBIDDEN")
-    for caller, may in ((reader, method == "GET" or path in LOOKS), (pusher, True)):
+    """`read` only looks, `run` has jobs and nothing else, and the figures of the whole server are for `admin`."""
+    is_job = path.startswith(JOBS)
+    is_look = method == "GET" or path in LOOKS
+    for scope, may in (("run", is_job), ("read", is_look and not is_job), ("push", not is_job)):
+        caller = scoped[scope]
         answer = asked(caller, method, path)
         if may and path != "/metrics":
             assert answer.status == status

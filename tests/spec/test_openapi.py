@@ -17,6 +17,7 @@ Json = dict[str, Any]
 WRITTEN: Json = yaml.safe_load(FILE.read_text(encoding="utf-8"))
 ROUTES = [(method, path) for path, methods in WRITTEN["paths"].items() for method in methods]
 VALUES = {"workspace": "w", "root": "0" * 64, "digest": "0" * 64, "sequence": "1", "upload_id": "u", "number": 0}
+VALUES["job"] = "ds_0_00000000"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def essence(description: Json) -> Json:
         for method, route in methods.items()
     }
     schemas = description["components"]["schemas"]
-    fields = {name: (set(each["properties"]), set(each.get("required", ()))) for name, each in schemas.items()}
+    fields = {name: (set(each.get("properties", ())), set(each.get("required", ()))) for name, each in schemas.items()}
     return {"routes": routes, "values": fields}
 
 

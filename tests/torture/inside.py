@@ -20,6 +20,7 @@ from deltasync_server.http.app import build
 from deltasync_server.http.context import Context
 from deltasync_server.http.pairing import Exchanges
 from deltasync_server.http.workers import Workers
+from deltasync_server.jobs.desk import Jobs
 from deltasync_server.receive import Store
 
 ASKED_SECONDS = 20.0
@@ -91,7 +92,7 @@ def inside(data: Path, *, needs_token: bool = False, **settings: Any) -> Iterato
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    with Store(store_config) as store, Access(data) as access, Audit(data) as audit:
+    with Store(store_config) as store, Access(data) as access, Audit(data) as audit, Jobs(store) as jobs:
         store.recover()
         store.trees.start()
 
@@ -108,6 +109,7 @@ def inside(data: Path, *, needs_token: bool = False, **settings: Any) -> Iterato
                 is_local=True,
                 tls=None,
                 exchanges=Exchanges(),
+                jobs=jobs,
             )
             return build(context, seed_routes=True)
 

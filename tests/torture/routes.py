@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 from urllib.parse import urlencode
@@ -92,6 +92,7 @@ class Names:
     identity: str
     sequence: str = "1"
     number: str = "0"
+    job: str = "ds_0_00000000"
 
     def path(self, pattern: str) -> str:
         """Fill a path's placeholders."""
@@ -114,11 +115,11 @@ class Names:
 
     def headers(self) -> dict[str, str]:
         """Return what every request says."""
-        return {"Deltasync-Identity": self.identity}
+        return {"Deltasync-Identity": self.identity, "Content-Type": "application/json"}
 
     def hidden(self, text: str) -> str:
         """Return a text without these names, and without what is new in each answer."""
-        for each in (self.workspace, self.root, self.digest, self.upload_id, self.identity):
+        for each in (self.workspace, self.root, self.digest, self.upload_id, self.identity, self.job):
             text = text.replace(each, "NAME")
         text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", text)
         return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)", "TIME", text)
@@ -170,7 +171,7 @@ class Place:
         made = Writer(workspace).file("secret", content)
         name = qualified(tenant, WorkspaceName(workspace))
         self.server.store.receive(name, io.BytesIO(made.sealed), expected_identity=None)
-        token = self.token(tenant, frozenset({Scope.PUSH}))
+        token = self.token(tenant, frozenset({Scope.PUSH, Scope.RUN}))
         plain = {"filepath": "/f", "hostname": "h", "blake3": digest_of(content).hex(), "file_size": len(content)}
         upload = self.posted(token, "/uploads/initiate", plain)["upload_id"]
         self.asked(token, "PUT", f"{API}/uploads/{upload}/chunk/0", content)
@@ -180,12 +181,15 @@ class Place:
             token, "/uploads/initiate", {"kind": "bundle", "workspace": "up", "identity": other.identity}
         )
         self.asked(token, "PUT", f"{API}/uploads/{begun['upload_id']}/chunk/0", other.sealed)
-        return Names(workspace, made.root, digest_of(content).hex(), begun["upload_id"], other.identity)
+        asked = {"key": "0" * 32, "client_id": "a" * 32, "argv": [[{"text": "true"}]]}
+        job = self.posted(token, "/jobs", asked, 201)["id"]  # nobody works on it in here
+        return Names(workspace, made.root, digest_of(content).hex(), begun["upload_id"], other.identity, job=job)
 
-    def posted(self, token: str, path: str, value: object) -> Any:
+    def posted(self, token: str, path: str, value: object, status: int = 200) -> Any:
         """Post JSON, which must be taken."""
-        answer = self.asked(token, "POST", API + path, json.dumps(value).encode())
-        assert answer.status == 200, answer
+        headers = {"Content-Type": "application/json"}
+        answer = self.asked(token, "POST", API + path, json.dumps(value).encode(), headers)
+        assert answer.status == status, answer
         return answer.json
 
     def asked(
@@ -288,7 +292,9 @@ _LOOKS = tuple(f"{API}/workspaces/{{workspace}}/{each}" for each in ("missing", 
 def _narrow(place: Place, scope: str, method: str, pattern: str) -> None:
     """A token of one scope is 403 where that is not the one that the page says."""
     is_look = method == "GET" or pattern in _LOOKS
-    may = scope == "admin" if pattern == "/metrics" else scope == "push" or (scope == "read" and is_look)
+    may = scope == "push" or (scope == "read" and is_look)
+    if pattern == "/metrics" or pattern.startswith(f"{API}/jobs"):
+        may = scope == ("admin" if pattern == "/metrics" else "run")
     assert needed(method, pattern) is not None
     token, names = place.narrow[scope], place.theirs
     if may and not is_look:
@@ -308,7 +314,7 @@ def _foreigners(place: Place) -> Iterator[Step]:
 
 def _foreigner(place: Place, own: str, method: str, pattern: str) -> None:
     """What another tenant has is answered like what nobody has (spec ST-101): one table of every route (TR-4)."""
-    token = place.token(Tenant("bob"), frozenset({Scope.PUSH}))
+    token = place.token(Tenant("bob"), frozenset({Scope.PUSH, Scope.RUN}))
     theirs = place.theirs
     never = Names(
         "nobodys",
@@ -319,10 +325,10 @@ def _foreigner(place: Place, own: str, method: str, pattern: str) -> None:
     )
     found = []
     for names in (theirs, never):
-        asked = Names(own or names.workspace, names.root, names.digest, names.upload_id, names.identity)
+        asked = replace(names, workspace=own or names.workspace)
         answer = place.asked(token, method, asked.path(pattern), asked.body(method, pattern), asked.headers())
         found.append((answer.status, asked.hidden(answer.body.decode(errors="replace"))))
-        for secret in (theirs.root, theirs.digest, theirs.upload_id):
+        for secret in (theirs.root, theirs.digest, theirs.upload_id, theirs.job):
             if names is never and secret.encode() in answer.body:
                 place.fault(f"{method} {pattern} tells of {secret}")
     if found[0] != found[1]:

@@ -46,6 +46,17 @@ OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
     "keep_bundles": (_SWITCH, "--keep-bundles", "", "Keep the received bundle files."),
     "quota": (_TEXT, "--quota", "SIZE", "What the store may take in all, such as 500G."),
     "tenant_quota": (_TEXT, "--tenant-quota", "SIZE", "What each tenant may hold."),
+    "run_without_token": (_SWITCH, "--run-without-token", "", "Run jobs also for callers who need no token."),
+    "no_run": (_SWITCH, "--no-run", "", "Run no jobs."),
+    "slots": (_COUNT, "--slots", "N", "How many jobs run at once. (4)"),
+    "job_user": (_TEXT, "--job-user", "NAME", "Run jobs as this user; needs root."),
+    "trust_jobs": (_SWITCH, "--trust-jobs", "", "Jobs never write into their inputs: these may be hard links."),
+    "sessions_dir": (_TEXT, "--sessions-dir", "DIR", "Where jobs run. (DATA/sessions)"),
+    "job_file_bytes": (_TEXT, "--job-file-bytes", "SIZE", "How large one file of a job may be. (50 GB)"),
+    "job_session_bytes": (_TEXT, "--job-session-bytes", "SIZE", "What all inputs of a job may have. (100 GB)"),
+    "job_sessions": (_COUNT, "--job-sessions", "N", "How many sessions of jobs there may be. (10)"),
+    "job_seconds": (_COUNT, "--job-seconds", "SECONDS", "How long a job may run. (86400)"),
+    "job_log_bytes": (_TEXT, "--job-log-bytes", "SIZE", "What is kept of a job's output. (64 MiB)"),
     "config": (_TEXT, "--config", "FILE", "Settings in TOML. (server.toml in the user's configuration folder)"),
     "json": (_SWITCH, "--json", "", "Print one JSON object and nothing else."),
     "quiet": (_SWITCH, "-q,--quiet", "", "Say nothing but errors."),
@@ -64,6 +75,19 @@ ROUTES = (
     "seed_routes",
     "access_log",
     "idle_exit",
+)
+JOBS = (
+    "run_without_token",
+    "no_run",
+    "slots",
+    "job_user",
+    "trust_jobs",
+    "sessions_dir",
+    "job_file_bytes",
+    "job_session_bytes",
+    "job_sessions",
+    "job_seconds",
+    "job_log_bytes",
 )
 COMMON = ("config", "json", "quiet", "verbose")
 

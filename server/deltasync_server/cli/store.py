@@ -17,7 +17,7 @@ import typer
 from deltasync import __version__
 from deltasync.core.errors import Corrupt, NoSpace, UsageError
 from deltasync.core.names import shown
-from deltasync_server.cli.call import ROUTES, STORE, Call, as_json, command, complain, seconds_of, tenant_of
+from deltasync_server.cli.call import JOBS, ROUTES, STORE, Call, as_json, command, complain, seconds_of, tenant_of
 from deltasync_server.tenants import DEFAULT_TEXT
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SERVER_PART = ("fastapi", "httptools", "prometheus_client", "python_multipart", 
 """What the extra `server` brings, and `serve` cannot do without."""
 
 
-@command(*STORE, *ROUTES, has_usual_data=True)
+@command(*STORE, *ROUTES, *JOBS, has_usual_data=True)
 def serve(call: Call) -> int:
     """Serve a store over HTTP, until stopped.
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from deltasync.core import wire
 from deltasync.core.errors import DeltasyncError, UsageError
 from deltasync.core.names import shown
-from deltasync_server.http import blobs, files, pairing, seed, service, uploads, workspaces
+from deltasync_server.http import blobs, files, jobs, pairing, seed, service, uploads, workspaces
 from deltasync_server.http.auth import Door, permitted
 from deltasync_server.http.context import Context
 from deltasync_server.http.guard import Guard, report
@@ -48,7 +48,7 @@ def routes(*, seed_routes: bool) -> FastAPI:
         },
     )
     needs_permission = [Depends(permitted)]
-    for part in (workspaces, blobs, pairing, service, *((seed,) if seed_routes else ())):
+    for part in (workspaces, blobs, pairing, jobs, service, *((seed,) if seed_routes else ())):
         app.include_router(part.router, dependencies=needs_permission)
     for part in (uploads, files):
         app.include_router(part.router, prefix=wire.API, dependencies=needs_permission)

@@ -27,6 +27,7 @@ _WORKSPACE = f"{wire.API}/workspaces/{{workspace}}"
 _LOOKS = frozenset({f"{_WORKSPACE}/{each}" for each in ("missing", "blobs", "trees")})
 """Routes that change nothing that anybody sees, although their method says so: all that a fetch asks for."""
 _FIGURES = "/metrics"
+_JOBS = f"{wire.API}/jobs"
 _PAIRINGS = f"{wire.API}/pairings"
 _TOKEN_ROUTE = f"{wire.API}/token"
 _WITH_A_CODE = "`deltasync-server pair` there makes a code for `deltasync host add`"
@@ -107,6 +108,8 @@ def needed(method: str, route: str) -> Scope | None:
         return None
     if route == _FIGURES:
         return Scope.ADMIN
+    if route.startswith(_JOBS):
+        return Scope.RUN  # spec J-31
     return Scope.READ if method == "GET" or route in _LOOKS else Scope.PUSH
 
 

@@ -23,6 +23,7 @@ from deltasync_server.tenants import qualified
 if TYPE_CHECKING:
     from deltasync_server.http.pairing import Exchanges
     from deltasync_server.intake import Permit
+    from deltasync_server.jobs.desk import Jobs
     from deltasync_server.receive import Store
     from deltasync_server.tls import Tls
 
@@ -48,6 +49,7 @@ class Context:
     """What it is encrypted with, if it is."""
     exchanges: Exchanges
     """Pairings that clients are about to confirm."""
+    jobs: Jobs
 
     @property
     def limits(self) -> wire.Limits:

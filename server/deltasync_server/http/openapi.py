@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from deltasync import __version__
-from deltasync.core import wire
+from deltasync.core import jobs, wire
 from deltasync_server.http.problems import MEDIA_TYPE, phrase
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ TYPES = (
     wire.FileDeletions,
     wire.DeletedFile,
     wire.DeletedFiles,
+    jobs.JobRequest,
+    jobs.Job,
+    jobs.JobList,
+    jobs.Capabilities,
     wire.Health,
     wire.SeedUploadAnswer,
     wire.SeedStatus,
@@ -87,6 +91,16 @@ def _responses(content: Keywords, successes: tuple[int, ...], errors: tuple[int,
 def gives(kind: type[msgspec.Struct], *errors: int) -> Keywords:
     """Describe a route that answers one JSON value."""
     return _responses({"application/json": {"schema": _ref(kind)}}, (200,), errors)
+
+
+def gives_made(kind: type[msgspec.Struct], *errors: int) -> Keywords:
+    """Describe a route that answers one JSON value, 201 when it has just been made."""
+    return _responses({"application/json": {"schema": _ref(kind)}}, (200, 201), errors)
+
+
+def gives_events(*errors: int) -> Keywords:
+    """Describe a route that answers server-sent events."""
+    return _responses({"text/event-stream": {}}, (200,), errors)
 
 
 def gives_one_of(kinds: tuple[type[msgspec.Struct], ...], *errors: int) -> Keywords:

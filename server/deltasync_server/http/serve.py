@@ -28,6 +28,7 @@ from deltasync_server.http.pairing import Exchanges
 from deltasync_server.http.protocol import LINGER_SECONDS, BoundedProtocol, protocol_for
 from deltasync_server.http.secured import Rules, SecuredListener
 from deltasync_server.http.workers import Workers
+from deltasync_server.jobs.desk import Jobs
 from deltasync_server.opening import open_store
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._context.workers.stop_waiting()
+        self._context.jobs.begin_stop()
         asyncio.get_running_loop().call_later(STOP_SECONDS, self._stop_receiving)
         await super().shutdown(sockets)
 
@@ -129,8 +131,10 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
         open_store(store_config) as store,
         Access(store_config.data) as access,
         Audit(store_config.data) as audit,
+        Jobs(store) as jobs,
     ):
         store.start()
+        jobs.start()
         tls = _tls(store_config, config) if is_encrypted else None
         context = Context(
             store,
@@ -143,6 +147,7 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
             is_local=address.is_private,
             tls=tls,
             exchanges=Exchanges(),
+            jobs=jobs,
         )
         url, is_insecure = url_of(listener, is_encrypted=is_encrypted), not (is_encrypted or address.is_private)
         _serve(

@@ -1,0 +1,191 @@
+"""`deltasync jobs`: what runs on a host, what it said, and bringing home what nobody was here for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from deltasync.cli.options import Call, command, new_app
+from deltasync.cli.output import bytes_text
+from deltasync.cli.progress import Meter
+from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
+from deltasync.client.job_records import JobBook, Record
+from deltasync.config import Settings
+from deltasync.core.errors import DeltasyncError, HostBusy, NotFound
+from deltasync.core.jobs import Job
+from deltasync.core.names import shown
+
+if TYPE_CHECKING:
+    from deltasync.client.run import Runner
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `jobs ls` and `run --detach` show it.")]
+
+app = new_app()
+
+
+@app.callback()
+def describe() -> None:
+    """Look at the commands that run on a host, and bring home what they wrote."""
+
+
+@command(app, "on", *WIRE, name="ls")
+def list_jobs(call: Call) -> int:
+    """List the jobs that a host remembers, the newest first."""
+    with _at(call.settings(), None) as runner:
+        found = runner.jobs.jobs()
+    call.out.answer({"url": runner.jobs.url, "jobs": [msgspec.to_builtins(each) for each in found]})
+    for each in found:
+        call.out.say(f"{each.id}  {_state(each):<12}  {each.created_at}  {' '.join(each.command)[:80]}")
+    if not found:
+        call.out.say(f"{runner.jobs.url} remembers no job of yours")
+    return 0
+
+
+@command(app, "on", *WIRE)
+def show(call: Call, job_id: Id) -> int:
+    """Show one job: its state, what it was given, and what it returned."""
+    with _at(call.settings(), job_id) as runner:
+        job = runner.jobs.job(job_id)
+    call.out.answer(job)
+    for name, value in _facts(job).items():
+        call.out.say(f"{name:<10} {value}")
+    return 0
+
+
+@command(app, "on", *WIRE)
+def logs(
+    call: Call,
+    job_id: Id,
+    follows: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    is_raw: Annotated[bool, typer.Option("--raw", help="Show the host's paths as the command says them.")] = False,
+) -> int:
+    """Show what a job said so far: its standard output and error, each on its own stream."""
+    with _at(call.settings(), job_id) as runner:
+        job = runner.jobs.job(job_id)
+        until = None if follows or job.state.is_over else job.log_bytes
+        job = runner.follow(job, Streams(is_aside=call.out.is_json), is_raw=is_raw, until=until)
+    call.out.answer(job)
+    return 0
+
+
+@command(app, "on", *WIRE)
+def wait(call: Call, job_id: Id) -> int:
+    """Wait until a job is over, and return the exit code of its command, as `run` does."""
+    from deltasync.client.run import exit_code_of
+
+    with _at(call.settings(), job_id) as runner:
+        job = runner.wait(job_id)
+    call.out.answer(job)
+    return exit_code_of(job)
+
+
+@command(app, "on", *WIRE)
+def cancel(call: Call, job_id: Id) -> int:
+    """Cancel a job; one that is over stays as it is."""
+    with _at(call.settings(), job_id) as runner:
+        job = runner.jobs.job(job_id)
+        if not job.state.is_over:
+            job = runner.jobs.cancel(job_id)
+    call.out.answer(job)
+    call.out.say(f"{job.id} is {_state(job)}")
+    return 0
+
+
+@command(app, "on", *WIRE)
+def fetch(
+    call: Call,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID", help="Without any, every job that was started here.")
+    ] = None,
+) -> int:
+    """Bring home what jobs wrote that nobody waited for, also of commands that failed.
+
+    Exit 3 when something could not be brought home; it stays on the host, for the next fetch.
+    """
+    book = JobBook.of_user()
+    records = [book.named(each) for each in ids] if ids else [each for each in book.records() if not each.is_home]
+    answers, codes = [], [0]
+    for record in records:
+        try:
+            answer, code = _fetched(call, record, is_named=bool(ids))
+        except DeltasyncError as error:
+            if ids and len(ids) == 1:
+                raise
+            call.out.warn(f"{record.id}: {error.sentence}")
+            answer, code = {"job": record.id, "error": {"code": error.code, "detail": error.sentence}}, error.exit_code
+        answers.append(answer)
+        codes.append(code)
+    call.out.answer({"jobs": answers})
+    if not records:
+        call.out.say("nothing that was started here waits to be brought home")
+    return max(codes, key=lambda code: (code not in (0, 3), code))
+
+
+def _fetched(call: Call, record: Record, *, is_named: bool) -> tuple[dict[str, Any], int]:
+    with _at(call.settings(), record.id) as runner:
+        try:
+            job = runner.jobs.job(record.id)
+        except NotFound:
+            if is_named:
+                raise
+            runner.forget(record)  # the host did
+            return {"job": record.id, "outputs": None}, 0
+        if not job.state.is_over:
+            if is_named:
+                raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")
+            return {"job": job.id, "state": job.state.value, "outputs": None}, 0
+        home = runner.fetch(record, job, Meter())
+    complain_all(call, [(each.place, each.reason) for each in home.problems])
+    call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
+    for path in home.paths:
+        call.out.detail(f"  {path}")
+    answer = {"job": job.id, "state": job.state.value, "outputs": msgspec.to_builtins(home)}
+    return answer, 0 if home.is_whole else 3
+
+
+@contextlib.contextmanager
+def _at(settings: Settings, job_id: str | None) -> Iterator[Runner]:
+    """Lend what speaks with the host of a job: as given, as the job's record says, or the only one."""
+    from deltasync.client.run import Runner
+
+    url = settings.on
+    if url is None and job_id is not None:
+        with contextlib.suppress(NotFound):
+            url = JobBook.of_user().named(job_id).url
+    if url is None:
+        started_at = {each.url for each in JobBook.of_user().records()}
+        url = started_at.pop() if len(started_at) == 1 else host_of(settings, [])
+    with reached(settings, url) as transport:
+        yield Runner(transport, note=lambda sentence: print(f"deltasync: {shown(sentence)}", file=sys.stderr))
+
+
+def _state(job: Job) -> str:
+    if job.exit_code or job.signal:
+        return f"{job.state} ({f'exit {job.exit_code}' if job.exit_code else f'signal {job.signal}'})"
+    return f"{job.state}{f' ({job.ahead} ahead)' if job.ahead else ''}"
+
+
+def _facts(job: Job) -> dict[str, object]:
+    """Return what is worth telling of a job, by its name."""
+    returned = job.returned
+    facts = {
+        "job": job.id,
+        "state": _state(job),
+        "reason": job.reason,
+        "command": " ".join(map(shown, job.command)),
+        "session": job.session_path,
+        "created": job.created_at,
+        "started": job.started_at,
+        "ended": job.ended_at,
+        "gpus": ", ".join(map(str, job.gpus)),
+        "inputs": f"{job.input_files:,} files, {bytes_text(job.input_bytes)}",
+        "log": bytes_text(job.log_bytes),
+        "returned": returned and f"{returned.files:,} files, {bytes_text(returned.bytes)}",
+        "home": "yes" if job.acknowledged else "",
+    }
+    return {name: value for name, value in facts.items() if value}

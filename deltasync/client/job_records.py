@@ -1,0 +1,117 @@
+"""A record of each job that was started here: where it runs, and where what it writes belongs (spec J-62, J-63)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from deltasync.client.opening import home_of_states
+from deltasync.core.argv import pattern_of
+from deltasync.core.errors import NotFound
+from deltasync.core.jobs import JOB_ID, Output
+from deltasync.core.names import NameRefused, parse_path, shown
+from deltasync.decoding import decoded
+from deltasync.disk import open_regular, space_guard, staged
+
+FOLDER, SUFFIX = "jobs", ".json"
+RECORD_BYTES_MAX = 256 << 20
+KEEP_DAYS = 31
+"""What nobody brought home by then the host has forgotten (spec J-48)."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One job that was started here."""
+
+    id: str
+    url: str
+    command: list[str]
+    """As it was typed, safe to print."""
+    started_at: str
+    outputs: list[Output] = []
+    in_place: dict[str, str] = {}
+    """The inputs that the command may have changed: place and local path, links resolved."""
+    digests: dict[str, str] = {}
+    """What their files were when they were sent, by their places."""
+    is_home: bool = False
+    """Everything that it returned is here, and was acknowledged."""
+
+    def target(self, place: str) -> Path | None:
+        """Return where something that came from a place belongs; None for a place that nobody named (spec J-66)."""
+        with contextlib.suppress(NameRefused):
+            parse_path(place)
+            return self._output(place) or self._input(place)
+        return None
+
+    def sent(self, places: Iterable[str]) -> dict[str, bytes]:
+        """Return, for those of the places that inputs have, the digest that was sent; b'' for what was not."""
+        return {
+            place: bytes.fromhex(self.digests.get(place, ""))
+            for place in places
+            if self.target(place) is not None and self._output(place) is None
+        }
+
+    def _input(self, place: str) -> Path | None:
+        for above, path in self.in_place.items():
+            if f"{place}/".startswith(f"{above}/"):
+                return Path(path + place.removeprefix(above))
+        return None
+
+    def _output(self, place: str) -> Path | None:
+        folder, _, name = place.rpartition("/")
+        for output in self.outputs:
+            above, _, pattern = output.place.rpartition("/")
+            fits = pattern_of(pattern) if output.is_pattern and above == folder else None
+            if output.place == place or (fits is not None and fits.match(name)):
+                return Path("/" + place)
+        return None
+
+
+class JobBook:
+    """The records of one user: a file for each job."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def of_user(cls) -> JobBook:
+        """Return the book of the user who runs this."""
+        return cls(home_of_states() / FOLDER)
+
+    def write(self, record: Record) -> None:
+        """Keep a record from now on, and forget what is too old to be brought home."""
+        with space_guard(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with staged(self._folder / (record.id + SUFFIX)) as out:
+                out.write(msgspec.json.encode(record))
+        oldest = (datetime.now(UTC) - timedelta(days=KEEP_DAYS)).isoformat()
+        for each in self.records():
+            if each.started_at < oldest:
+                (self._folder / (each.id + SUFFIX)).unlink(missing_ok=True)
+
+    def records(self) -> list[Record]:
+        """Return every record that can be read, the newest first."""
+        names: list[str] = []
+        with contextlib.suppress(OSError):
+            names = os.listdir(self._folder)  # noqa: PTH208 - the names alone
+        ids = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
+        found = (self._read(each) for each in ids if JOB_ID.fullmatch(each))
+        return sorted((each for each in found if each is not None), key=lambda each: each.started_at, reverse=True)
+
+    def named(self, job_id: str) -> Record:
+        """Return the record of a job, or raise NotFound."""
+        record = self._read(job_id) if JOB_ID.fullmatch(job_id) else None
+        if record is None:
+            raise NotFound(f"{shown(job_id)} was not started here; `deltasync jobs ls` lists what a host knows")
+        return record
+
+    def _read(self, job_id: str) -> Record | None:
+        with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
+            with os.fdopen(open_regular(str(self._folder / (job_id + SUFFIX))), "rb") as file:
+                record = decoded(file.read(RECORD_BYTES_MAX), Record)
+            return record if record.id == job_id else None
+        return None

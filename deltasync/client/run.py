@@ -1,0 +1,242 @@
+"""Running a command on a host as if it were here: its inputs go there, what it says and writes comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from deltasync.client import inputs
+from deltasync.client.fetch import Watcher
+from deltasync.client.homecoming import bring_home
+from deltasync.client.inputs import delivered
+from deltasync.client.job_records import JobBook, Record
+from deltasync.client.job_request import Draft
+from deltasync.client.job_transport import JobTransport
+from deltasync.client.opening import client_id
+from deltasync.client.telling import Telling
+from deltasync.client.transport import HttpTransport
+from deltasync.core import jobs
+from deltasync.core.errors import (
+    DeltasyncError,
+    Forbidden,
+    HostBusy,
+    HostRefused,
+    HostUnreachable,
+    HostUntrusted,
+    InputsNotSent,
+    JobLost,
+    NotADeltasyncServer,
+    NotFound,
+    OutputsNotHome,
+    RunTrouble,
+    SequenceGone,
+    Unauthorized,
+    UsageError,
+    of_run,
+)
+from deltasync.core.names import shown
+
+_OF_OTHERS = (Forbidden, HostBusy, HostUnreachable, HostUntrusted, NotADeltasyncServer, Unauthorized, UsageError)
+"""What is no failure of the inputs or outputs, whenever it happens."""
+
+
+class Sink(Protocol):
+    """Takes what a command says, as it says it."""
+
+    def out(self, content: bytes) -> None:
+        """Take a part of its standard output."""
+
+    def err(self, content: bytes) -> None:
+        """Take a part of its standard error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A job that the host has, and what it took to have its inputs there."""
+
+    job: jobs.Job
+    record: Record
+    inputs: inputs.Report
+
+
+@dataclass(slots=True)
+class Home:
+    """What came home of a job: the member `outputs` of `run --json`."""
+
+    paths: list[str] = field(default_factory=list)
+    """Where they are, safe to print."""
+    files: int = 0
+    bytes: int = 0
+    fetched_bytes: int = 0
+    problems: list[jobs.Trouble] = field(default_factory=list)
+    """Paths that are not as the command wrote them, and what it wrote that nobody named."""
+    is_whole: bool = True
+    """Everything that was named, and that the command wrote, is here."""
+
+
+class Runner:
+    """Runs commands on one host."""
+
+    def __init__(self, transport: HttpTransport, *, note: Callable[[str], None], settle_seconds: float = 2.0) -> None:
+        """Ask nothing yet. note: takes a sentence for the user."""
+        self._transport, self._note, self._settle_seconds = transport, note, settle_seconds
+        self.jobs = JobTransport(transport)
+        self._book = JobBook.of_user()
+
+    def start(self, draft: Draft, watcher: inputs.Watcher) -> Started:
+        """Have the inputs on the host, and the job after them; it is recorded here before anything else is done."""
+        self._require_leave()
+        key = secrets.token_hex(16)
+        try:
+            return self._started(draft, key, watcher, may_keep=True)
+        except (SequenceGone, NotFound) as error:  # what a workspace had there is gone
+            self._note(f"{error.sentence}; the inputs are sent by themselves")
+        return self._started(draft, key, watcher, may_keep=False)
+
+    def _require_leave(self) -> None:
+        """Raise HostRefused where the host would refuse any job, before anything is sent to it."""
+        try:
+            able = self.jobs.capabilities()
+        except NotFound as error:
+            raise HostRefused(f"{self.jobs.url} is of a release that runs no commands") from error
+        except DeltasyncError as error:
+            raise of_run(error) from error
+        if not able.runs:
+            raise HostRefused(f"{self.jobs.url} runs no commands for this client: {shown(able.why)}")
+
+    def _started(self, draft: Draft, key: str, watcher: inputs.Watcher, *, may_keep: bool) -> Started:
+        with contextlib.ExitStack() as stack:
+            with _failing(InputsNotSent):
+                there = stack.enter_context(
+                    delivered(
+                        self._transport,
+                        draft.needs,
+                        watcher=watcher,
+                        note=self._note,
+                        settle_seconds=self._settle_seconds,
+                        may_keep=may_keep,
+                    )
+                )
+            try:
+                job = self.jobs.start(draft.request(key, client_id(), there.inputs))
+            except (SequenceGone, NotFound) as error:
+                if may_keep and there.is_any_kept:
+                    raise
+                raise HostRefused.of(error) from error
+            except DeltasyncError as error:
+                raise of_run(error) from error
+            return Started(job, self._recorded(job, draft, there), there.report)
+
+    def _recorded(self, job: jobs.Job, draft: Draft, there: inputs.Delivered) -> Record:
+        record = Record(
+            id=job.id,
+            url=self.jobs.url,
+            command=[shown(each) for each in draft.asked.argv],
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            outputs=list(draft.outputs),
+            in_place={each.place: str(Path("/" + each.place).resolve()) for each in there.inputs if each.in_place},
+            digests={place: digest.hex() for place, digest in there.digests.items()},
+        )
+        self._book.write(record)
+        return record
+
+    def follow(self, job: jobs.Job, sink: Sink, *, is_raw: bool = False, until: int | None = None) -> jobs.Job:
+        """Hand on what a job says until it is over, or to a place in its log, and return it as it is then."""
+        session = "" if is_raw else job.session_path
+        ways = {"stdout": (Telling(session), sink.out), "stderr": (Telling(session), sink.err)}
+        with _failing(HostRefused):
+            for event in self.jobs.logs(job.id) if until != 0 else ():
+                if event.kind in ways:
+                    telling, put = ways[event.kind]
+                    put(telling.told(event.content))
+                elif event.kind == "gap":
+                    self._note(f"{shown(event.content.decode(errors='replace'))} bytes of what it said were not kept")
+                elif event.job is not None:
+                    if event.job.ahead and event.job.ahead != job.ahead:
+                        self._note(f"{job.id} waits; {event.job.ahead} go first")
+                    job = event.job
+                if until is not None and event.at is not None and event.at >= until:
+                    break
+        for telling, put in ways.values():
+            put(telling.rest())
+        return job
+
+    def wait(self, job_id: str) -> jobs.Job:
+        """Return a job once it is over; what it says is not fetched."""
+        job = self.jobs.job(job_id)
+        while not job.state.is_over:
+            for event in self.jobs.logs(job_id, job.log_bytes):
+                job = event.job or job
+        return job
+
+    def forget(self, record: Record) -> None:
+        """Say that nothing more comes of a job."""
+        self._book.write(_home(record))
+
+    def fetch(self, record: Record, job: jobs.Job, watcher: Watcher) -> Home:
+        """Bring home what a job returned, and tell the host when everything is here (spec J-62, J-63)."""
+        home = Home()
+        if job.returned is None or job.acknowledged:
+            self.forget(record)
+            return home
+        with _failing(OutputsNotHome):
+            is_here = self._bring(record, job.returned, home, watcher)
+            if is_here:
+                self.jobs.acknowledge(job.id)
+                self.forget(record)
+        return home
+
+    def _bring(self, record: Record, returned: jobs.Returned, home: Home, watcher: Watcher) -> bool:
+        """Fill in what came home, and tell whether that is everything that the host has for it."""
+        targets = {place: path for place in returned.places if (path := record.target(place)) is not None}
+        others = [place for place in returned.places if place not in targets]
+        report = bring_home(
+            self._transport, returned, targets, watcher, in_place=record.sent(targets), job_id=record.id
+        )
+        home.paths = [shown(str(path)) for path in targets.values()]
+        home.files, home.bytes, home.fetched_bytes = report.files, report.bytes, report.fetched_bytes
+        home.problems += [jobs.Trouble(place=each.path, reason=each.reason) for each in report.problems]
+        home.problems += [jobs.Trouble(place=each, reason="came wrong from the host, twice") for each in report.damaged]
+        is_here = home.is_whole = not home.problems
+        home.problems += [
+            jobs.Trouble(place=shown(each), reason="was not asked for, and stays there") for each in others
+        ]
+        for each in returned.problems:
+            home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
+            home.is_whole &= record.target(each.place) is None
+        return is_here
+
+
+def exit_code_of(job: jobs.Job) -> int:
+    """Return what a command ended with, as a shell would; raises JobLost for a job that did not run to its end."""
+    if job.state is jobs.State.DONE and job.signal is not None:
+        return 128 + job.signal
+    if job.state is jobs.State.DONE and job.exit_code is not None:
+        return job.exit_code
+    said = {
+        jobs.State.CANCELLED: "was cancelled",
+        jobs.State.LOST: "was lost by its host",
+        jobs.State.FAILED: "failed",
+    }.get(job.state, f"is {job.state}")
+    reason = f": {shown(job.reason)}" if job.reason else ""
+    raise JobLost(f"the job {job.id} {said}{reason}", job=job.id, state=job.state.value)
+
+
+@contextlib.contextmanager
+def _failing(kind: type[RunTrouble]) -> Iterator[None]:
+    """Give an error the exit code of the step that it happened in, unless it is the host's, or the plan's."""
+    try:
+        yield
+    except DeltasyncError as error:
+        raise (of_run(error) if isinstance(error, _OF_OTHERS) else kind.of(error)) from error
+
+
+def _home(record: Record) -> Record:
+    import msgspec
+
+    return msgspec.structs.replace(record, is_home=True)

@@ -1,0 +1,136 @@
+"""The routes of jobs: run a command, follow it, end it; and what this host has for commands (spec J-30, J-49)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from deltasync.core import wire
+from deltasync.core.errors import Forbidden, UsageError
+from deltasync.core.jobs import Capabilities, Job, JobList, JobRequest
+from deltasync_server.access import Scope
+from deltasync_server.http import openapi
+from deltasync_server.http.auth import source_of
+from deltasync_server.http.context import body_of, caller_of, context_of, leave_of
+from deltasync_server.http.events import LogEvents
+from deltasync_server.http.problems import HttpRefusal, answer
+from deltasync_server.tenants import tenant_text
+
+router = APIRouter(prefix=wire.API, tags=["jobs"])
+
+REQUEST_BYTES = 16 << 20
+"""What the JSON of a request may take."""
+_NOTED_WORDS, _NOTED_LETTERS = 50, 200
+"""How much of a command the audit log takes."""
+_JSON = "application/json"
+After = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="the id of the last event that came")]
+
+
+def why_not(request: Request) -> str:
+    """Say why a caller may run no command here; '' where it may (spec J-31)."""
+    config, caller = context_of(request).config, caller_of(request)
+    if config.no_run:
+        return "this server runs no commands (--no-run)"
+    if Scope.RUN not in caller.scopes:
+        return "this token is not good for running commands: it lacks the scope 'run'"
+    if caller.token is None and source_of(request.scope) and not config.run_without_token:
+        return (
+            "commands run only for who shows a token: `deltasync-server token create --scope 'push run'` there makes "
+            "one; or serve with --require-token, on a unix socket, or with --run-without-token"
+        )
+    return ""
+
+
+@router.post(
+    "/jobs",
+    summary="Run a command",
+    **openapi.gives_made(Job, 400, 403, 404, 410, 411, 413, 415, 507),
+    openapi_extra=openapi.takes(JobRequest),
+)
+async def run(request: Request) -> Response:
+    """Queue a command; the same key again is the same job, which is answered with 200 (J-30)."""
+    here, caller = context_of(request), caller_of(request)
+    if why := why_not(request):
+        raise Forbidden(why)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+        raise HttpRefusal(415, f"a request to run a command has the Content-Type {_JSON}")
+    asked = await body_of(request, JobRequest, REQUEST_BYTES)
+    job, is_new = await here.workers.quick(partial(here.jobs.submit, caller.tenant, asked))
+    if is_new:
+        command = [word[:_NOTED_LETTERS] for word in job.command[:_NOTED_WORDS]]
+        _note(request, "run", job, command=command)
+    return answer(job, 201 if is_new else 200)
+
+
+@router.get("/jobs", summary="Every job", **openapi.gives(JobList))
+async def jobs(request: Request) -> Response:
+    """List the jobs of the caller's tenant, the newest first."""
+    here, tenant = context_of(request), caller_of(request).tenant
+    return answer(JobList(jobs=await here.workers.quick(partial(here.jobs.jobs, tenant))))
+
+
+@router.get("/jobs/{job}", summary="One job", **openapi.gives(Job, 404))
+async def one(request: Request, job: str) -> Response:
+    """Say where a job stands, and what it returned."""
+    return await _of(request, context_of(request).jobs.job, job)
+
+
+@router.delete("/jobs/{job}", summary="Cancel or forget a job", **openapi.gives(Job, 404))
+async def cancel(request: Request, job: str) -> Response:
+    """Cancel a job; one that is over is forgotten, with its log and what it returned (J-48)."""
+    found = await context_of(request).workers.quick(
+        partial(context_of(request).jobs.cancel, caller_of(request).tenant, job)
+    )
+    _note(request, "cancel", found)
+    return answer(found)
+
+
+@router.post("/jobs/{job}/acknowledge", summary="Let go of what a job returned", **openapi.gives(Job, 404, 411))
+async def acknowledge(request: Request, job: str) -> Response:
+    """Take the pin from what a job returned: the caller has all of it (J-63)."""
+    return await _of(request, context_of(request).jobs.acknowledge, job)
+
+
+@router.get("/jobs/{job}/logs", summary="Follow a job", **openapi.gives_events(400, 404))
+async def logs(request: Request, job: str, after: After = None) -> Response:
+    """Send what the command writes, and each state of the job, as server-sent events until the job is over (J-47)."""
+    here, tenant = context_of(request), caller_of(request).tenant
+    await here.workers.quick(partial(here.jobs.job, tenant, job))
+    return LogEvents(here, leave_of(request), tenant, job, _place(request, after))
+
+
+@router.get("/capabilities", summary="What commands meet here", **openapi.gives(Capabilities))
+async def capabilities(request: Request) -> Response:
+    """Say what a job may ask for, what is free of it, and whether the caller may run anything (J-49)."""
+    here = context_of(request)
+    return answer(await here.workers.quick(partial(here.jobs.capabilities, why_not(request))))
+
+
+async def _of(request: Request, ask: Callable[..., Job], job: str) -> Response:
+    return answer(await context_of(request).workers.quick(partial(ask, caller_of(request).tenant, job)))
+
+
+def _place(request: Request, after: int | None) -> int:
+    text = request.headers.get("last-event-id")
+    if text is None:
+        return after or 0
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise UsageError("Last-Event-ID is the id of an event of this job")
+    return int(text)
+
+
+def _note(request: Request, what: str, job: Job, **facts: object) -> None:
+    caller = caller_of(request)
+    context_of(request).audit.note(
+        what,
+        source=source_of(request.scope),
+        token=caller.token,
+        tenant=tenant_text(caller.tenant),
+        job=job.id,
+        state=job.state,
+        **facts,
+    )

@@ -1,0 +1,165 @@
+"""The queue: which job is worked on when, by slots, GPUs, priority and age (spec J-41); and what time does to jobs."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from deltasync.core.jobs import State
+from deltasync_server.intake import now
+from deltasync_server.jobs.process import Why
+from deltasync_server.jobs.run import Run, Shop
+from deltasync_server.jobs.table import Waiting, job_row, kept_sessions, note, step, waiting
+
+LOOK_SECONDS = 30.0
+"""How often what time does to jobs is looked at."""
+_log = logging.getLogger(__name__)
+
+
+class Queue:
+    """Starts a thread for each job whose turn it is."""
+
+    def __init__(self, shop: Shop, gpus: int, tidy: Callable[[], float | None]) -> None:
+        """tidy: does what time asks for, and returns in how many seconds it asks again, if that is known."""
+        self._shop, self._tidy = shop, tidy
+        self._config = shop.store.config
+        self._gpus = gpus
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._is_asked = False
+        self._active: dict[str, Run] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(target=self._attend, name="deltasync-jobs")
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Have every job that is worked on ended, and begin no other; returns at once."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+            runs = list(self._active.values())
+        for run in runs:
+            run.end(Why.STOPPED)
+
+    def stop(self) -> None:
+        """End everything, and return when it has ended."""
+        self.begin_stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+        with self._changed:
+            threads = list(self._threads.values())
+        for thread in threads:
+            thread.join()
+
+    def wake(self) -> None:
+        """Look at the queue again."""
+        with self._changed:
+            self._is_asked = True
+            self._changed.notify_all()
+
+    def run_of(self, job_id: str) -> Run | None:
+        """Return who works on a job."""
+        with self._changed:
+            return self._active.get(job_id)
+
+    def slots_free(self) -> int:
+        """Return how many more jobs could run now."""
+        with self._changed:
+            return max(0, self._config.slots - len(self._active))
+
+    def gpus_free(self) -> int:
+        """Return how many GPUs no job has."""
+        with self._changed:
+            return len(self._free())
+
+    def _free(self) -> list[int]:
+        taken = {number for run in self._active.values() for number in run.gpus}
+        return [number for number in range(self._gpus) if number not in taken]
+
+    def _attend(self) -> None:
+        while True:
+            seconds: float | None = None
+            try:
+                while self._begin_one():
+                    pass
+                seconds = self._tidy()
+            except Exception:  # noqa: BLE001 - a worker reports it and goes on
+                _log.exception("the queue of jobs could not be looked at")
+            with self._changed:
+                if not (self._is_stopping or self._is_asked):
+                    self._changed.wait(min(LOOK_SECONDS, LOOK_SECONDS if seconds is None else max(0.0, seconds)))
+                self._is_asked = False
+                if self._is_stopping:
+                    return
+
+    def _begin_one(self) -> bool:
+        """Begin with the job whose turn it is; False where there is none, or no slot."""
+        with self._changed:
+            if self._is_stopping or len(self._active) >= self._config.slots:
+                return False
+            with self._shop.store.state.read() as db:
+                if len(self._active) + len(kept_sessions(db, time.time())) >= self._config.job_sessions:
+                    return False
+                chosen = self._chosen(db)
+                job = job_row(db, chosen.id) if chosen else None
+            if chosen is None or job is None:
+                return False
+            run = Run(self._shop, job, self._free()[: chosen.gpus])
+            self._active[job.id] = run  # before its state says so: whoever cancels it finds it there
+        with self._shop.store.state.write() as db:
+            gpus = msgspec.json.encode(run.gpus)
+            is_taken = step(db, job.id, State.STAGING, started_at=now(), gpus=gpus)
+        self._shop.bells.ring(job.id)
+        if not is_taken:  # somebody cancelled it
+            self._release(job.id)
+            return True
+        self._begin(run)
+        return True
+
+    def _chosen(self, db: sqlite3.Connection) -> Waiting | None:
+        """Return the job whose turn it is; one that waits for GPUs holds up only those that need some as well."""
+        free, is_held_up = len(self._free()), False
+        for each in waiting(db):
+            if each.id in self._active:
+                continue
+            if not each.gpus or (each.gpus <= free and not is_held_up):
+                return each
+            is_held_up = True
+        return None
+
+    def _begin(self, run: Run) -> None:
+        thread = threading.Thread(target=self._work, args=(run,), name=f"deltasync-job-{run.job.id}")
+        with self._changed:
+            if self._is_stopping:
+                run.end(Why.STOPPED)
+            self._threads[run.job.id] = thread
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system starts no more threads
+            with self._changed:
+                del self._threads[run.job.id]
+            self._shop.step(run.job.id, State.FAILED, reason=str(error), ended=int(time.time()))
+            with self._shop.store.state.write() as db:
+                note(db, run.job.id, roots=b"", kinds="")
+            self._release(run.job.id)
+
+    def _work(self, run: Run) -> None:
+        try:
+            run.work()
+        finally:
+            self._release(run.job.id)
+
+    def _release(self, job_id: str) -> None:
+        with self._changed:
+            self._active.pop(job_id, None)
+            self._threads.pop(job_id, None)
+            self._is_asked = True
+            self._changed.notify_all()

@@ -1,0 +1,202 @@
+"""One job on its way: its session, its command, what comes home, and its end, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deltasync.core.errors import Cancelled, DeltasyncError
+from deltasync.core.jobs import Returned, State
+from deltasync.disk import refusal
+from deltasync_server.intake import now
+from deltasync_server.jobs import returns
+from deltasync_server.jobs.account import Account
+from deltasync_server.jobs.admission import filled
+from deltasync_server.jobs.bells import Bells
+from deltasync_server.jobs.leftovers import MARK
+from deltasync_server.jobs.log import Log
+from deltasync_server.jobs.process import Command, Ended, Process, Why
+from deltasync_server.jobs.session import INPUTS, OUTPUTS, TEMPORARY, Session, Sessions
+from deltasync_server.jobs.table import JobRow, note, step
+from deltasync_server.receive import Store
+from deltasync_server.state import blob_rows
+
+KEPT_SECONDS_MAX = 7 * 86_400.0
+"""No session is kept longer than its job is remembered."""
+STOPPED = "the server was stopped; run it again"
+_INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """What every job is worked on with."""
+
+    store: Store
+    sessions: Sessions
+    logs: Path
+    account: Account | None
+    bells: Bells
+
+    def step(self, job_id: str, to: State, **columns: Any) -> bool:
+        """Take a job to another state, and tell those who follow it; False where it cannot be there."""
+        with self.store.state.write() as db:
+            is_taken = step(db, job_id, to, **columns)
+        self.bells.ring(job_id)
+        return is_taken
+
+    def forget_session(self, job_id: str) -> None:
+        """Remove a job's session, and let its inputs go."""
+        self.sessions.remove(job_id)
+        with self.store.state.write() as db:
+            note(db, job_id, roots=b"", kinds="", keep_until=0)
+
+
+class Run:
+    """Works on one job; another thread may end it."""
+
+    def __init__(self, shop: Shop, job: JobRow, gpus: list[int]) -> None:
+        self.job, self.gpus = job, gpus
+        self.log: Log | None = None
+        self._shop = shop
+        self._why = Why.ITSELF
+        self._process: Process | None = None
+        self._lock = threading.Lock()
+
+    def end(self, why: Why) -> None:
+        """Have the job ended; the first reason counts."""
+        with self._lock:
+            if self._why is Why.ITSELF:
+                self._why = why
+            if self._process is not None:
+                self._process.end(why)
+
+    def work(self) -> None:
+        """Take the job, which is being staged, to its end; whatever fails is the job's own failure."""
+        try:
+            self._work()
+        except Exception as error:  # noqa: BLE001 - a worker reports what nobody foresaw
+            known = error if isinstance(error, DeltasyncError) else refusal(error)
+            if known is None:
+                _log.error("the job %s failed", self.job.id, exc_info=error)
+            self._over(State.FAILED, known.sentence if known else "the server failed; its log says why")
+        finally:
+            self._tidy()
+
+    def _work(self) -> None:
+        try:
+            session = self._shop.sessions.make(self.job, lambda: self._why is not Why.ITSELF)
+        except Cancelled:
+            self._cut_short()
+            return
+        with session.folder:
+            if not self._shop.step(self.job.id, State.RUNNING):
+                return
+            ended = self._run(session)
+            self._look_at_links(session)
+            if ended.why is not Why.ITSELF:
+                self._cut_short(exit_code=ended.exit_code, signal=ended.signal)
+                return
+            self._shop.step(self.job.id, State.COLLECTING, exit_code=ended.exit_code, signal=ended.signal)
+            most = self._shop.store.config.job_file_bytes
+            returned = returns.collect(self._shop.store, self.job, session.folder, session.staged, file_bytes=most)
+        if self._why is not Why.ITSELF:  # somebody cancelled it meanwhile: nothing comes home
+            returns.release(self._shop.store, self.job._replace(returned=returned))
+            self._cut_short()
+            return
+        self._over(State.DONE, returned=returned)
+
+    def _run(self, session: Session) -> Ended:
+        request = self.job.request
+        seconds = request.timeout_seconds or self._shop.store.config.job_seconds
+        inputs, outputs = (os.fsencode(session.path / top) for top in (INPUTS, OUTPUTS))
+        command = Command(
+            self.job.id,
+            [filled(word, inputs, outputs) for word in request.argv],
+            self._environment(session),
+            session.work,
+            self._shop.account,
+            seconds,
+        )
+        self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
+        with contextlib.closing(self.log):
+            process = Process(command, self.log, lambda: self._shop.bells.ring(self.job.id))
+            with self._lock:
+                self._process = process
+                if self._why is not Why.ITSELF:
+                    process.end(self._why)
+            ended = process.run(self._note_process)
+        if ended.why is not Why.ITSELF:
+            self.end(ended.why)
+        return ended
+
+    def _note_process(self, pid: int, start: str | None) -> None:
+        """Write down who has to be killed if this server dies (spec J-45)."""
+        with self._shop.store.state.write() as db:
+            note(db, self.job.id, pid=pid, pid_start=start)
+
+    def _environment(self, session: Session) -> dict[bytes, bytes]:
+        """Return the environment of the command (spec J-46)."""
+        inputs, outputs = (os.fsencode(session.path / top) for top in (INPUTS, OUTPUTS))
+        found = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        found |= {"HOME": str(session.work), "TMPDIR": str(session.work / TEMPORARY)}
+        own = {MARK: self.job.id}
+        if self.gpus:
+            own |= {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        asked = {each.name.encode(): filled(each.value, inputs, outputs) for each in self.job.request.environment}
+        return _encoded(found.items()) | asked | _encoded(own.items())
+
+    def _look_at_links(self, session: Session) -> None:
+        """Read the blobs that the command has changed through a link, if any, before anyone gets them (spec J-43)."""
+        if session.linked:
+            store = self._shop.store
+            with store.state.read() as db:
+                rows = blob_rows(db, session.linked)
+            if changed := store.trees.changed(rows):
+                _log.warning("the job %s has written to %d blobs, or their attributes", self.job.id, len(changed))
+                store.trees.sound_rows(changed)
+
+    def _cut_short(self, **columns: Any) -> None:
+        if self._why is Why.STOPPED:
+            self._over(State.LOST, STOPPED, **columns)
+        elif self._why is Why.TIME:
+            seconds = self.job.request.timeout_seconds or self._shop.store.config.job_seconds
+            self._over(State.CANCELLED, f"its time of {seconds:g} s was over", **columns)
+        else:
+            self._over(State.CANCELLED, "somebody cancelled it", **columns)
+
+    def _over(self, state: State, reason: str = "", *, returned: Returned | None = None, **columns: Any) -> None:
+        keep = min(self.job.request.keep_seconds, KEPT_SECONDS_MAX) if self._why is not Why.STOPPED else 0.0
+        at = time.time()
+        self._shop.step(
+            self.job.id,
+            state,
+            reason=reason,
+            ended=int(at),
+            ended_at=now(),
+            keep_until=at + keep if keep else 0,
+            log_bytes=self.log.end if self.log else 0,
+            returned=msgspec.json.encode(returned) if returned else None,
+            **columns,
+        )
+
+    def _tidy(self) -> None:
+        """Remove the session, unless it is kept a while."""
+        try:
+            if self._why is Why.STOPPED or not self.job.request.keep_seconds:
+                self._shop.forget_session(self.job.id)
+        except Exception as error:  # noqa: BLE001 - the job is over; the next start sees to what is left of it
+            _log.error("the session of %s could not be removed", self.job.id, exc_info=error)
+
+
+def _encoded(items: Iterable[tuple[str, str]]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in items}

@@ -1,0 +1,251 @@
+"""Inputs reach the host once, whatever they are called and wherever they lie; nothing else of this machine does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import Served, serving
+
+from deltasync.cli.progress import Meter
+from deltasync.client.ignore import IgnoreRules
+from deltasync.client.inputs import Delivered, Need, delivered
+from deltasync.client.opening import client_id
+from deltasync.client.push import Pusher, PushOptions
+from deltasync.client.scan import ScanOptions, scan
+from deltasync.client.state import State
+from deltasync.client.transport import HttpTransport
+from deltasync.core.errors import UsageError
+from deltasync.core.manifest import Entry, parse_directory
+from deltasync.core.tree import walk
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("inputs") / "data") as served:
+        yield served
+
+
+@pytest.fixture
+def transport(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpTransport]:
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "home"))
+    with contextlib.closing(HttpTransport(server.url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    return folder
+
+
+def carry(transport: HttpTransport, *paths: Path, notes: list[str] | None = None, **options: bool) -> Delivered:
+    """Have some paths on the host."""
+    needs = [Need(str(path)) for path in paths]
+    note = [].append if notes is None else notes.append
+    with delivered(transport, needs, watcher=Meter(), note=note, settle_seconds=0.0, **options) as done:
+        return done
+
+
+def tree(transport: HttpTransport, workspace: str, sequence: int) -> dict[str, Entry]:
+    """Return what the host has in a workspace at a sequence: files and links by their paths."""
+    root = bytes.fromhex(transport.sequence(workspace, sequence).root)
+
+    def load(digest: bytes) -> list[Entry]:
+        return parse_directory(transport.directory(workspace, digest), digest)
+
+    return {path: entry for path, entry in walk(root, load) if entry.kind != "directory"}
+
+
+def old(path: Path, content: bytes) -> Path:
+    """Write a file whose times prove its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def settle(*paths: Path) -> None:
+    """Wait until what was written lies so far back that no change could hide behind its times."""
+    probe = paths[0].parent / "probe"
+    newest = max(path.lstat().st_ctime_ns for path in paths)
+    while True:
+        probe.write_bytes(b"")
+        if probe.lstat().st_mtime_ns - newest > 40_000_000:
+            probe.unlink()
+            return
+
+
+def pushed(transport: HttpTransport, root: Path, workspace: str) -> int:
+    """Push a folder as a workspace, and return its sequence."""
+    with State.open(root) as state:
+        scan(state, ScanOptions(IgnoreRules(root)))
+        with Pusher(state, transport, PushOptions(workspace=workspace)) as pusher:
+            return pusher.run().sequence
+
+
+def test_the_host_has_the_inputs_and_nothing_beside_them(transport: HttpTransport, media: Path) -> None:
+    """Of two files and a folder, what is named is in the private workspace at its own path, and no neighbour is."""
+    one = old(media / "a/one.bin", b"1" * 1000)
+    old(media / "a/secret", b"never")
+    old(media / "all/deep/two.bin", b"2" * 1000)
+    (media / "all/near").symlink_to("deep/two.bin")
+    done = carry(transport, one, media / "all")
+    (file, folder) = done.inputs
+    top = str(media)[1:]
+    assert (file.path, file.place) == (f"{top}/a/one.bin",) * 2 and folder.path == f"{top}/all"
+    assert file.workspace == f"inputs-{client_id()[:8]}" == folder.workspace
+    found = tree(transport, file.workspace, file.sequence)
+    assert set(found) == {f"{top}/a/one.bin", f"{top}/all/deep/two.bin", f"{top}/all/near"}
+    assert found[f"{top}/all/near"].target == "deep/two.bin"
+    assert (done.report.files, done.report.bytes, done.report.read_bytes) == (2, 2000, 2000)
+
+
+def test_the_same_inputs_are_neither_read_nor_sent_again(transport: HttpTransport, media: Path) -> None:
+    """A second command with the same file sends nothing, also with a command on another file between them."""
+    first, second = old(media / "first", os.urandom(MIB)), old(media / "second", os.urandom(MIB))
+    settle(first, second)
+    assert carry(transport, first).report.read_bytes == MIB
+    carry(transport, second)
+    again = carry(transport, first)
+    assert (again.report.read_bytes, again.report.bytes, again.report.problems) == (0, MIB, [])
+    assert again.report.sent_bytes < 10_000 and again.report.cached_bytes == MIB
+    found = tree(transport, again.inputs[0].workspace, again.inputs[0].sequence)
+    assert set(found) == {str(first)[1:]}
+
+
+def test_a_renamed_and_a_copied_input_send_no_content(transport: HttpTransport, media: Path) -> None:
+    """A file under another name, and a copy of it, are read here and come from the host's cache there."""
+    first = old(media / "first", os.urandom(MIB))
+    assert carry(transport, first).report.sent_bytes > MIB
+    first.rename(media / "renamed")
+    old(media / "copy", (media / "renamed").read_bytes())
+    for name in ("renamed", "copy"):
+        done = carry(transport, media / name)
+        assert done.report.sent_bytes < 10_000, name
+        assert set(tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)) == {str(media / name)[1:]}
+
+
+def test_a_workspace_in_sync_is_taken_as_it_is(transport: HttpTransport, media: Path) -> None:
+    """A file, a folder and the whole of a workspace that the host has are neither read nor sent."""
+    file = old(media / "in/file", os.urandom(MIB))
+    settle(file)
+    sequence, requests = pushed(transport, media, "in-sync"), transport.requests
+    for path, inside in ((file, "in/file"), (media / "in", "in"), (media, "")):
+        done = carry(transport, path)
+        (given,) = done.inputs
+        assert (given.workspace, given.sequence) == ("in-sync", sequence)
+        assert (given.path, given.place) == (inside, str(path)[1:])
+        assert (done.report.kept_bytes, done.report.sent_bytes, done.report.files) == (MIB, 0, 1)
+    assert transport.requests == requests
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "ignored", "removed", "touched"])
+def test_a_workspace_that_differs_is_not_taken(transport: HttpTransport, media: Path, change: str) -> None:
+    """Whatever differs from the acknowledged tree by one stat goes through the private workspace, as it is here."""
+    file, other = old(media / "in/file", b"before"), old(media / "in/other", b"other")
+    old(media / ".deltasyncignore", b"*.log\n")
+    if change == "ignored":
+        old(media / "in/a.log", b"log")
+    settle(file, other)
+    pushed(transport, media, f"differs-{change}")
+    if change == "edited":
+        file.write_bytes(b"after!")
+    elif change == "added":
+        old(media / "in/new", b"new")
+    elif change == "removed":
+        other.unlink()
+    elif change == "touched":
+        os.utime(file, ns=(1, 1))
+    (given,) = carry(transport, media / "in").inputs
+    assert given.workspace.startswith("inputs-")
+    found = tree(transport, given.workspace, given.sequence)
+    assert {path.rpartition("/")[2] for path in found} == {each.name for each in (media / "in").iterdir()}
+    assert {entry.size for path, entry in found.items() if path.endswith("/file")} == {6}
+    assert {entry.mtime_ns for path, entry in found.items() if path.endswith("/file")} == {file.stat().st_mtime_ns}
+
+
+def test_no_rule_and_no_guard_keeps_an_input_back(transport: HttpTransport, media: Path) -> None:
+    """Ignored files, nested workspaces and a folder that became empty are carried as they are; states are not."""
+    old(media / "in/.deltasyncignore", b"*\n")
+    old(media / "in/file", b"ignored")
+    nested = media / "in/nested"
+    old(nested / "file", b"nested")
+    State.open(nested).close()
+    (given,) = carry(transport, media / "in").inputs
+    names = {path.removeprefix(f"{given.path}/") for path in tree(transport, given.workspace, given.sequence)}
+    assert names == {".deltasyncignore", "file", "nested/file"}
+    for name in (".deltasyncignore", "file", "nested/file"):
+        (media / "in" / name).unlink()
+    (given,) = carry(transport, media / "in").inputs
+    assert tree(transport, given.workspace, given.sequence) == {}
+
+
+def test_a_link_is_followed_and_keeps_its_place(transport: HttpTransport, media: Path) -> None:
+    """A named link has its own place and the content of what it leads to, also through a linked folder."""
+    target = old(media / "real/file", b"content")
+    (media / "link").symlink_to(target)
+    (media / "way").symlink_to("real")
+    done = carry(transport, media / "link", media / "way/file")
+    assert {(each.place, each.path) for each in done.inputs} == {
+        (str(media / "link")[1:], str(target)[1:]),
+        (str(media / "way/file")[1:], str(target)[1:]),
+    }
+
+
+def test_one_input_inside_another_comes_with_it(transport: HttpTransport, media: Path) -> None:
+    """A folder and a file in it are one input; a link in it that leads elsewhere is refused by name."""
+    file = old(media / "in/file", b"x")
+    (given,) = carry(transport, file, media / "in").inputs
+    assert given.place == str(media / "in")[1:]
+    (media / "in/link").symlink_to(old(media / "elsewhere", b"y"))
+    with pytest.raises(UsageError, match="link inside of"):
+        carry(transport, media / "in", media / "in/link")
+
+
+@pytest.mark.parametrize("name", ["new\nline", "by\udcfftes", "\x07", ".deltasync"])
+def test_a_path_that_cannot_be_carried_is_refused_before_anything_is_sent(
+    transport: HttpTransport, media: Path, name: str
+) -> None:
+    """A control character, bytes that are no UTF-8 and our own name are one clear sentence each."""
+    (media / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="cannot be carried"):
+        carry(transport, media / name)
+    assert transport.requests == 0
+
+
+def test_what_cannot_be_carried_inside_a_folder_is_told(transport: HttpTransport, media: Path) -> None:
+    """A pipe and a link that leaves everything are problems; the rest of the folder goes."""
+    old(media / "in/file", b"x")
+    os.mkfifo(media / "in/pipe")
+    (media / "in/away").symlink_to("/etc/hostname")
+    done = carry(transport, media / "in")
+    assert sorted(each.path.rpartition("/")[2] for each in done.report.problems) == ["away", "pipe"]
+    assert len(tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)) == 1
+
+
+def test_two_commands_take_turns(transport: HttpTransport, media: Path) -> None:
+    """The second waits for the first with a sentence, and each gets a sequence that has its own inputs."""
+    import threading
+
+    one, two = old(media / "one", b"1"), old(media / "two", b"2")
+    said, results = threading.Event(), []
+
+    def second() -> None:
+        needs = [Need(str(two))]
+        with delivered(transport, needs, watcher=Meter(), note=lambda _: said.set(), settle_seconds=0.0) as done:
+            results.append(done)
+
+    thread = threading.Thread(target=second)
+    with delivered(transport, [Need(str(one))], watcher=Meter(), note=lambda _: None, settle_seconds=0.0) as first:
+        thread.start()
+        assert said.wait(20) and not results
+        assert set(tree(transport, first.inputs[0].workspace, first.inputs[0].sequence)) == {str(one)[1:]}
+    thread.join(20)
+    (given,) = results[0].inputs
+    assert set(tree(transport, given.workspace, given.sequence)) == {str(two)[1:]}
