@@ -7,8 +7,10 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from serving import Answer, Served, until
 
 from deltasync.core.jobs import Input, JobRequest, Output, Piece, State, Word
@@ -69,8 +71,6 @@ def submit(served: Served, asked: object, headers: Mapping[str, str] | None = No
 
 
 def _encoded(asked: object) -> bytes:
-    import msgspec
-
     return msgspec.json.encode(asked)
 
 
@@ -121,3 +121,11 @@ def streams(events: list[Event]) -> dict[str, bytes]:
         for name in ("stdout", "stderr")
         if any(each.name == name for each in events)
     }
+
+
+def is_there(pid: int) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except FileNotFoundError:
+        return False

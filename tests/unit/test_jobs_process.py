@@ -10,6 +10,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from commands import is_there
 from serving import until
 
 from deltasync.core.errors import DeltasyncError, NotFound
@@ -57,14 +58,6 @@ class Ran:
         """Wait until the command has written a number to a file, and return it."""
         until(lambda: (self.work / name).exists() and (self.work / name).read_text().endswith("\n"))
         return int((self.work / name).read_text())
-
-
-def is_there(pid: int) -> bool:
-    """Tell whether a process lives; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    except FileNotFoundError:
-        return False
 
 
 def in_background(ran: Ran) -> tuple[threading.Thread, list[Ended]]:
