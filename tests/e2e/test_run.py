@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from observed import settle
 from serving import Served, serving
 from user import BINARY, SECONDS, Done, User
 
@@ -246,9 +247,7 @@ def test_the_host_of_a_workspace_runs_what_is_in_it(user: User, here: Path, host
     """Without --on the host is the one that the first input is kept on, and what is in sync there is not sent."""
     (here / "big").write_bytes(os.urandom(1 << 20))
     del user.environment["DELTASYNC_ON"]
-    probe = here / "probe"
-    while not probe.exists() or probe.stat().st_mtime_ns - (here / "big").stat().st_ctime_ns < 40_000_000:
-        probe.write_bytes(b"")
+    settle(here / "big")
     assert user.run("push", here, "--to", host.url, "--workspace", "of-a-run").code == 0
     done = run(user, here, "--json", "--", "cksum", "big")
     assert done.json["inputs"] | {"seconds": 0} == {

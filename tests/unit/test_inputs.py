@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from observed import settle
 from serving import Served, serving
 
 from deltasync.cli.progress import Meter
@@ -68,17 +69,6 @@ def old(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
-
-
-def settle(*paths: Path) -> None:
-    """Wait until what was written lies so far back that no change could hide behind its times."""
-    probe = paths[0].parent / "probe"
-    newest = max(path.lstat().st_ctime_ns for path in paths)
-    while True:
-        probe.write_bytes(b"")
-        if probe.lstat().st_mtime_ns - newest > 40_000_000:
-            probe.unlink()
-            return
 
 
 def pushed(transport: HttpTransport, root: Path, workspace: str) -> int:
