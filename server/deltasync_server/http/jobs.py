@@ -6,16 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import Forbidden, UsageError
 from deltasync.core.jobs import Capabilities, Job, JobList, JobRequest
+from deltasync.decoding import decoded
 from deltasync_server.access import Scope
 from deltasync_server.http import openapi
 from deltasync_server.http.auth import source_of
-from deltasync_server.http.context import body_of, caller_of, context_of, leave_of
+from deltasync_server.http.body import check_length, whole
+from deltasync_server.http.context import caller_of, context_of, leave_of
 from deltasync_server.http.events import LogEvents
 from deltasync_server.http.problems import HttpRefusal, answer
 from deltasync_server.tenants import tenant_text
@@ -58,8 +61,9 @@ async def run(request: Request) -> Response:
         raise Forbidden(why)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise HttpRefusal(415, f"a request to run a command has the Content-Type {_JSON}")
-    asked = await body_of(request, JobRequest, REQUEST_BYTES)
-    job, is_new = await here.workers.quick(partial(here.jobs.submit, caller.tenant, asked))
+    check_length(request, REQUEST_BYTES)
+    body = await whole(request.receive, here.body_rules(REQUEST_BYTES))
+    job, is_new = await here.workers.quick(lambda: here.jobs.submit(caller.tenant, _asked(body)))
     if is_new:
         command = [word[:_NOTED_LETTERS] for word in job.command[:_NOTED_WORDS]]
         _note(request, "run", job, command=command)
@@ -108,6 +112,13 @@ async def capabilities(request: Request) -> Response:
     """Say what a job may ask for, what is free of it, and whether the caller may run anything (J-49)."""
     here = context_of(request)
     return answer(await here.workers.quick(partial(here.jobs.capabilities, why_not(request))))
+
+
+def _asked(body: bytes) -> JobRequest:
+    try:
+        return decoded(body, JobRequest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"not a request to run a command: {error}") from error
 
 
 async def _of(request: Request, ask: Callable[..., Job], job: str) -> Response:

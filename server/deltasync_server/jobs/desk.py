@@ -55,7 +55,7 @@ UNFETCHED_SECONDS = 30 * 86_400.0
 REMEMBERED_MAX = 1000
 """Of a tenant's jobs that are over (spec J-48)."""
 LOST = "the server died while it worked on this; run it again"
-_COMMAND_BYTES = 64 << 10
+_COMMAND_BYTES = 8 << 10
 """So much of a command is told to people."""
 
 
@@ -222,6 +222,11 @@ class Jobs:
             run.end(Why.CANCELLED)
         self.bells.ring(job_id)
         return self.job(tenant, job_id)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody works on a job."""
+        return self._queue.is_busy
 
     def acknowledge(self, tenant: Tenant, job_id: str) -> Job:
         """Let go of what a job returned: everything has its name (spec J-63)."""

@@ -119,7 +119,8 @@ class Sessions:
     def remove(self, job_id: str) -> bool:
         """Remove a session, whatever the command has made of it; False, and a line in the log, where that fails."""
         try:
-            remove_all(self.folder, job_id)
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes it as well
+                remove_all(self.folder, job_id)
         except OSError as error:
             _log.warning("the session %s could not be removed: %s", job_id, error)
             return False
@@ -179,6 +180,10 @@ class _Maker:
             above = one.place if one.is_folder else one.place.rpartition("/")[0]
             self._session.folder.walk_to(_join(OUTPUTS, above), create=True).close()
 
+    def _go_on(self) -> None:
+        if self._should_stop():
+            raise Cancelled("the job was ended while its inputs were staged")
+
     def _entries(self, digest: bytes) -> list[Entry]:
         with self._store.state.read() as db:
             return entries_of(digest, loader(db))
@@ -200,8 +205,7 @@ class _Maker:
         with self._store.state.read() as db:
             rows = blob_rows(db, {entry.digest for _, entry in files})
         for name, entry in files:
-            if self._should_stop():
-                raise Cancelled("the job was ended while its inputs were staged")
+            self._go_on()
             place = _join(above, name)
             row = rows.get(entry.digest)
             if row is None:
@@ -238,7 +242,7 @@ class _Maker:
             target = _created(folder, name, 0o755 if entry.executable else 0o644)
             try:
                 if not (self._links == "reflink" and reflink(source, target)):
-                    copy_bytes(source, target)
+                    copy_bytes(source, target, self._go_on)
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(target)

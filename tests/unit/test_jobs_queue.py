@@ -1,0 +1,219 @@
+"""The queue: which job runs when, with which GPUs, and what becomes of jobs when a server stops or died."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import given, shell, wanted
+from sender import Sender
+from serving import until
+
+from deltasync.core.errors import LimitExceeded, NoSpace
+from deltasync.core.hashing import digest_of
+from deltasync.core.jobs import Job, JobRequest, Output, Returned, State
+from deltasync.core.names import WorkspaceName
+from deltasync_server.config import StoreConfig
+from deltasync_server.jobs.desk import LOST, Jobs
+from deltasync_server.jobs.leftovers import start_of
+from deltasync_server.jobs.log import Kind, Log
+from deltasync_server.jobs.table import note
+from deltasync_server.receive import Store
+from deltasync_server.tenants import DEFAULT
+
+GPUS = ["one", "two"]
+
+
+@contextmanager
+def working(data: Path, *, gpus: list[str] | None = None, starts: bool = True, **settings: Any) -> Iterator[Jobs]:
+    """Lend the jobs of a store, which are worked on."""
+    with Store(StoreConfig(data, **settings)) as store:
+        store.recover()
+        with Jobs(store, lambda: list(gpus or [])) as jobs:
+            if starts:
+                jobs.start()
+            yield jobs
+
+
+def submitted(jobs: Jobs, request: JobRequest) -> str:
+    job, is_new = jobs.submit(DEFAULT, request)
+    assert is_new
+    return job.id
+
+
+def reached(jobs: Jobs, job_id: str, state: State) -> Job:
+    until(lambda: jobs.job(DEFAULT, job_id).state is state)
+    return jobs.job(DEFAULT, job_id)
+
+
+def waits_for(folder: Path, name: str) -> str:
+    """Return a script that ends when a file is there."""
+    return f"until test -e '{folder / name}'; do sleep 0.01; done"
+
+
+def test_one_at_a_time_the_more_urgent_first(tmp_path: Path) -> None:
+    """With one slot the others wait; when it is free the highest priority goes, and among equals the oldest."""
+    with working(tmp_path / "data", slots=1) as jobs:
+        first = submitted(jobs, shell(waits_for(tmp_path, "go")))
+        reached(jobs, first, State.RUNNING)
+        order = tmp_path / "order"
+        queued = [
+            submitted(jobs, shell(f"echo {number} >> '{order}'", priority=priority))
+            for number, priority in enumerate((0, 7, 0))
+        ]
+        assert [jobs.job(DEFAULT, each).ahead for each in queued] == [1, 0, 2]
+        assert jobs.capabilities("").slots_free == 0
+        (tmp_path / "go").touch()
+        for each in queued:
+            reached(jobs, each, State.DONE)
+        assert order.read_text().split() == ["1", "0", "2"]
+
+
+def test_who_waits_for_gpus_holds_up_nobody_else(tmp_path: Path) -> None:
+    """Each job has GPUs of its own; one that waits for them lets pass who needs none, but not who needs fewer."""
+    script = 'echo "$CUDA_VISIBLE_DEVICES"; ' + waits_for(tmp_path, "go")
+    with working(tmp_path / "data", gpus=GPUS) as jobs:
+        one = submitted(jobs, shell(script, gpus=1))
+        assert reached(jobs, one, State.RUNNING).gpus == [0]
+        both, other = (submitted(jobs, shell("true", gpus=count)) for count in (2, 1))
+        none = submitted(jobs, shell('echo "<$CUDA_VISIBLE_DEVICES>"'))
+        reached(jobs, none, State.DONE)
+        assert [jobs.job(DEFAULT, each).state for each in (both, other)] == [State.QUEUED] * 2
+        assert (jobs.capabilities("").gpus, jobs.capabilities("").gpus_free) == (GPUS, 1)
+        (tmp_path / "go").touch()
+        for each in (one, both, other):
+            assert reached(jobs, each, State.DONE).gpus == []
+        said = [b"".join(each.content for each in jobs.reader(job_id, 0).read(99)) for job_id in (one, none)]
+        assert said == [b"0\n", b"<>\n"]
+        with pytest.raises(LimitExceeded, match="2 GPUs, not 3"):
+            jobs.submit(DEFAULT, shell("true", gpus=3))
+
+
+def test_kept_sessions_are_bounded(tmp_path: Path) -> None:
+    """A session stays as long as was asked for, and where all are kept by jobs that are over no more are taken."""
+    with working(tmp_path / "data", job_sessions=1) as jobs:
+        kept = submitted(jobs, shell("echo made > file", keep_seconds=1000))
+        folder = Path(reached(jobs, kept, State.DONE).session_path)
+        assert (folder / "work/file").read_text() == "made\n"
+        with pytest.raises(NoSpace, match="1 sessions are kept"):
+            jobs.submit(DEFAULT, wanted("true"))
+        jobs.cancel(DEFAULT, kept)  # it is over: this forgets it
+        assert not folder.exists()
+        reached(jobs, submitted(jobs, wanted("true")), State.DONE)
+
+
+def test_a_job_that_is_over_holds_nothing(tmp_path: Path) -> None:
+    """Its session is gone, and a collection takes the inputs that nothing else needs."""
+    with working(tmp_path / "data", keep_sequences=1) as jobs:
+        store, sender = jobs._store, Sender(name=WorkspaceName("w"))
+        sender.send(store, sender.tree(a=b"only of the job"))
+        job_id = submitted(jobs, shell(waits_for(tmp_path, "go"), inputs=[given("a", "a")]))
+        reached(jobs, job_id, State.RUNNING)
+        sender.send(store, {})
+        store.catch_up()
+        assert store.collect().blobs == 0
+        (tmp_path / "go").touch()
+        reached(jobs, job_id, State.DONE)
+        until(lambda: os.listdir(tmp_path / "data/sessions") == [".lock"])
+        until(lambda: store.collect().blobs == 1)
+
+
+def test_a_command_that_wrote_through_a_link_reaches_nobody(tmp_path: Path) -> None:
+    """With --trust-jobs every blob is looked at after a job: a changed one is put away before anyone gets it."""
+    with working(tmp_path / "data", trust_jobs=True) as jobs:
+        store, sender = jobs._store, Sender(name=WorkspaceName("w"))
+        sender.send(store, sender.tree(a=b"as it was", b=b"touched"))
+        job_id = submitted(
+            jobs,
+            shell("cd ../inputs/w; chmod u+w a; echo changed > a; touch b", inputs=[given("w")]),
+        )
+        reached(jobs, job_id, State.DONE)
+        assert not store.cache.holds_right_bytes(digest_of(b"changed\n"))
+        if jobs._sessions.links == "hardlink":
+            assert store.cache.status(digest_of(b"as it was")) is None
+        assert store.cache.holds_right_bytes(digest_of(b"touched"))
+
+
+def test_a_stopping_server_ends_its_jobs_and_keeps_the_queue(tmp_path: Path) -> None:
+    """What runs is asked to end, is lost, and leaves no session; what waited waits for the next start."""
+    with working(tmp_path / "data", slots=1) as jobs:
+        running = submitted(
+            jobs, shell(f"trap 'touch {tmp_path}/asked; exit' TERM; touch {tmp_path}/up; while :; do sleep 0.01; done")
+        )
+        queued = submitted(jobs, wanted("true"))
+        until((tmp_path / "up").exists)
+        jobs.stop()
+        assert jobs.job(DEFAULT, running).state is State.LOST and (tmp_path / "asked").exists()
+        assert jobs.job(DEFAULT, queued).state is State.QUEUED
+        assert not Path(jobs.job(DEFAULT, running).session_path).exists()
+    with working(tmp_path / "data") as jobs:
+        reached(jobs, queued, State.DONE)
+
+
+@pytest.mark.parametrize("state", [State.STAGING, State.RUNNING, State.COLLECTING])
+def test_what_a_dead_server_worked_on_is_lost(tmp_path: Path, state: State) -> None:
+    """Its process group is killed, its session removed, its log stays, and its row says what happened."""
+    with working(tmp_path / "data", starts=False) as jobs:
+        job_id = submitted(jobs, shell("true"))
+        process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        with jobs._store.state.write() as db:
+            note(db, job_id, state=state.value, pid=process.pid, pid_start=start_of(process.pid))
+        for name in (job_id, f".making-{job_id}"):
+            (tmp_path / "data/sessions" / name / "inputs").mkdir(parents=True)
+        log = Log(tmp_path / "data/jobs" / job_id, 1 << 20)
+        log.append(Kind.OUT, b"so far")
+        log.close()
+    with working(tmp_path / "data") as jobs:
+        found = jobs.job(DEFAULT, job_id)
+        assert (found.state, found.reason, found.log_bytes) == (State.LOST, LOST, 6)
+        assert process.wait() == -9
+        assert os.listdir(tmp_path / "data/sessions") == [".lock"]
+
+
+def test_a_start_keeps_the_sessions_that_are_to_be_kept(tmp_path: Path) -> None:
+    """A restart takes no folder that somebody asked to keep, and no log of a job that is remembered."""
+    with working(tmp_path / "data") as jobs:
+        kept = submitted(jobs, shell("echo said", keep_seconds=1000))
+        reached(jobs, kept, State.DONE)
+        (tmp_path / "data/jobs/ds_1_00000001").mkdir()
+    with working(tmp_path / "data") as jobs:
+        assert os.listdir(tmp_path / "data/jobs") == [kept]
+        assert Path(jobs.job(DEFAULT, kept).session_path).is_dir()
+
+
+def test_every_wait_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More jobs than may wait are refused with both figures."""
+    monkeypatch.setattr("deltasync_server.jobs.desk.QUEUED_MAX", 2)
+    with working(tmp_path / "data", starts=False) as jobs:
+        for _ in range(2):
+            jobs.submit(DEFAULT, wanted("true"))
+        with pytest.raises(NoSpace, match="2 jobs wait here, and no more than 2 may"):
+            jobs.submit(DEFAULT, wanted("true"))
+
+
+def test_the_ledger_counts_sessions_and_logs(tmp_path: Path) -> None:
+    """What jobs take below DATA is in the count of what the store holds (spec ST-130)."""
+    with working(tmp_path / "data") as jobs:
+        script = "head -c 100000 /dev/zero > file; head -c 5000 /dev/zero"
+        reached(jobs, submitted(jobs, shell(script, keep_seconds=1000)), State.DONE)
+        found = jobs._store.ledger.count()
+        assert found["sessions"] == 100_000 and 5000 < found["jobs"] < 6000
+
+
+def test_what_is_released_is_released_once(tmp_path: Path) -> None:
+    """An acknowledged job says so, and saying it again changes nothing."""
+    with working(tmp_path / "data") as jobs:
+        job_id = submitted(jobs, wanted("true", outputs=[Output(place="o")]))
+        reached(jobs, job_id, State.DONE)
+        assert not jobs.acknowledge(DEFAULT, job_id).acknowledged  # it returned nothing
+        returned = Returned(workspace="r", sequence=1, root="0" * 64, files=1, bytes=1, places=["o"])
+        import msgspec
+
+        with jobs._store.state.write() as db:
+            note(db, job_id, returned=msgspec.json.encode(returned))
+        assert [jobs.acknowledge(DEFAULT, job_id).acknowledged for _ in range(2)] == [True, True]
