@@ -212,6 +212,13 @@ class Lock:
             os.close(self._descriptor)
             raise AlreadyRunning(sentence) from error
 
+    def is_named(self, path: Path | str, *, at: int | None = None) -> bool:
+        """Tell whether the locked file has its name; who waited for a lock may have got that of a removed file."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, dir_fd=at, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Release the lock."""
         if self._descriptor >= 0:

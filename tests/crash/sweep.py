@@ -35,19 +35,28 @@ import folders
 import msgspec
 from corpus import FOLDER as BUNDLES
 from corpus_good import File, noise, part_chain, recipe_chain
+from finished import RETURNS, Finished
 
 from deltasync.client import seal
 from deltasync.client import state as client_state
+from deltasync.core.errors import DeltasyncError
 from deltasync.core.hashing import digest_of
+from deltasync.core.jobs import Input, Output, Returned
+from deltasync.core.manifest import Kind
 from deltasync.core.names import WorkspaceName
+from deltasync.core.tree import walk
 from deltasync.db import connect
+from deltasync.disk import refusal, staged
 from deltasync_server import access, intake
 from deltasync_server import state as server_state
+from deltasync_server.config import StoreConfig
+from deltasync_server.jobs import returns
+from deltasync_server.receive import Store
+from deltasync_server.state import loader, pinned
 from deltasync_server.tenants import DEFAULT
 
 if TYPE_CHECKING:
     from deltasync.core.wire import UploadRequest
-    from deltasync_server.receive import Store
 
 MOMENTS = {"before": 0, "after": 1, "middle": 2}
 CREATES, WRITES, NAMES, REMOVALS, ATTRIBUTES, SYNCS, OPENS, READS = (1 << number for number in range(8))
@@ -67,6 +76,7 @@ KNOWN_CODES = (*range(9), 130)
 SHIM = ctypes.CDLL(None)
 LIMIT_SECONDS = 120
 PIECE = 8_000
+LARGE = bytes(range(256)) * 40_000
 
 
 def arm(point: int, moment: str) -> None:
@@ -298,6 +308,125 @@ class ClientFetch(Scenario):
         assert not (self.dest / ".deltasync").exists()
 
 
+def refused(error: DeltasyncError | OSError) -> int:
+    """Return the exit code of an error as the commands end with it; raises what they would show a traceback of."""
+    told = error if isinstance(error, DeltasyncError) else refusal(error)
+    if told is None:
+        raise error
+    print(told.sentence)
+    return told.exit_code
+
+
+class ClientHome(Scenario):
+    """A homecoming is killed; no file is half written under its name, and the second one completes it."""
+
+    sent: ClassVar[dict[str, bytes]] = {"p/in place.txt": b"as sent", "p/also here.txt": b"another"}
+
+    @classmethod
+    def make(cls, shared: Path) -> None:
+        """Have a store return a few files, a large one, a folder, and files that were in place."""
+        job = Finished(shared / "data/sessions/ds_1_00000001", outputs=[Output(place="p/folder", is_folder=True)])
+        with Store(StoreConfig(shared / "data")) as store:
+            store.recover()
+            job.out("p/a.txt", b"first")
+            job.out("p/large.bin", LARGE)
+            job.leave("p/folder/deep/x", b"inside")
+            for place, content in cls.sent.items():
+                job.leave(place, content + b", and edited there", top="inputs")
+                job.inputs.append(Input(workspace="w", sequence=1, place=place, in_place=True))
+            (shared / "returned").write_bytes(msgspec.json.encode(job.collect(store)))
+
+    def prepare(self) -> None:
+        self.dest = self.folder / "dest"
+        folders.write(self.dest, "p/a.txt", "an older one")
+        folders.write(self.dest, "p/mine.txt", "mine")
+        folders.write(self.dest, "p/in place.txt", self.sent["p/in place.txt"])
+        folders.write(self.dest, "p/also here.txt", "edited here")
+        self.returned = msgspec.json.decode((self.shared / "returned").read_bytes(), type=Returned)
+
+    def act(self) -> int:
+        from deltasync.client.homecoming import bring_home
+        from deltasync.client.transport import HttpTransport
+
+        way = HttpTransport(self.url, timeout=20, max_retries=0)
+        targets = {place: self.dest / place for place in self.returned.places}
+        sent = {place: digest_of(content) for place, content in self.sent.items()}
+        try:
+            bring_home(way, self.returned, targets, Quiet(), in_place=sent, job_id="ds_1_00000001")
+        except (DeltasyncError, OSError) as error:
+            return refused(error)
+        finally:
+            way.close()
+        return 0
+
+    def verify_harmed(self) -> None:
+        there = {path: seen[3] for path, seen in folders.listing(self.dest / "p").items() if seen[0] == "file"}
+        left = {path: content for path, content in there.items() if not path.startswith(".deltasync")}
+        assert left["a.txt"] in (b"an older one", b"first") and left["mine.txt"] == b"mine"
+        assert left["in place.txt"] in (b"as sent", b"as sent, and edited there")
+        assert left["also here.txt"] == b"edited here"
+        assert left.get("large.bin", LARGE) == LARGE
+
+    def verify(self) -> None:
+        self.verify_harmed()
+        found = {path: seen[-1] for path, seen in folders.listing(self.dest / "p").items()}
+        assert (found["a.txt"], found["large.bin"], found["folder/deep/x"]) == (b"first", LARGE, b"inside")
+        assert found["in place.txt"] == b"as sent, and edited there"
+        assert found["also here.txt.from-ds_1_00000001"] == b"another, and edited there"
+        assert not (self.dest / "p/.deltasync").exists()
+
+
+class ServerReturn(Scenario):
+    """What a job left is collected and the server killed; collected again it is whole, and nothing else is held."""
+
+    def prepare(self) -> None:
+        self.data = self.folder / "data"
+        self.recorded = self.folder / "returned"
+        self.job = Finished(self.data / "sessions/ds_1_00000001", outputs=[Output(place="out", is_folder=True)])
+        self.made = {f"out/{number % 3}/{number}": b"%d" % number for number in range(20)}
+        for place, content in self.made.items():
+            self.job.leave(place, content)
+        os.link(self.job.root / "outputs/out/0/0", self.job.root / "outputs/out/second name")
+        self.made["out/second name"] = b"0"
+
+    def act(self) -> int:
+        try:
+            with Store(StoreConfig(self.data)) as store:
+                store.recover()
+                is_recorded = self.recorded.exists()
+                if is_recorded:
+                    self.job.returned = msgspec.json.decode(self.recorded.read_bytes(), type=Returned)
+                returns.release_others(store, [self.job])
+                if not is_recorded:
+                    with staged(self.recorded) as out:
+                        out.write(msgspec.json.encode(self.job.collect(store)))
+                store.collect()
+        except (DeltasyncError, OSError) as error:
+            return refused(error)
+        return 0
+
+    def verify(self) -> None:
+        returned = msgspec.json.decode(self.recorded.read_bytes(), type=Returned)
+        assert returned.places == ["out"] and not returned.problems, returned
+        with Store(StoreConfig(self.data)) as store, store.state.read() as db:
+            found = dict(walk(bytes.fromhex(returned.root), loader(db)))
+            blobs = {path: store.cache.open(each.digest) for path, each in found.items() if each.kind is Kind.FILE}
+            assert {path: os.read(blob, 100) for path, blob in blobs.items()} == self.made
+            assert pinned(db, RETURNS) == {returned.sequence}
+            for blob in blobs.values():
+                os.close(blob)
+        self.run(lambda: server("check", "--data", self.data, "--json"))
+        assert not list((self.data / "staging").iterdir())
+
+
+class Quiet:
+    """Hears how far a fetch is."""
+
+    def read(self, files: int, size_bytes: int) -> None: ...
+    def all_is_read(self) -> None: ...
+    def fetched(self, size_bytes: int, total_bytes: int) -> None: ...
+
+
 class ServerReplay(Scenario):
     """A server applies the reference chain and is killed; the second replay ends at the chain's root."""
 
@@ -352,7 +481,6 @@ class ServerUpload(Scenario):
 
         from deltasync.core import wire
         from deltasync_server.config import StoreConfig
-        from deltasync_server.receive import Store
 
         made, name, plain = Writer("life").large(40_000), WorkspaceName("life"), self._plain()
         bundle = wire.UploadRequest(
@@ -410,7 +538,6 @@ class ServerLive(Scenario):
         from sender import Sender, assert_tree
 
         from deltasync_server.config import StoreConfig
-        from deltasync_server.receive import Store
 
         config = StoreConfig(self.data, keep_sequences=1, low_disk_bytes=0, low_disk_inodes=0)
         sender = Sender(name=WorkspaceName("life"))
@@ -594,6 +721,8 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "client-push-parts": ClientPushParts,
     "client-seal": ClientSeal,
     "client-fetch": ClientFetch,
+    "client-home": ClientHome,
+    "server-return": ServerReturn,
     "server-replay": ServerReplay,
     "server-replay-direct": ServerReplayDirect,
     "server-replay-recipes": ServerReplayRecipes,
@@ -654,6 +783,11 @@ def prepare_shared(name: str, shared: Path) -> contextlib.AbstractContextManager
         return contextlib.nullcontext()
     if name == "client-fetch":
         return fetched_server(shared)
+    if name == "client-home":
+        ClientHome.make(shared)
+        return live_server(shared)
+    if name == "server-return":
+        return contextlib.nullcontext()
     if name.startswith("server-") and name != "server-live":
         expected = shared / "expected"
         expected.mkdir()
@@ -673,6 +807,7 @@ PRELOADED = (
     "deltasync.cli.fetch",
     "deltasync.cli.push",
     "deltasync.cli.status",
+    "deltasync.client.homecoming",
     "deltasync.client.transport",
     "deltasync_server.check",
     "deltasync_server.cli.main",

@@ -23,6 +23,8 @@ SAMPLES = {
     "client-push-parts": 109,
     "client-seal": 53,
     "client-fetch": 61,
+    "client-home": 43,
+    "server-return": 97,
     "server-replay": 167,
     "server-replay-direct": 173,
     "server-replay-recipes": 97,
