@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from observed import settle
-from serving import Served, serving
+from serving import Served, serving, until
 from user import BINARY, SECONDS, Done, User
 
 from deltasync import Host
@@ -163,6 +163,19 @@ def test_outputs_that_find_no_folder_are_124_and_stay_on_the_host(user: User, he
     assert (here / "sub/c.txt").read_text() == "alpha\n"
 
 
+def test_a_folder_changes_in_place(user: User, here: Path) -> None:
+    """In a folder that a command may change, files that it edits and makes come home; what it leaves alone stays."""
+    (here / "sub").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (here / "sub" / name).write_text("alpha\n")
+    before = as_it_is(here / "sub/b.txt")
+    script = "cd {in:sub}; echo more >> a.txt; echo new > new.txt"
+    done = run(user, here, "--in-place", "--in", "sub", "--", "sh", "-c", script.replace("{in:sub}", "./sub"))
+    assert done.code == 0, done.err
+    assert (here / "sub/a.txt").read_text() == "alpha\nmore\n" and (here / "sub/new.txt").read_text() == "new\n"
+    assert as_it_is(here / "sub/b.txt") == before and names(here / "sub") == {"a.txt", "b.txt", "new.txt"}
+
+
 # What it says, and how it ends
 
 
@@ -302,6 +315,23 @@ def test_a_job_goes_on_alone_and_is_brought_home_later(user: User, here: Path) -
     assert [each["job"] for each in done.json["jobs"]] == [job] and done.code == 0
     assert (here / "c.txt").read_text() == "alpha\n"
     assert user.run("jobs", "fetch", "--json").json == {"jobs": []}
+
+
+def test_a_watch_that_starts_brings_home_what_waited(user: User, here: Path, host: Served) -> None:
+    """What a detached job wrote is here soon after a watch of a workspace on its host began; a failed one's is not."""
+    kept = run(user, here, "-d", "--shell", "cp {in:a.txt} {out:failed.txt}; exit 1").out.strip()
+    job = run(user, here, "-d", "--", "cp", "a.txt", "c.txt").out.strip()
+    assert (user.run("jobs", "wait", kept).code, user.run("jobs", "wait", job).code) == (1, 0)
+    watched = user.home / "watched"
+    watched.mkdir()
+    process = user.start("watch", watched, "--to", host.url, "--workspace", "of-a-watch")
+    try:
+        until(lambda: process.poll() is not None or (here / "c.txt").exists())
+        assert process.stderr and kept in process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (here / "c.txt").read_text() == "alpha\n" and "failed.txt" not in names(here)
 
 
 @contextlib.contextmanager

@@ -70,17 +70,19 @@ def test_a_pattern_is_one_word_and_all_its_files(here: Path) -> None:
 
 def test_a_list_is_made_there_line_by_line(here: Path) -> None:
     """Each line keeps its end and its quotes, paths in it are places, and the list itself is not sent."""
-    content = b"# a.txt\nfile 'sub/c.txt'\r\nb.txt\nnone.txt\n\xff\na\xe2\x80\xa8b\nlast"
+    content = b"# a.txt\nfile 'sub/c.txt'\r\nb.txt\nnone.txt\n\xff\nd\xe2\x80\xa8e.txt\nlast"
     (here / "list").write_bytes(content)
+    (here / "d\u2028e.txt").write_text("one name, not two lines")
     found = draft(here, "tool", "@list")
     (made,) = asked(found).lists
     top = str(here).encode()
     lines = [filled(line) for line in made.lines]
-    assert b"".join(lines) == content.replace(b"sub/c", b"IN" + top + b"/sub/c").replace(
-        b"b.txt", b"IN" + top + b"/b.txt"
-    )
+    expected = content
+    for name in (b"sub/c.txt", b"b.txt", b"d\xe2\x80\xa8e.txt"):
+        expected = expected.replace(name, b"IN" + top + b"/" + name)
+    assert b"".join(lines) == expected
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines[:-1])
-    assert {Path(need.path).name for need in found.needs} == {"b.txt", "c.txt"}
+    assert {Path(need.path).name for need in found.needs} == {"b.txt", "c.txt", "d\u2028e.txt"}
     assert filled(asked(found).argv[1]).decode() == f"@IN{here}/list"
 
 
