@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from commands import given, shell, wanted
 from sender import Sender
-from serving import until
+from serving import SECONDS, until
 
 from deltasync.core.errors import LimitExceeded, NoSpace
 from deltasync.core.hashing import digest_of
@@ -171,7 +171,7 @@ def test_what_a_dead_server_worked_on_is_lost(tmp_path: Path, state: State) -> N
     with working(tmp_path / "data") as jobs:
         found = jobs.job(DEFAULT, job_id)
         assert (found.state, found.reason, found.log_bytes) == (State.LOST, LOST, 6)
-        assert process.wait() == -9
+        assert process.wait(SECONDS) == -9
         assert os.listdir(tmp_path / "data/sessions") == [".lock"]
 
 
