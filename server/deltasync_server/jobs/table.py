@@ -32,6 +32,7 @@ class JobRow(NamedTuple):
     kinds: str
     """A letter for each input: `d` for a folder, `f` for a file."""
     input_bytes: int
+    returned: Returned | None = None
 
     def sources(self) -> list[tuple[bytes, bool]]:
         """Return the digest for each input, and whether it is a folder."""
@@ -95,12 +96,14 @@ def note(db: sqlite3.Connection, job_id: str, **columns: Any) -> None:
 
 def job_row(db: sqlite3.Connection, job_id: str) -> JobRow | None:
     """Return a job for those who work on it."""
-    select = "SELECT id, tenant, client_id, request, roots, kinds, input_bytes FROM jobs WHERE id = ?"
+    select = "SELECT id, tenant, client_id, request, returned, roots, kinds, input_bytes FROM jobs WHERE id = ?"
     row = db.execute(select, (job_id,)).fetchone()
     if row is None:
         return None
-    job, tenant, client_id, request, *rest = row
-    return JobRow(job, Tenant(tenant), client_id, msgspec.json.decode(request, type=JobRequest), *rest)
+    job, tenant, client_id, request, returned, roots, kinds, input_bytes = row
+    asked = msgspec.json.decode(request, type=JobRequest)
+    found = msgspec.json.decode(returned, type=Returned) if returned else None
+    return JobRow(job, Tenant(tenant), client_id, asked, roots, kinds, input_bytes, found)
 
 
 def by_key(db: sqlite3.Connection, tenant: Tenant, key: str) -> str | None:
@@ -142,6 +145,12 @@ def kept_sessions(db: sqlite3.Connection, at: float) -> dict[str, float]:
 def over_with_inputs(db: sqlite3.Connection) -> list[str]:
     """Return the jobs that are over and still hold their inputs."""
     return [job_id for (job_id,) in db.execute(f"SELECT id FROM jobs WHERE {_is_in(_OVER)} AND roots != x''")]
+
+
+def unfetched(db: sqlite3.Connection) -> list[JobRow]:
+    """Return the jobs that have returned something which nobody acknowledged."""
+    rows = db.execute("SELECT id FROM jobs WHERE returned IS NOT NULL AND NOT acknowledged").fetchall()
+    return [row for (job_id,) in rows if (row := job_row(db, job_id)) is not None]
 
 
 def stale_sessions(db: sqlite3.Connection, at: float) -> list[str]:
