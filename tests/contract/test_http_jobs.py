@@ -504,6 +504,25 @@ def test_a_unix_socket_lets_its_user_run_commands(tmp_path: Path) -> None:
             process.terminate()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_commands_run_as_the_user_whom_the_operator_names(tmp_path: Path) -> None:
+    """With --job-user a command is that user: it reads its inputs, cannot write blobs, and writes its outputs."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o711)
+    script = 'id -un; cat "$1"; (echo bad >> "$1") 2>/dev/null; echo $?; echo x > "$2" && echo written'
+    asked = wanted(
+        *("sh", "-c", script, "sh", Piece(input="a"), Piece(output="o")),
+        inputs=[given("a", "a.txt")],
+        outputs=[Output(place="o")],
+    )
+    with serving(tmp_path / "data", "--run-without-token", "--job-user", "nobody") as served:
+        assert served.send("w", Writer("w").file("a.txt", b"content\n")).status == 200
+        events = followed(served, begun(served, asked))
+        who, content, code, written = streams(events)["stdout"].decode().split()
+        assert (who, content, written) == ("nobody", "content", "written")
+        assert (code == "0") is (served.get(f"{API}/capabilities").json["links"] != "hardlink")
+
+
 def test_sessions_are_made_where_the_operator_says(tmp_path: Path) -> None:
     """--sessions-dir names the folder; a second server cannot have it as well."""
     folder = tmp_path / "elsewhere"

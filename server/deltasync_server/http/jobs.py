@@ -54,7 +54,7 @@ def why_not(request: Request) -> str:
     **openapi.gives_made(Job, 400, 403, 404, 410, 411, 413, 415, 507),
     openapi_extra=openapi.takes(JobRequest),
 )
-async def run(request: Request) -> Response:
+async def run_job(request: Request) -> Response:
     """Queue a command; the same key again is the same job, which is answered with 200 (J-30)."""
     here, caller = context_of(request), caller_of(request)
     if why := why_not(request):
@@ -78,29 +78,28 @@ async def jobs(request: Request) -> Response:
 
 
 @router.get("/jobs/{job}", summary="One job", **openapi.gives(Job, 404))
-async def one(request: Request, job: str) -> Response:
+async def job_state(request: Request, job: str) -> Response:
     """Say where a job stands, and what it returned."""
     return await _of(request, context_of(request).jobs.job, job)
 
 
 @router.delete("/jobs/{job}", summary="Cancel or forget a job", **openapi.gives(Job, 404))
-async def cancel(request: Request, job: str) -> Response:
+async def cancel_job(request: Request, job: str) -> Response:
     """Cancel a job; one that is over is forgotten, with its log and what it returned (J-48)."""
-    found = await context_of(request).workers.quick(
-        partial(context_of(request).jobs.cancel, caller_of(request).tenant, job)
-    )
+    here, tenant = context_of(request), caller_of(request).tenant
+    found = await here.workers.quick(partial(here.jobs.cancel, tenant, job))
     _note(request, "cancel", found)
     return answer(found)
 
 
 @router.post("/jobs/{job}/acknowledge", summary="Let go of what a job returned", **openapi.gives(Job, 404, 411))
-async def acknowledge(request: Request, job: str) -> Response:
+async def acknowledge_job(request: Request, job: str) -> Response:
     """Take the pin from what a job returned: the caller has all of it (J-63)."""
     return await _of(request, context_of(request).jobs.acknowledge, job)
 
 
 @router.get("/jobs/{job}/logs", summary="Follow a job", **openapi.gives_events(400, 404))
-async def logs(request: Request, job: str, after: After = None) -> Response:
+async def job_logs(request: Request, job: str, after: After = None) -> Response:
     """Send what the command writes, and each state of the job, as server-sent events until the job is over (J-47)."""
     here, tenant = context_of(request), caller_of(request).tenant
     await here.workers.quick(partial(here.jobs.job, tenant, job))

@@ -43,6 +43,7 @@ from deltasync_server.jobs.table import (
     stale_sessions,
     state_of,
     step,
+    unfetched,
     waiting,
 )
 from deltasync_server.receive import Store
@@ -91,8 +92,6 @@ class Jobs:
         if left:
             kill_marked({each.id for each in left})
         for each in left:
-            if each.state is State.COLLECTING:
-                self._release(each.id)
             log_bytes = end_of(self._logs / each.id)
             self._shop.step(each.id, State.LOST, reason=LOST, ended=int(time.time()), log_bytes=log_bytes)
         with self._state.write() as db:
@@ -101,6 +100,8 @@ class Jobs:
                 if job_id not in kept:
                     note(db, job_id, roots=b"", kinds="", keep_until=0)
             known = {job_id for (job_id,) in db.execute("SELECT id FROM jobs")}
+            awaited = unfetched(db)
+        returns.release_others(self._store, awaited)
         self._sessions.sweep(kept)
         for log in self._logs.iterdir():
             if log.name not in known:
