@@ -396,7 +396,7 @@ class ServerReturn(Scenario):
                 is_recorded = self.recorded.exists()
                 if is_recorded:
                     self.job.returned = msgspec.json.decode(self.recorded.read_bytes(), type=Returned)
-                returns.release_others(store, [self.job])
+                returns.release_others(store, [(DEFAULT, self.job.returned)] if self.job.returned else [])
                 if not is_recorded:
                     with staged(self.recorded) as out:
                         out.write(msgspec.json.encode(self.job.collect(store)))
