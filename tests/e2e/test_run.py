@@ -166,14 +166,13 @@ def test_outputs_that_find_no_folder_are_124_and_stay_on_the_host(user: User, he
 def test_a_folder_changes_in_place(user: User, here: Path) -> None:
     """In a folder that a command may change, files that it edits and makes come home; what it leaves alone stays."""
     (here / "sub").mkdir()
-    for name in ("a.txt", "b.txt"):
+    for name in ("edited", "left"):
         (here / "sub" / name).write_text("alpha\n")
-    before = as_it_is(here / "sub/b.txt")
-    script = "cd {in:sub}; echo more >> a.txt; echo new > new.txt"
-    done = run(user, here, "--in-place", "--in", "sub", "--", "sh", "-c", script.replace("{in:sub}", "./sub"))
+    before = as_it_is(here / "sub/left")
+    done = run(user, here, "--in-place", "--shell", "cd ./sub; echo more >> edited; echo new > made; rm -f left")
     assert done.code == 0, done.err
-    assert (here / "sub/a.txt").read_text() == "alpha\nmore\n" and (here / "sub/new.txt").read_text() == "new\n"
-    assert as_it_is(here / "sub/b.txt") == before and names(here / "sub") == {"a.txt", "b.txt", "new.txt"}
+    assert (here / "sub/edited").read_text() == "alpha\nmore\n" and (here / "sub/made").read_text() == "new\n"
+    assert as_it_is(here / "sub/left") == before and names(here / "sub") == {"edited", "left", "made"}
 
 
 # What it says, and how it ends

@@ -101,7 +101,8 @@ class Jobs:
                     note(db, job_id, roots=b"", kinds="", keep_until=0)
             known = {job_id for (job_id,) in db.execute("SELECT id FROM jobs")}
             awaited = unfetched(db)
-        returns.release_others(self._store, awaited)
+        held = [(each.tenant, each.returned) for each in awaited if each.returned is not None]
+        returns.release_others(self._store, held)
         self._sessions.sweep(kept)
         for log in self._logs.iterdir():
             if log.name not in known:
@@ -243,7 +244,7 @@ class Jobs:
         with self._state.read() as db:
             row = job_row(db, job_id)
         if row is not None:
-            returns.release(self._store, row)
+            returns.release(self._store, row.tenant, row.returned)
 
     def _forget(self, job_id: str) -> None:
         self._release(job_id)

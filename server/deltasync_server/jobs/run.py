@@ -110,7 +110,7 @@ class Run:
                 *(self._shop.store, self.job, session.folder, session.staged), file_bytes=most, should_stop=self._go_on
             )
         if self._why is not Why.ITSELF:  # somebody cancelled it meanwhile: nothing comes home
-            returns.release(self._shop.store, self.job._replace(returned=returned))
+            returns.release(self._shop.store, self.job.tenant, returned)
             self._cut_short()
             return
         self._over(State.DONE, returned=returned)
