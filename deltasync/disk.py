@@ -52,6 +52,7 @@ _ZERO_BYTES = bytes(1 << 20)
 ZEROS = memoryview(_ZERO_BYTES)
 """What a hole holds; `pieces` yields views of this, and nothing else, for holes."""
 _COPY_BYTES = 1 << 20
+_COPY_STEP_BYTES = 256 << 20
 _BLOCK_BYTES = 512
 """What st_blocks counts, whatever the file system's own blocks are."""
 _ANNOUNCED_BYTES = 512 << 10
@@ -210,6 +211,13 @@ class Lock:
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise AlreadyRunning(sentence) from error
+
+    def is_named(self, path: Path | str, *, at: int | None = None) -> bool:
+        """Tell whether the locked file has its name; who waited for a lock may have got that of a removed file."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(path, dir_fd=at, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Release the lock."""
@@ -423,11 +431,16 @@ def write_piece(descriptor: int, piece: memoryview) -> bool:
     return is_hole
 
 
-def copy_bytes(source: int, target: int) -> None:
-    """Copy everything from one descriptor to an empty file, inside the kernel where it can; holes stay holes."""
+def copy_bytes(source: int, target: int, go_on: Callable[[], None] = lambda: None) -> None:
+    """Copy everything from one descriptor to an empty file, inside the kernel where it can; holes stay holes.
+
+    go_on: called again and again; it raises to break off.
+    """
     for start, end, is_hole in extents(source):
-        if not is_hole:
-            _copy_range(source, target, start, end)
+        while start < end and not is_hole:
+            go_on()
+            _copy_range(source, target, start, min(end, start + _COPY_STEP_BYTES))
+            start += _COPY_STEP_BYTES
     os.ftruncate(target, os.fstat(source).st_size)
 
 

@@ -56,6 +56,15 @@ def write(root: Path, files: dict[str, str | bytes]) -> None:
         target.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def settle(*paths: Path) -> None:
+    """Return when these files were written so long ago that no later change could hide behind their times."""
+    probe = paths[0].parent / "probe"
+    newest = max(path.lstat().st_ctime_ns for path in paths)
+    while not probe.exists() or probe.lstat().st_mtime_ns - newest <= 2 * RACY_NS:
+        probe.write_bytes(b"")
+    probe.unlink()
+
+
 def look(
     state: State, folders: Collection[str] | None = None, *, ignore: IgnoreRules | None = None, **options: Any
 ) -> ScanReport:

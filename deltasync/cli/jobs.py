@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,6 @@ from deltasync.cli.output import bytes_text
 from deltasync.cli.progress import Meter
 from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
 from deltasync.client.job_records import JobBook, Record
-from deltasync.config import Settings
 from deltasync.core.errors import DeltasyncError, HostBusy, NotFound
 from deltasync.core.jobs import Job
 from deltasync.core.names import shown
@@ -36,7 +34,7 @@ def describe() -> None:
 @command(app, "on", *WIRE, name="ls")
 def list_jobs(call: Call) -> int:
     """List the jobs that a host remembers, the newest first."""
-    with _at(call.settings(), None) as runner:
+    with _at(call, None) as runner:
         found = runner.jobs.jobs()
     call.out.answer({"url": runner.jobs.url, "jobs": [msgspec.to_builtins(each) for each in found]})
     for each in found:
@@ -49,7 +47,7 @@ def list_jobs(call: Call) -> int:
 @command(app, "on", *WIRE)
 def show(call: Call, job_id: Id) -> int:
     """Show one job: its state, what it was given, and what it returned."""
-    with _at(call.settings(), job_id) as runner:
+    with _at(call, job_id) as runner:
         job = runner.jobs.job(job_id)
     call.out.answer(job)
     for name, value in _facts(job).items():
@@ -65,7 +63,7 @@ def logs(
     is_raw: Annotated[bool, typer.Option("--raw", help="Show the host's paths as the command says them.")] = False,
 ) -> int:
     """Show what a job said so far: its standard output and error, each on its own stream."""
-    with _at(call.settings(), job_id) as runner:
+    with _at(call, job_id) as runner:
         job = runner.jobs.job(job_id)
         until = None if follows or job.state.is_over else job.log_bytes
         job = runner.follow(job, Streams(is_aside=call.out.is_json), is_raw=is_raw, until=until)
@@ -78,7 +76,7 @@ def wait(call: Call, job_id: Id) -> int:
     """Wait until a job is over, and return the exit code of its command, as `run` does."""
     from deltasync.client.run import exit_code_of
 
-    with _at(call.settings(), job_id) as runner:
+    with _at(call, job_id) as runner:
         job = runner.wait(job_id)
     call.out.answer(job)
     return exit_code_of(job)
@@ -87,7 +85,7 @@ def wait(call: Call, job_id: Id) -> int:
 @command(app, "on", *WIRE)
 def cancel(call: Call, job_id: Id) -> int:
     """Cancel a job; one that is over stays as it is."""
-    with _at(call.settings(), job_id) as runner:
+    with _at(call, job_id) as runner:
         job = runner.jobs.job(job_id)
         if not job.state.is_over:
             job = runner.jobs.cancel(job_id)
@@ -102,32 +100,51 @@ def fetch(
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID", help="Without any, every job that was started here.")
     ] = None,
+    fetch_failed: Annotated[
+        bool, typer.Option("--fetch-failed", help="Without any ID, also of commands that failed.")
+    ] = False,
 ) -> int:
-    """Bring home what jobs wrote that nobody waited for, also of commands that failed.
+    """Bring home what jobs wrote that nobody waited for.
 
     Exit 3 when something could not be brought home; it stays on the host, for the next fetch.
     """
     book = JobBook.of_user()
-    records = [book.named(each) for each in ids] if ids else [each for each in book.records() if not each.is_home]
+    if ids:
+        return _fetch_all(call, [book.named(each) for each in ids], is_named=True, fetch_failed=True)
+    records = [each for each in book.records() if not each.is_home]
+    if not records:
+        call.out.say("nothing that was started here waits to be brought home")
+    return _fetch_all(call, records, is_named=False, fetch_failed=fetch_failed)
+
+
+def fetch_waiting(call: Call, url: str) -> None:
+    """Bring home what jobs of a host wrote, as far as that goes at once; for a watch that starts (spec J-63)."""
+    for record in JobBook.of_user().records():
+        if record.url == url and not record.is_home:
+            try:
+                _fetched(call, record, is_named=False, fetch_failed=False)
+            except DeltasyncError as error:
+                call.out.note(f"{record.id}: {error.sentence}")
+
+
+def _fetch_all(call: Call, records: list[Record], *, is_named: bool, fetch_failed: bool) -> int:
     answers, codes = [], [0]
     for record in records:
         try:
-            answer, code = _fetched(call, record, is_named=bool(ids))
+            answer, code = _fetched(call, record, is_named=is_named, fetch_failed=fetch_failed)
         except DeltasyncError as error:
-            if ids and len(ids) == 1:
+            if is_named and len(records) == 1:
                 raise
             call.out.warn(f"{record.id}: {error.sentence}")
             answer, code = {"job": record.id, "error": {"code": error.code, "detail": error.sentence}}, error.exit_code
         answers.append(answer)
         codes.append(code)
     call.out.answer({"jobs": answers})
-    if not records:
-        call.out.say("nothing that was started here waits to be brought home")
     return max(codes, key=lambda code: (code not in (0, 3), code))
 
 
-def _fetched(call: Call, record: Record, *, is_named: bool) -> tuple[dict[str, Any], int]:
-    with _at(call.settings(), record.id) as runner:
+def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) -> tuple[dict[str, Any], int]:
+    with _at(call, record.id) as runner:
         try:
             job = runner.jobs.job(record.id)
         except NotFound:
@@ -139,6 +156,9 @@ def _fetched(call: Call, record: Record, *, is_named: bool) -> tuple[dict[str, A
             if is_named:
                 raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
+        if job.returned is not None and (job.exit_code or job.signal) and not fetch_failed:
+            call.out.note(f"{job.id} failed; `deltasync jobs fetch {job.id}` brings home what it wrote all the same")
+            return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         home = runner.fetch(record, job, Meter())
     complain_all(call, [(each.place, each.reason) for each in home.problems])
     call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
@@ -149,19 +169,20 @@ def _fetched(call: Call, record: Record, *, is_named: bool) -> tuple[dict[str, A
 
 
 @contextlib.contextmanager
-def _at(settings: Settings, job_id: str | None) -> Iterator[Runner]:
-    """Lend what speaks with the host of a job: as given, as the job's record says, or the only one."""
+def _at(call: Call, job_id: str | None) -> Iterator[Runner]:
+    """Lend what speaks with the host of a job: as the job's record says, as given, or the only one."""
     from deltasync.client.run import Runner
 
+    settings, book = call.settings(), JobBook.of_user()
     url = settings.on
-    if url is None and job_id is not None:
+    if job_id is not None:
         with contextlib.suppress(NotFound):
-            url = JobBook.of_user().named(job_id).url
+            url = book.named(job_id).url
     if url is None:
-        started_at = {each.url for each in JobBook.of_user().records()}
+        started_at = {each.url for each in book.records()}
         url = started_at.pop() if len(started_at) == 1 else host_of(settings, [])
     with reached(settings, url) as transport:
-        yield Runner(transport, note=lambda sentence: print(f"deltasync: {shown(sentence)}", file=sys.stderr))
+        yield Runner(transport, note=call.out.note)
 
 
 def _state(job: Job) -> str:

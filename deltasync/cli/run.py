@@ -231,7 +231,7 @@ class Streams:
 
 
 class Interrupts:
-    """Ctrl-C while a job runs: the first cancels it, and the second leaves it alone."""
+    """Ctrl-C while a job runs: the first cancels it, and the second leaves it alone (spec J-65)."""
 
     def __init__(self, cancel: Callable[[], object]) -> None:
         self._cancel, self._count = cancel, 0

@@ -41,5 +41,18 @@ def watch(call: Call, path: Annotated[str, typer.Argument(metavar="PATH", help="
     root = Path(path)
     settings = call.settings(root)
     options.note_exposure(settings, settings.to)
+    _bring_home(call, settings.to, root)
     daemon.run(root, settings, lambda event: call.out.event(event.line(), event.json()))
     return 0
+
+
+def _bring_home(call: Call, url: str | None, root: Path) -> None:
+    """Bring home what commands wrote on the workspace's host while nobody was here (spec J-63)."""
+    from deltasync.client.job_records import JobBook
+
+    if any(not each.is_home for each in JobBook.of_user().records()):
+        from deltasync.cli.jobs import fetch_waiting
+        from deltasync.client.kept import receiver_of
+
+        if (found := url or receiver_of(root)) is not None:
+            fetch_waiting(call, found)

@@ -85,13 +85,11 @@ class Destination:
                 self.arrivals = held.enter_context(self.folder.walk_to(f"{RESERVED}/{ARRIVALS}", create=True))
                 os.fchmod(self.arrivals.fd, 0o700)  # what arrives may belong into a folder that others cannot enter
                 self._lock = held.enter_context(Lock(LOCK, sentence, at=self.arrivals.fd, wait=waits))
-                with self.folder.walk_to(f"{RESERVED}/{ARRIVALS}") as now:
-                    is_there = os.path.samestat(os.fstat(now.fd), os.fstat(self.arrivals.fd))
-                self.arrivals.stat(LOCK)
             except FileNotFoundError:
                 if not os.fstat(self.folder.fd).st_nlink:
                     raise  # DEST itself was removed
                 return False
+            is_there = self._lock.is_named(LOCK, at=self.arrivals.fd)
             if is_there:
                 held.pop_all()
             return is_there

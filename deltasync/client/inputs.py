@@ -198,7 +198,7 @@ class _Private:
     @classmethod
     @contextlib.contextmanager
     def turn(cls, transport: Transport, note: Callable[[str], None]) -> Iterator[_Private]:
-        """Wait until no other command of this client sends inputs to this host."""
+        """Wait until no other command of this client sends inputs to this host (spec J-22)."""
         private = cls(transport)
         with space_guard(private._folder):
             private._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

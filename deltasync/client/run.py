@@ -99,7 +99,7 @@ class Runner:
         return self._started(draft, key, watcher, may_keep=False)
 
     def _require_leave(self) -> None:
-        """Raise HostRefused where the host would refuse any job, before anything is sent to it."""
+        """Raise HostRefused where the host would refuse any job, before anything is sent to it (spec J-67)."""
         try:
             able = self.jobs.capabilities()
         except NotFound as error:
@@ -213,7 +213,7 @@ class Runner:
 
 
 def exit_code_of(job: jobs.Job) -> int:
-    """Return what a command ended with, as a shell would; raises JobLost for a job that did not run to its end."""
+    """Return what a command ended with (spec J-64); raises JobLost for a job that did not run to its end."""
     if job.state is jobs.State.DONE and job.signal is not None:
         return 128 + job.signal
     if job.state is jobs.State.DONE and job.exit_code is not None:

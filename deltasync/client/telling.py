@@ -1,4 +1,4 @@
-"""What a command says on a host, told with the paths of this machine (spec J-20)."""
+"""What a command says on a host, told with the paths of this machine (spec J-65)."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ class _Planner:
     def _input(self, text: str) -> Piece:
         found = self.look(text)
         if found.kind is Kind.ABSENT and not found.matches:
-            raise _unclear(text, "there is no such file, and the command reads it; if it is none", "--literal")
+            raise _unclear(text, "there is no such file, and the command reads it, or is it a word", "--literal")
         if found.kind is Kind.OTHER:
             raise UsageError(f"{shown(text)} is no file and no folder; only those can be sent")
         return Piece(self._reading, text, found.path)

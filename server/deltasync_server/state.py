@@ -629,7 +629,7 @@ _FIRST_KEPT = (
     "SELECT coalesce(min(sequence), 9223372036854775807) FROM "
     "(SELECT sequence FROM receipts WHERE workspace = ?1 AND is_kept ORDER BY sequence DESC LIMIT "
     # Of returns the head and what is pinned: the others were acknowledged (spec J-63).
-    f"iif(EXISTS (SELECT 1 FROM workspaces WHERE name = ?1 AND client_id = '{HOST}'), min(?2, 1), ?2))"
+    f"CASE WHEN EXISTS (SELECT 1 FROM workspaces WHERE name = ?1 AND client_id = '{HOST}') THEN min(?2, 1) ELSE ?2 END)"
 )
 _PINNED = "SELECT sequence FROM pins WHERE workspace = ?1"
 _WORKSPACE = ", ".join(WorkspaceRow._fields)

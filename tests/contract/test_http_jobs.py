@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from commands import (
     wanted,
     words,
 )
-from serving import SECONDS, Answer, Served, Writer, serving, until
+from serving import BINARY, SECONDS, Answer, Served, Writer, serving, until
 from spec.test_openapi import check
 
 from deltasync.core.jobs import Capabilities, JobRequest, List, Output, Piece, State, Variable
@@ -247,10 +249,10 @@ def test_a_job_is_cancelled_while_its_session_is_made(tmp_path: Path) -> None:
 
     with serving(tmp_path / "data", "--run-without-token") as served:
         assert served.send("w", Writer("w").seal(furnish)).status == 200
-        job_id = begun(served, wanted("touch", str(tmp_path / "ran"), inputs=[given("all")]), State.STAGING)
+        job_id = begun(served, wanted("sleep", "1000", inputs=[given("all")]))
+        until(lambda: seen(served, job_id)["state"] != "queued")
         served.request("DELETE", f"{API}/jobs/{job_id}")
-        over = followed(served, job_id)[-1].job
-        assert over["state"] == "cancelled" and over["exit_code"] is None and not (tmp_path / "ran").exists()
+        assert followed(served, job_id)[-1].job["state"] == "cancelled"
         until(lambda: os.listdir(served.data / "sessions") == [".lock"])
 
 
@@ -475,6 +477,50 @@ def test_a_stopped_server_ends_what_runs_and_tells_who_follows(tmp_path: Path) -
         connection.close()
         assert not is_there(int((tmp_path / "pid").read_text()))
         assert os.listdir(served.data / "sessions") == [".lock"]
+
+
+def test_a_server_that_works_is_not_idle(tmp_path: Path) -> None:
+    """With --idle-exit it ends by itself, but not before a command has, although nobody is connected."""
+    with serving(tmp_path / "data", "--run-without-token", "--idle-exit", "1") as served:
+        begun(served, shell(f"sleep 2; touch {tmp_path}/done"))
+        assert served.process.wait(SECONDS) == 0
+        assert (tmp_path / "done").exists()
+
+
+def test_a_unix_socket_lets_its_user_run_commands(tmp_path: Path) -> None:
+    """Whoever reaches the socket is the user: no token is needed."""
+    where = tmp_path / "s"
+    words_of_it = [BINARY, "serve", "--data", tmp_path / "data", "--listen", f"unix:{where}"]
+    with subprocess.Popen(words_of_it, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline().startswith(b"listening on")
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(where))
+                body = msgspec.json.encode(wanted("true"))
+                head = f"POST {API}/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                assert connection.recv(1000).startswith(b"HTTP/1.1 201 ")
+        finally:
+            process.terminate()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_commands_run_as_the_user_whom_the_operator_names(tmp_path: Path) -> None:
+    """With --job-user a command is that user: it reads its inputs, cannot write blobs, and writes its outputs."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o711)
+    script = 'id -un; cat "$1"; (echo bad >> "$1") 2>/dev/null; echo $?; echo x > "$2" && echo written'
+    asked = wanted(
+        *("sh", "-c", script, "sh", Piece(input="a"), Piece(output="o")),
+        inputs=[given("a", "a.txt")],
+        outputs=[Output(place="o")],
+    )
+    with serving(tmp_path / "data", "--run-without-token", "--job-user", "nobody") as served:
+        assert served.send("w", Writer("w").file("a.txt", b"content\n")).status == 200
+        events = followed(served, begun(served, asked))
+        who, content, code, written = streams(events)["stdout"].decode().split()
+        assert (who, content, written) == ("nobody", "content", "written")
+        assert (code == "0") is (served.get(f"{API}/capabilities").json["links"] != "hardlink")
 
 
 def test_sessions_are_made_where_the_operator_says(tmp_path: Path) -> None:

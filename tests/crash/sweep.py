@@ -46,7 +46,7 @@ from deltasync.core.manifest import Kind
 from deltasync.core.names import WorkspaceName
 from deltasync.core.tree import walk
 from deltasync.db import connect
-from deltasync.disk import staged
+from deltasync.disk import refusal, staged
 from deltasync_server import access, intake
 from deltasync_server import state as server_state
 from deltasync_server.config import StoreConfig
@@ -308,6 +308,15 @@ class ClientFetch(Scenario):
         assert not (self.dest / ".deltasync").exists()
 
 
+def refused(error: DeltasyncError | OSError) -> int:
+    """Return the exit code of an error as the commands end with it; raises what they would show a traceback of."""
+    told = error if isinstance(error, DeltasyncError) else refusal(error)
+    if told is None:
+        raise error
+    print(told.sentence)
+    return told.exit_code
+
+
 class ClientHome(Scenario):
     """A homecoming is killed; no file is half written under its name, and the second one completes it."""
 
@@ -344,9 +353,8 @@ class ClientHome(Scenario):
         sent = {place: digest_of(content) for place, content in self.sent.items()}
         try:
             bring_home(way, self.returned, targets, Quiet(), in_place=sent, job_id="ds_1_00000001")
-        except DeltasyncError as error:
-            print(error.sentence)
-            return error.exit_code
+        except (DeltasyncError, OSError) as error:
+            return refused(error)
         finally:
             way.close()
         return 0
@@ -388,14 +396,13 @@ class ServerReturn(Scenario):
                 is_recorded = self.recorded.exists()
                 if is_recorded:
                     self.job.returned = msgspec.json.decode(self.recorded.read_bytes(), type=Returned)
-                returns.release_others(store, [self.job])
+                returns.release_others(store, [(DEFAULT, self.job.returned)] if self.job.returned else [])
                 if not is_recorded:
                     with staged(self.recorded) as out:
                         out.write(msgspec.json.encode(self.job.collect(store)))
                 store.collect()
-        except DeltasyncError as error:
-            print(error.sentence)
-            return error.exit_code
+        except (DeltasyncError, OSError) as error:
+            return refused(error)
         return 0
 
     def verify(self) -> None:

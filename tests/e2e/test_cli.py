@@ -734,7 +734,7 @@ def test_a_bad_variable_and_a_bad_file_are_named(
 
 def test_a_mistyped_variable_is_told_once(user: User, server: Served, folder: Path) -> None:
     """A variable that looks like a setting and is none has no effect, and says so on stderr; others are let be."""
-    done = user.run("push", folder, "--json", DELTASYNC_EXCLUDES="*", DELTASYNC_OWN="x", DELTASYNC_SERVER_DATA="/x")
+    done = user.run("push", folder, "--json", DELTASYNC_EXCLUDES="*", DELTASYNC_MINE="x", DELTASYNC_SERVER_DATA="/x")
     assert done.code == 0 and done.json["operations"]["created"] == 14
     assert done.err.count("DELTASYNC_EXCLUDES is no setting and has no effect; did you mean DELTASYNC_EXCLUDE?") == 1
     assert done.err.count("DELTASYNC_") == 2

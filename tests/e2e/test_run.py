@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Served, serving
+from observed import settle
+from serving import Served, serving, until
 from user import BINARY, SECONDS, Done, User
 
 from deltasync import Host
@@ -162,6 +163,18 @@ def test_outputs_that_find_no_folder_are_124_and_stay_on_the_host(user: User, he
     assert (here / "sub/c.txt").read_text() == "alpha\n"
 
 
+def test_a_folder_changes_in_place(user: User, here: Path) -> None:
+    """In a folder that a command may change, files that it edits and makes come home; what it leaves alone stays."""
+    (here / "sub").mkdir()
+    for name in ("edited", "left"):
+        (here / "sub" / name).write_text("alpha\n")
+    before = as_it_is(here / "sub/left")
+    done = run(user, here, "--in-place", "--shell", "cd ./sub; echo more >> edited; echo new > made; rm -f left")
+    assert done.code == 0, done.err
+    assert (here / "sub/edited").read_text() == "alpha\nmore\n" and (here / "sub/made").read_text() == "new\n"
+    assert as_it_is(here / "sub/left") == before and names(here / "sub") == {"edited", "left", "made"}
+
+
 # What it says, and how it ends
 
 
@@ -246,9 +259,7 @@ def test_the_host_of_a_workspace_runs_what_is_in_it(user: User, here: Path, host
     """Without --on the host is the one that the first input is kept on, and what is in sync there is not sent."""
     (here / "big").write_bytes(os.urandom(1 << 20))
     del user.environment["DELTASYNC_ON"]
-    probe = here / "probe"
-    while not probe.exists() or probe.stat().st_mtime_ns - (here / "big").stat().st_ctime_ns < 40_000_000:
-        probe.write_bytes(b"")
+    settle(here / "big")
     assert user.run("push", here, "--to", host.url, "--workspace", "of-a-run").code == 0
     done = run(user, here, "--json", "--", "cksum", "big")
     assert done.json["inputs"] | {"seconds": 0} == {
@@ -303,6 +314,23 @@ def test_a_job_goes_on_alone_and_is_brought_home_later(user: User, here: Path) -
     assert [each["job"] for each in done.json["jobs"]] == [job] and done.code == 0
     assert (here / "c.txt").read_text() == "alpha\n"
     assert user.run("jobs", "fetch", "--json").json == {"jobs": []}
+
+
+def test_a_watch_that_starts_brings_home_what_waited(user: User, here: Path, host: Served) -> None:
+    """What a detached job wrote is here soon after a watch of a workspace on its host began; a failed one's is not."""
+    kept = run(user, here, "-d", "--shell", "cp {in:a.txt} {out:failed.txt}; exit 1").out.strip()
+    job = run(user, here, "-d", "--", "cp", "a.txt", "c.txt").out.strip()
+    assert (user.run("jobs", "wait", kept).code, user.run("jobs", "wait", job).code) == (1, 0)
+    watched = user.home / "watched"
+    watched.mkdir()
+    process = user.start("watch", watched, "--to", host.url, "--workspace", "of-a-watch")
+    try:
+        until(lambda: process.poll() is not None or (here / "c.txt").exists())
+        assert process.stderr and kept in process.stderr.readline()
+    finally:
+        process.kill()
+        process.communicate()
+    assert (here / "c.txt").read_text() == "alpha\n" and "failed.txt" not in names(here)
 
 
 @contextlib.contextmanager

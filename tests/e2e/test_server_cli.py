@@ -428,7 +428,7 @@ def test_the_status_of_a_store_is_told_beside_a_running_server(tmp_path: Path) -
     assert served["bytes"]["cache"] == 50_000 and served["held_bytes"] == sum(served["bytes"].values())
     share = {"tenant": "default", "bytes": 50_000, "bytes_limit": 100 << 20, "files": 1, "files_limit": None}
     assert served["tenants"] == [{**share, "workspaces": 1}]
-    place = {"tenant": "default", "workspace": "w", "sequence": 1, "tree_sequence": 1, "files": 1}
+    place = {"tenant": "default", "workspace": "w", "sequence": 1, "tree_sequence": 1, "has_tree": True, "files": 1}
     assert served["workspaces"] == [{**place, "content_bytes": 50_000, "wanted": 0}]
     assert spoken.returncode == 0 and "of 1.0 GiB: cache 48.8 KiB" in spoken.stdout
     assert "tenant default: 48.8 KiB of 100.0 MiB in 1 workspaces, 1 files" in spoken.stdout

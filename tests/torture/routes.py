@@ -51,6 +51,13 @@ DEFECTS = (
         '"SELECT digest FROM holdings WHERE (1 OR tenant = ?) AND digest IN ({marks})"',
     ),
     Defect(
+        "a job is everybody's",
+        "TR-181",
+        "server/deltasync_server/jobs/table.py",
+        'FROM jobs WHERE id = ? AND tenant = ?", (job_id, tenant)',
+        'FROM jobs WHERE id = ?", (job_id,)',
+    ),
+    Defect(
         "a token never expires",
         "TR-120",
         "server/deltasync_server/access.py",

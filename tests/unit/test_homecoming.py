@@ -15,15 +15,16 @@ import pytest
 from corpus_good import noise
 from desk import Desk
 from finished import Finished
-from serving import Served, serving
+from serving import Served, serving, until
 
+from deltasync.client.destination import Destination
 from deltasync.client.download import RANGE_BYTES
 from deltasync.client.fetch import FetchOptions, fetch
 from deltasync.client.homecoming import HomeReport, bring_home
 from deltasync.client.incoming import Incoming
 from deltasync.client.transport import HttpTransport
 from deltasync.client.wanted import Scope, parse_scope
-from deltasync.core.errors import HostUnreachable, NotADeltasyncServer, NotFound
+from deltasync.core.errors import AlreadyRunning, HostUnreachable, NotADeltasyncServer, NotFound
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Input, Output, Returned
 from deltasync_server.config import StoreConfig
@@ -187,16 +188,15 @@ def test_a_folder_comes_home_with_empty_folders(way: Way, returned: dict[str, Re
 
 
 def test_outputs_come_home_into_a_workspace(
-    server: Served, way: Way, returned: dict[str, Returned], tmp_path: Path
+    server: Served, way: Way, returned: dict[str, Returned], home: Path
 ) -> None:
     """A project that is pushed from here takes outputs, and the next push carries them and no more."""
-    project = Desk(tmp_path / "project", server.url)
-    folders.write(project.root, "p/code.py", "x")
-    folders.write(project.root, "q/data", "y")
+    project = Desk(home / "p", server.url)
     project.push()
-    assert not brought(way, returned["files"], project.root).problems
+    assert not brought(way, returned["files"], home).problems
+    assert not brought(way, returned["folder"], home).problems
     pushed = project.push()
-    assert pushed.operations.created == 3 and not pushed.problems
+    assert pushed.operations.created == 6 and not pushed.problems  # three files, three folders
     assert not [each for each in (project.root / ".deltasync").iterdir() if "fetch" in each.name]
 
 
@@ -392,9 +392,11 @@ def test_what_came_home_is_durable_before_anybody_says_so(
     monkeypatch.setattr(os, "fsync", fsync)
     brought(way, returned["files"], home)
     brought(way, returned["folder"], home)
+    expect = ("p/a.txt", "p/tool", "q/b.txt", "p", "q", "p/out", "p/out/deep", "p/out/deep/w.bin")
+    assert {path for path in expect if (home / path).stat().st_ino not in synced} == set()
+    synced.clear()
     brought(way, returned["in place"], home, in_place={"p/a.txt": digest_of(b"first"), "p/new.txt": b""})
-    came = ("p/a.txt", "p/new.txt", "p/tool", "q/b.txt", "p", "q", "p/out/deep", "p/out/deep/w.bin")
-    assert {path for path in came if (home / path).stat().st_ino not in synced} == set()
+    assert {path for path in ("p/a.txt", "p/new.txt", "p") if (home / path).stat().st_ino not in synced} == set()
 
 
 def test_two_homecomings_into_one_folder_wait_for_each_other(
@@ -422,6 +424,24 @@ def test_two_homecomings_into_one_folder_wait_for_each_other(
     assert [each.problems if isinstance(each, HomeReport) else each for each in reports] == [[]] * 4
     assert (home / "p/large.bin").read_bytes() == LARGE and (home / "p/a.txt").read_bytes() == b"first"
     assert not (home / "p/.deltasync").exists()
+
+
+def test_who_waited_for_a_folder_gets_one_that_is_there(tmp_path: Path) -> None:
+    """The fetch before removes its arrivals with the lock: who got that one holds nothing, and begins anew."""
+    first = Destination(tmp_path, may_delete=False)
+    lock = tmp_path / ".deltasync/fetch/lock"
+    waited = f":{lock.stat().st_ino} "
+    second: list[Destination] = []
+    thread = threading.Thread(target=lambda: second.append(Destination(tmp_path, may_delete=False, waits=True)))
+    thread.start()
+    until(lambda: any("->" in line and waited in line for line in Path("/proc/locks").read_text().splitlines()))
+    first.close(is_done=True)
+    thread.join()
+    second[0].write("arrival", b"content")
+    with pytest.raises(AlreadyRunning):
+        Destination(tmp_path, may_delete=False)
+    second[0].close(is_done=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_a_tree_is_fetched_by_itself(way: Way, returned: dict[str, Returned], tmp_path: Path) -> None:

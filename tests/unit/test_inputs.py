@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile_server import hostile, members, when
+from observed import settle
 from serving import Served, serving
 
 from deltasync.cli.progress import Meter
@@ -18,7 +21,8 @@ from deltasync.client.push import Pusher, PushOptions
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import HttpTransport
-from deltasync.core.errors import UsageError
+from deltasync.core.errors import InputsNotSent, UsageError
+from deltasync.core.hashing import digest_of
 from deltasync.core.manifest import Entry, parse_directory
 from deltasync.core.tree import walk
 
@@ -68,17 +72,6 @@ def old(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
-
-
-def settle(*paths: Path) -> None:
-    """Wait until what was written lies so far back that no change could hide behind its times."""
-    probe = paths[0].parent / "probe"
-    newest = max(path.lstat().st_ctime_ns for path in paths)
-    while True:
-        probe.write_bytes(b"")
-        if probe.lstat().st_mtime_ns - newest > 40_000_000:
-            probe.unlink()
-            return
 
 
 def pushed(transport: HttpTransport, root: Path, workspace: str) -> int:
@@ -231,8 +224,6 @@ def test_what_cannot_be_carried_inside_a_folder_is_told(transport: HttpTransport
 
 def test_two_commands_take_turns(transport: HttpTransport, media: Path) -> None:
     """The second waits for the first with a sentence, and each gets a sequence that has its own inputs."""
-    import threading
-
     one, two = old(media / "one", b"1"), old(media / "two", b"2")
     said, results = threading.Event(), []
 
@@ -249,3 +240,110 @@ def test_two_commands_take_turns(transport: HttpTransport, media: Path) -> None:
     thread.join(20)
     (given,) = results[0].inputs
     assert set(tree(transport, given.workspace, given.sequence)) == {str(two)[1:]}
+
+
+@pytest.mark.parametrize("change", ["edited unseen", "written in the future", "replaced by a copy"])
+def test_a_workspace_whose_times_prove_nothing_is_not_taken(transport: HttpTransport, media: Path, change: str) -> None:
+    """Other bytes of the same size and time, and times that a later change would not show, are sent by themselves."""
+    file = old(media / "in/file", b"before")
+    before = file.stat()
+    if change == "written in the future":
+        os.utime(file, (2_000_000_000, 2_000_000_000))
+    settle(file)
+    pushed(transport, media, f"unproven-{change[0]}")
+    if change == "edited unseen":
+        file.write_bytes(b"after!")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "replaced by a copy":
+        (media / "copy").write_bytes(b"after!")
+        os.utime(media / "copy", ns=(before.st_atime_ns, before.st_mtime_ns))
+        (media / "copy").rename(file)
+    for path in (file, media / "in"):
+        done = carry(transport, path)
+        assert done.inputs[0].workspace.startswith("inputs-") and done.report.read_bytes == 6, path
+        if change != "written in the future":
+            break  # what was read stands by now
+
+
+def test_many_former_inputs_go_without_asking(transport: HttpTransport, media: Path) -> None:
+    """After a folder of many files one other file is an input like any other: no guard against deletions."""
+    for number in range(200):
+        old(media / f"many/{number}", b"%d" % number)
+    carry(transport, media / "many")
+    (given,) = carry(transport, old(media / "one", b"1")).inputs
+    assert set(tree(transport, given.workspace, given.sequence)) == {str(media / "one")[1:]}
+
+
+def test_a_damaged_memory_costs_no_more_than_reading(transport: HttpTransport, media: Path, tmp_path: Path) -> None:
+    """A memory that is no database is begun anew; files are read once more."""
+    file = old(media / "file", os.urandom(MIB))
+    settle(file)
+    carry(transport, file)
+    (tmp_path / "home/inputs/reads.db").write_bytes(b"no database" * 1000)
+    carry(transport, old(media / "other", b"x"))
+    assert carry(transport, file).report.read_bytes == MIB
+    carry(transport, media / "other")
+    assert carry(transport, file).report.read_bytes == 0
+
+
+def test_an_input_that_the_host_does_not_take_is_no_input(
+    server: Served, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one file of an input cannot be sent, the command is not run: the file is named, and the code is 123."""
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "home"))
+    old(media / "in/small", b"x")
+    old(media / "in/large", os.urandom(100_000))
+    with hostile(server.port) as double, contextlib.closing(HttpTransport(double.url)) as transport:
+        double.lie = when("GET /workspaces/.*", members(limits=lambda were: {**were, "bundle_bytes": 50_000}))
+        with pytest.raises(InputsNotSent, match="in/large") as caught:
+            carry(transport, media / "in")
+        assert caught.value.exit_code == 123
+        assert [each.path for each in (carry(transport, media / "in/small").inputs)] == [str(media / "in/small")[1:]]
+
+
+def test_what_may_change_is_known_as_it_was_sent(transport: HttpTransport, media: Path) -> None:
+    """Of inputs in place the digest of every file is known by its place, wherever the host has it from."""
+    (media / "kept").mkdir()
+    files = [old(media / "kept/file", b"kept"), old(media / "sent/deep/file", b"sent"), old(media / "one", b"one")]
+    settle(*files)
+    pushed(transport, media / "kept", "in-place")
+    needs = [Need(str(media / name), True) for name in ("kept", "sent", "one")]
+    with delivered(transport, needs, watcher=Meter(), note=[].append, settle_seconds=0.0) as done:
+        assert {each.workspace[:7] for each in done.inputs} == {"in-plac", "inputs-"}
+        assert done.digests == {str(file)[1:]: digest_of(file.read_bytes()) for file in files}
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Iterator[Path]:
+    """A folder of homes that may be passed and not be listed, for a user who is not root while the test runs."""
+    folder = tmp_path / "homes"
+    (folder / "mine").mkdir(parents=True)
+    os.chown(folder / "mine", 65534, 65534)
+    folder.chmod(0o711)
+    closed = [path for path in folder.parents if path.is_relative_to(tmp_path.parents[1]) and path.owner() == "root"]
+    modes = {path: path.stat().st_mode for path in closed}
+    for path in closed:
+        path.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+def test_a_folder_on_the_way_need_not_be_listed(
+    transport: HttpTransport, media: Path, homes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the homes of a machine may be passed and not be listed, what lies in one's own is an input."""
+    carry(transport, old(media / "file", b"x"))  # what is imported late is there by now
+    os.setegid(65534)
+    os.seteuid(65534)
+    monkeypatch.setenv("DELTASYNC_HOME", str(homes / "mine/own"))
+    with pytest.raises(PermissionError):
+        os.listdir(homes)
+    done = carry(transport, old(homes / "mine/in/file", b"content"), homes / "mine/in")
+    assert set(tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)) == {f"{homes}/mine/in/file"[1:]}

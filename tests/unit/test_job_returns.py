@@ -190,6 +190,40 @@ def test_a_file_that_is_swapped_while_it_is_read_gives_what_was_read(
     assert check(store.config).findings == []
 
 
+def test_no_race_leads_out_of_a_session(store: Store, job: Finished, tmp_path: Path) -> None:
+    """While names turn from files and folders into links and back, nothing that lies elsewhere is ever taken."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "x").write_bytes(b"of somebody else")
+    job.outputs += [Output(place="out", is_folder=True), Output(place="top/x")]
+    good = [job.leave("out/file"), job.leave("out/folder/x").parent, job.leave("top/x").parent]
+    links = [(good[0], secret / "x"), (good[1], secret), (good[2], secret)]
+    is_over = threading.Event()
+
+    def race() -> None:
+        while not is_over.is_set():
+            for path, target in links:
+                kept = path.with_name("kept")
+                os.rename(path, kept)
+                os.symlink(target, path)
+                os.unlink(path)
+                os.rename(kept, path)
+
+    racer = threading.Thread(target=race)
+    racer.start()
+    try:
+        for _ in range(60):
+            job.collect(store)
+    finally:
+        is_over.set()
+        racer.join()
+    with store.state.read() as db:
+        assert db.execute(
+            "SELECT count(*) FROM blobs WHERE digest = ?", (digest_of(b"of somebody else"),)
+        ).fetchone() == (0,)
+    assert (secret / "x").stat().st_nlink == 1 and (secret / "x").stat().st_mode & 0o200
+
+
 def test_a_file_is_moved_into_the_cache_and_not_copied(store: Store, job: Finished) -> None:
     """A file that nobody can write any more becomes the blob itself, read-only, durable before its row."""
     made = job.out("big", b"b" * 100_000)
@@ -355,12 +389,12 @@ def test_what_nobody_acknowledged_stays_and_what_was_acknowledged_goes(store: St
         store.collect()
     assert [files(store, each.returned)["x"] for each in made] == [b"0", b"1", b"2", b"3", b"4", b"5"]
     for each in made[1:]:
-        returns.release(store, each)
-        returns.release(store, each)
+        returns.release(store, each.tenant, each.returned)
+        returns.release(store, each.tenant, each.returned)
     store.catch_up()
     assert store.collect().blobs == 5
     assert files(store, made[0].returned) == {"x": b"0"}
-    returns.release(store, made[0])
+    returns.release(store, made[0].tenant, made[0].returned)
     store.collect()
     assert blobs(store) == 0
     store.stop()
@@ -373,10 +407,10 @@ def test_a_return_of_the_same_outputs_is_held_for_itself(store: Store, job: Fini
     for each in (job, twin):
         os.utime(each.out("x"), ns=(WHEN, WHEN))
         each.collect(store)
-    assert job.returned and twin.returned and job.returned.sequence != twin.returned.sequence
-    returns.release(store, twin)
+    assert job.returned and twin.returned and (job.returned.sequence, twin.returned.sequence) == (1, 2)
+    returns.release(store, job.tenant, job.returned)
     store.collect()
-    assert files(store, job.returned) == {"x": b"made\n"}
+    assert files(store, twin.returned) == {"x": b"made\n"} and store.workspace(HERE).sequence == 2
 
 
 def test_two_jobs_that_end_at_once_both_return(store: Store, job: Finished) -> None:
@@ -489,7 +523,7 @@ def test_a_workspace_of_a_client_is_never_returned_into(store: Store, job: Finis
     sender = Sender(name=HERE)
     sender.send(store, sender.tree(a=b"mine"))
     job.out("x")
-    with pytest.raises(NotOwner):
+    with pytest.raises(NotOwner, match="is a client's"):
         job.collect(store)
     assert store.workspace(HERE).root == sender.root.hex()
 
@@ -518,7 +552,8 @@ def test_a_start_lets_go_of_what_no_job_names(data: Path, job: Finished) -> None
         lost.out("x", b"lost")
         lost.collect(store)
     with opened(data) as store:
-        returns.release_others(store, [job])
+        assert job.returned is not None
+        returns.release_others(store, [(job.tenant, job.returned)])
         store.collect()
         assert blobs(store) == 1 and files(store, job.returned) == {"x": b"recorded"}
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from commands import given, shell, wanted
 from sender import Sender
-from serving import until
+from serving import SECONDS, until
 
-from deltasync.core.errors import LimitExceeded, NoSpace
+from deltasync.core.errors import LimitExceeded, NoSpace, SequenceGone
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Job, JobRequest, Output, Returned, State
 from deltasync.core.names import WorkspaceName
@@ -171,7 +171,7 @@ def test_what_a_dead_server_worked_on_is_lost(tmp_path: Path, state: State) -> N
     with working(tmp_path / "data") as jobs:
         found = jobs.job(DEFAULT, job_id)
         assert (found.state, found.reason, found.log_bytes) == (State.LOST, LOST, 6)
-        assert process.wait() == -9
+        assert process.wait(SECONDS) == -9
         assert os.listdir(tmp_path / "data/sessions") == [".lock"]
 
 
@@ -184,6 +184,20 @@ def test_a_start_keeps_the_sessions_that_are_to_be_kept(tmp_path: Path) -> None:
     with working(tmp_path / "data") as jobs:
         assert os.listdir(tmp_path / "data/jobs") == [kept]
         assert Path(jobs.job(DEFAULT, kept).session_path).is_dir()
+
+
+def test_a_repeated_request_needs_nothing_anew(tmp_path: Path) -> None:
+    """The answer to a key that came before is its job, also where the inputs could not be named any more."""
+    with working(tmp_path / "data", starts=False, keep_sequences=1) as jobs:
+        store, sender = jobs._store, Sender(name=WorkspaceName("w"))
+        sender.send(store, sender.tree(a=b"a"))
+        request = wanted("true", inputs=[given("a", "a")])
+        first = submitted(jobs, request)
+        sender.send(store, {})
+        found, is_new = jobs.submit(DEFAULT, request)
+        assert (found.id, is_new) == (first, False)
+        with pytest.raises(SequenceGone):
+            jobs.submit(DEFAULT, wanted("true", inputs=request.inputs))
 
 
 def test_every_wait_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ def furnish(store: Store, sender: Sender) -> None:
     sender.send(store, flat)
 
 
-def made(store: Store, request: JobRequest, account: Account | None = None, *, stops: bool = False) -> Session:
+def made(
+    store: Store, request: JobRequest, account: Account | None = None, go_on: Callable[[], None] = lambda: None
+) -> Session:
     """Make the session of a request as a job has it."""
     with store.state.write() as db:
         insert(db, JOB, DEFAULT, request, admit(db, store.config, DEFAULT, request), [])
@@ -74,7 +76,7 @@ def made(store: Store, request: JobRequest, account: Account | None = None, *, s
     assert job is not None
     sessions = Sessions(store, account)
     try:
-        return sessions.make(job, lambda: stops)
+        return sessions.make(job, go_on)
     finally:
         sessions.close()
 
@@ -117,7 +119,7 @@ def test_an_input_is_of_its_sequence_whatever_came_since(store: Store, sender: S
         job = job_row(db, JOB)
     assert job is not None
     sessions = Sessions(store, None)
-    session = sessions.make(job, lambda: False)
+    session = sessions.make(job, lambda: None)
     sessions.close()
     assert (session.path / "inputs/f").read_bytes() == b"of one"
     assert (session.path / "inputs/s/g").read_bytes() == b"also"
@@ -216,10 +218,17 @@ def test_a_touched_blob_is_read_and_used(tmp_path: Path, sender: Sender, *, trus
 
 
 def test_nothing_is_left_of_a_session_that_was_not_made(store: Store, sender: Sender) -> None:
-    """Content that is gone, and a cancel in the middle, leave no folder behind."""
+    """A cancel in the middle, some files in, leaves no folder behind."""
     furnish(store, sender)
-    with pytest.raises(Cancelled):
-        made(store, wanted("x", inputs=[given("all")]), stops=True)
+    left = iter(range(3))
+
+    def go_on() -> None:
+        if next(left, None) is None:
+            assert names(store.config.data / "sessions") == [f".making-{JOB}"]
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        made(store, wanted("x", inputs=[given("all")]), go_on=go_on)
     assert names(store.config.data / "sessions") == []
 
 

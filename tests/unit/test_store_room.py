@@ -99,7 +99,7 @@ def assert_books(store: Store) -> None:
 
 
 def test_the_ledger_counts_what_du_counts(config: StoreConfig) -> None:
-    """Blobs, copies in trees, what left them, journal, uploads, parts, kept bundles, quarantine: every byte counts."""
+    """Blobs, copies in trees, what left them, journal, uploads, parts, bundles, quarantine, jobs: every byte counts."""
     with opened(config, keep_bundles=True) as store:
         sender = Sender()
         twice = {name: sender.file(name, noise(1), mtime_ns=DAY * age) for name, age in (("a", 1), ("b", 2))}
@@ -116,6 +116,9 @@ def test_the_ledger_counts_what_du_counts(config: StoreConfig) -> None:
         upload = store.uploads.initiate(DEFAULT, wire.UploadRequest(kind="file", **asked)).upload_id
         store.uploads.put(DEFAULT, upload, 0, io.BytesIO(noise(5)))
         send_part(store, Sender(name=WorkspaceName("other")), noise(6))
+        for folder in ("sessions", "jobs"):
+            (config.data / folder).mkdir()
+            (config.data / folder / "file").write_bytes(noise(7))
         counted = store.ledger.count()
         assert [kind for kind, size in counted.items() if not size] == ["staging"]
         assert sum(counted.values()) == du(config.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 
 import msgspec
@@ -37,7 +38,8 @@ class _News:
         """Wake the stream (any thread)."""
         if not self._is_rung:
             self._is_rung = True
-            self._loop.call_soon_threadsafe(self._event.set)
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads this any more
+                self._loop.call_soon_threadsafe(self._event.set)
 
     def clear(self) -> None:
         """Begin to look: what is rung from now on is new."""

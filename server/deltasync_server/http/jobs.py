@@ -6,16 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import Forbidden, UsageError
 from deltasync.core.jobs import Capabilities, Job, JobList, JobRequest
+from deltasync.decoding import decoded
 from deltasync_server.access import Scope
 from deltasync_server.http import openapi
 from deltasync_server.http.auth import source_of
-from deltasync_server.http.context import body_of, caller_of, context_of, leave_of
+from deltasync_server.http.body import check_length, whole
+from deltasync_server.http.context import caller_of, context_of, leave_of
 from deltasync_server.http.events import LogEvents
 from deltasync_server.http.problems import HttpRefusal, answer
 from deltasync_server.tenants import tenant_text
@@ -51,15 +54,16 @@ def why_not(request: Request) -> str:
     **openapi.gives_made(Job, 400, 403, 404, 410, 411, 413, 415, 507),
     openapi_extra=openapi.takes(JobRequest),
 )
-async def run(request: Request) -> Response:
+async def run_job(request: Request) -> Response:
     """Queue a command; the same key again is the same job, which is answered with 200 (J-30)."""
     here, caller = context_of(request), caller_of(request)
     if why := why_not(request):
         raise Forbidden(why)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
         raise HttpRefusal(415, f"a request to run a command has the Content-Type {_JSON}")
-    asked = await body_of(request, JobRequest, REQUEST_BYTES)
-    job, is_new = await here.workers.quick(partial(here.jobs.submit, caller.tenant, asked))
+    check_length(request, REQUEST_BYTES)
+    body = await whole(request.receive, here.body_rules(REQUEST_BYTES))
+    job, is_new = await here.workers.quick(lambda: here.jobs.submit(caller.tenant, _asked(body)))
     if is_new:
         command = [word[:_NOTED_LETTERS] for word in job.command[:_NOTED_WORDS]]
         _note(request, "run", job, command=command)
@@ -74,29 +78,28 @@ async def jobs(request: Request) -> Response:
 
 
 @router.get("/jobs/{job}", summary="One job", **openapi.gives(Job, 404))
-async def one(request: Request, job: str) -> Response:
+async def job_state(request: Request, job: str) -> Response:
     """Say where a job stands, and what it returned."""
     return await _of(request, context_of(request).jobs.job, job)
 
 
 @router.delete("/jobs/{job}", summary="Cancel or forget a job", **openapi.gives(Job, 404))
-async def cancel(request: Request, job: str) -> Response:
+async def cancel_job(request: Request, job: str) -> Response:
     """Cancel a job; one that is over is forgotten, with its log and what it returned (J-48)."""
-    found = await context_of(request).workers.quick(
-        partial(context_of(request).jobs.cancel, caller_of(request).tenant, job)
-    )
+    here, tenant = context_of(request), caller_of(request).tenant
+    found = await here.workers.quick(partial(here.jobs.cancel, tenant, job))
     _note(request, "cancel", found)
     return answer(found)
 
 
 @router.post("/jobs/{job}/acknowledge", summary="Let go of what a job returned", **openapi.gives(Job, 404, 411))
-async def acknowledge(request: Request, job: str) -> Response:
+async def acknowledge_job(request: Request, job: str) -> Response:
     """Take the pin from what a job returned: the caller has all of it (J-63)."""
     return await _of(request, context_of(request).jobs.acknowledge, job)
 
 
 @router.get("/jobs/{job}/logs", summary="Follow a job", **openapi.gives_events(400, 404))
-async def logs(request: Request, job: str, after: After = None) -> Response:
+async def job_logs(request: Request, job: str, after: After = None) -> Response:
     """Send what the command writes, and each state of the job, as server-sent events until the job is over (J-47)."""
     here, tenant = context_of(request), caller_of(request).tenant
     await here.workers.quick(partial(here.jobs.job, tenant, job))
@@ -108,6 +111,13 @@ async def capabilities(request: Request) -> Response:
     """Say what a job may ask for, what is free of it, and whether the caller may run anything (J-49)."""
     here = context_of(request)
     return answer(await here.workers.quick(partial(here.jobs.capabilities, why_not(request))))
+
+
+def _asked(body: bytes) -> JobRequest:
+    try:
+        return decoded(body, JobRequest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"not a request to run a command: {error}") from error
 
 
 async def _of(request: Request, ask: Callable[..., Job], job: str) -> Response:

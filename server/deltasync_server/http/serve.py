@@ -85,7 +85,8 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         state, idle_seconds = self.server_state, self._context.config.idle_exit or 0
-        if state.connections or state.total_requests != self._seen_requests:
+        is_busy = bool(state.connections) or self._context.jobs.is_busy
+        if is_busy or state.total_requests != self._seen_requests:
             self._busy_at, self._seen_requests = time.monotonic(), state.total_requests
         elif 0 < idle_seconds <= time.monotonic() - self._busy_at:  # spec H-59
             self.should_exit = True

@@ -43,6 +43,7 @@ from deltasync_server.jobs.table import (
     stale_sessions,
     state_of,
     step,
+    unfetched,
     waiting,
 )
 from deltasync_server.receive import Store
@@ -55,7 +56,7 @@ UNFETCHED_SECONDS = 30 * 86_400.0
 REMEMBERED_MAX = 1000
 """Of a tenant's jobs that are over (spec J-48)."""
 LOST = "the server died while it worked on this; run it again"
-_COMMAND_BYTES = 64 << 10
+_COMMAND_BYTES = 8 << 10
 """So much of a command is told to people."""
 
 
@@ -91,8 +92,6 @@ class Jobs:
         if left:
             kill_marked({each.id for each in left})
         for each in left:
-            if each.state is State.COLLECTING:
-                self._release(each.id)
             log_bytes = end_of(self._logs / each.id)
             self._shop.step(each.id, State.LOST, reason=LOST, ended=int(time.time()), log_bytes=log_bytes)
         with self._state.write() as db:
@@ -101,6 +100,9 @@ class Jobs:
                 if job_id not in kept:
                     note(db, job_id, roots=b"", kinds="", keep_until=0)
             known = {job_id for (job_id,) in db.execute("SELECT id FROM jobs")}
+            awaited = unfetched(db)
+        held = [(each.tenant, each.returned) for each in awaited if each.returned is not None]
+        returns.release_others(self._store, held)
         self._sessions.sweep(kept)
         for log in self._logs.iterdir():
             if log.name not in known:
@@ -223,6 +225,11 @@ class Jobs:
         self.bells.ring(job_id)
         return self.job(tenant, job_id)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody works on a job."""
+        return self._queue.is_busy
+
     def acknowledge(self, tenant: Tenant, job_id: str) -> Job:
         """Let go of what a job returned: everything has its name (spec J-63)."""
         found = self.job(tenant, job_id)
@@ -237,7 +244,7 @@ class Jobs:
         with self._state.read() as db:
             row = job_row(db, job_id)
         if row is not None:
-            returns.release(self._store, row)
+            returns.release(self._store, row.tenant, row.returned)
 
     def _forget(self, job_id: str) -> None:
         self._release(job_id)

@@ -65,6 +65,11 @@ class Queue:
             self._is_asked = True
             self._changed.notify_all()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any job is worked on."""
+        return bool(self._active)
+
     def run_of(self, job_id: str) -> Run | None:
         """Return who works on a job."""
         with self._changed:

@@ -48,10 +48,6 @@ class JobLike(Protocol):
     def request(self) -> JobRequest:
         """What was asked for."""
 
-    @property
-    def returned(self) -> Returned | None:
-        """What came of it, once that is recorded."""
-
 
 def collect(
     store: Store,
@@ -81,23 +77,22 @@ def collect(
     return _returned(workspace, sequence, root, found)
 
 
-def release(store: Store, job: JobLike) -> None:
-    """Let go of what a job returned, if it is still held (spec J-63)."""
-    if job.returned is None or not job.returned.sequence:
+def release(store: Store, tenant: Tenant, returned: Returned | None) -> None:
+    """Let go of what a job of a tenant returned, if it is still held (spec J-63)."""
+    if returned is None or not returned.sequence:
         return
-    name = qualified(job.tenant, WorkspaceName(job.returned.workspace))
+    name = qualified(tenant, WorkspaceName(returned.workspace))
     with _one_at_a_time:
-        store.unpin(name, job.returned.sequence)
+        store.unpin(name, returned.sequence)
         _empty(store, name)
 
 
-def release_others(store: Store, jobs: Iterable[JobLike]) -> None:
-    """Let go of what no job names any more, because the server died before it could say so; for a start."""
-    named = {
-        (qualified(job.tenant, WorkspaceName(job.returned.workspace)), job.returned.sequence)
-        for job in jobs
-        if job.returned is not None
-    }
+def release_others(store: Store, held: Iterable[tuple[Tenant, Returned]]) -> None:
+    """Let go of what no job names, because the server died before it could; for a start (spec J-63).
+
+    held: what jobs have returned that nobody acknowledged, and whose it is.
+    """
+    named = {(qualified(tenant, WorkspaceName(each.workspace)), each.sequence) for tenant, each in held}
     with _one_at_a_time:
         with store.state.read() as db:
             returns = {WorkspaceName(row.name): pinned(db, row.name) for row in workspace_rows(db) if not row.has_tree}

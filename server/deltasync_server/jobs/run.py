@@ -84,6 +84,8 @@ class Run:
         """Take the job, which is being staged, to its end; whatever fails is the job's own failure."""
         try:
             self._work()
+        except Cancelled:
+            self._cut_short()
         except Exception as error:  # noqa: BLE001 - a worker reports what nobody foresaw
             known = error if isinstance(error, DeltasyncError) else refusal(error)
             if known is None:
@@ -93,11 +95,7 @@ class Run:
             self._tidy()
 
     def _work(self) -> None:
-        try:
-            session = self._shop.sessions.make(self.job, lambda: self._why is not Why.ITSELF)
-        except Cancelled:
-            self._cut_short()
-            return
+        session = self._shop.sessions.make(self.job, self._go_on)
         with session.folder:
             if not self._shop.step(self.job.id, State.RUNNING):
                 return
@@ -108,12 +106,19 @@ class Run:
                 return
             self._shop.step(self.job.id, State.COLLECTING, exit_code=ended.exit_code, signal=ended.signal)
             most = self._shop.store.config.job_file_bytes
-            returned = returns.collect(self._shop.store, self.job, session.folder, session.staged, file_bytes=most)
+            returned = returns.collect(
+                *(self._shop.store, self.job, session.folder, session.staged), file_bytes=most, should_stop=self._go_on
+            )
         if self._why is not Why.ITSELF:  # somebody cancelled it meanwhile: nothing comes home
-            returns.release(self._shop.store, self.job._replace(returned=returned))
+            returns.release(self._shop.store, self.job.tenant, returned)
             self._cut_short()
             return
         self._over(State.DONE, returned=returned)
+
+    def _go_on(self) -> None:
+        """Raise Cancelled where somebody has ended the job."""
+        if self._why is not Why.ITSELF:
+            raise Cancelled("the job was ended")
 
     def _run(self, session: Session) -> Ended:
         request = self.job.request

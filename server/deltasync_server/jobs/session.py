@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltasync.core.errors import Cancelled, NotFound
+from deltasync.core.errors import NotFound
 from deltasync.core.jobs import JOB_ID, Input, JobRequest
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.tree import entries_of
@@ -93,8 +93,11 @@ class Sessions:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=self.folder.fd)
 
-    def make(self, job: JobRow, should_stop: Callable[[], bool]) -> Session:
-        """Make the session of a job, whole or not at all; raises NotFound where content is gone, and Cancelled."""
+    def make(self, job: JobRow, go_on: Callable[[], None]) -> Session:
+        """Make the session of a job, whole or not at all; raises NotFound where content is gone.
+
+        go_on: called again and again; it raises to break off.
+        """
         name = _MAKING + job.id
         remove_all(self.folder, name)
         os.mkdir(name, 0o700, dir_fd=self.folder.fd)
@@ -104,7 +107,7 @@ class Sessions:
                 for each in (INPUTS, OUTPUTS, WORK):
                     os.mkdir(each, 0o700, dir_fd=making.fd)
                 making.walk_to(f"{WORK}/{TEMPORARY}", create=True).close()
-                maker = _Maker(self._store, self.links, session, should_stop)
+                maker = _Maker(self._store, self.links, session, go_on)
                 maker.inputs(job)
                 maker.rest(job.request)
                 if self._account is not None:
@@ -119,7 +122,8 @@ class Sessions:
     def remove(self, job_id: str) -> bool:
         """Remove a session, whatever the command has made of it; False, and a line in the log, where that fails."""
         try:
-            remove_all(self.folder, job_id)
+            with contextlib.suppress(FileNotFoundError):  # somebody else removes it as well
+                remove_all(self.folder, job_id)
         except OSError as error:
             _log.warning("the session %s could not be removed: %s", job_id, error)
             return False
@@ -147,8 +151,8 @@ class Sessions:
 class _Maker:
     """Fills one session."""
 
-    def __init__(self, store: Store, links: str, session: Session, should_stop: Callable[[], bool]) -> None:
-        self._store, self._links, self._session, self._should_stop = store, links, session, should_stop
+    def __init__(self, store: Store, links: str, session: Session, go_on: Callable[[], None]) -> None:
+        self._store, self._links, self._session, self._go_on = store, links, session, go_on
 
     def inputs(self, job: JobRow) -> None:
         """Bring every input to its place."""
@@ -200,8 +204,7 @@ class _Maker:
         with self._store.state.read() as db:
             rows = blob_rows(db, {entry.digest for _, entry in files})
         for name, entry in files:
-            if self._should_stop():
-                raise Cancelled("the job was ended while its inputs were staged")
+            self._go_on()
             place = _join(above, name)
             row = rows.get(entry.digest)
             if row is None:
@@ -238,7 +241,7 @@ class _Maker:
             target = _created(folder, name, 0o755 if entry.executable else 0o644)
             try:
                 if not (self._links == "reflink" and reflink(source, target)):
-                    copy_bytes(source, target)
+                    copy_bytes(source, target, self._go_on)
                 os.utime(target, ns=(entry.mtime_ns, entry.mtime_ns))
             finally:
                 os.close(target)

@@ -147,6 +147,12 @@ def over_with_inputs(db: sqlite3.Connection) -> list[str]:
     return [job_id for (job_id,) in db.execute(f"SELECT id FROM jobs WHERE {_is_in(_OVER)} AND roots != x''")]
 
 
+def unfetched(db: sqlite3.Connection) -> list[JobRow]:
+    """Return the jobs that have returned something which nobody acknowledged."""
+    rows = db.execute("SELECT id FROM jobs WHERE returned IS NOT NULL AND NOT acknowledged").fetchall()
+    return [row for (job_id,) in rows if (row := job_row(db, job_id)) is not None]
+
+
 def stale_sessions(db: sqlite3.Connection, at: float) -> list[str]:
     """Return the jobs that are over whose session was kept, and is no longer."""
     select = f"SELECT id FROM jobs WHERE {_is_in(_OVER)} AND keep_until > 0 AND keep_until <= ?"

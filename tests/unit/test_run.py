@@ -1,0 +1,296 @@
+"""A job is started once, told to its end, and brought home to the places that were named, over ways that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hostile_server import Asked as Request
+from hostile_server import PassOn, Said, hostile, when
+from lossy import Fault, lossy
+from observed import settle
+from serving import Served, serving
+
+from deltasync.cli.progress import Meter
+from deltasync.client import job_transport
+from deltasync.client.ignore import IgnoreRules
+from deltasync.client.job_records import JobBook, Record
+from deltasync.client.job_request import Asked, drafted
+from deltasync.client.job_transport import JobTransport
+from deltasync.client.push import Pusher, PushOptions
+from deltasync.client.run import Runner, Started, exit_code_of
+from deltasync.client.scan import ScanOptions, scan
+from deltasync.client.state import State
+from deltasync.client.transport import HttpTransport
+from deltasync.core import jobs
+from deltasync.core.errors import HostRefused, HostUnreachable, JobLost, NotADeltasyncServer, UsageError
+from deltasync.core.jobs import Job, JobRequest, Output, Piece
+
+LINES = b"".join(b"%d\n" % number for number in range(200_000))
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
+        yield served
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def reaching(url: str, pauses: list[float] | None = None) -> Iterator[HttpTransport]:
+    """Reach a server, without waiting between attempts."""
+    pause = [].append if pauses is None else pauses.append
+    with contextlib.closing(HttpTransport(url, timeout=20, max_retries=2, pause=pause)) as transport:
+        yield transport
+
+
+def request(*argv: str) -> JobRequest:
+    return JobRequest(key=secrets.token_hex(16), client_id="a" * 32, argv=[[Piece(text=word)] for word in argv])
+
+
+def start(runner: Runner, here: Path, *argv: str) -> Started:
+    return runner.start(drafted(Asked(argv), str(here)), Meter())
+
+
+class Heard:
+    """What a command said."""
+
+    def __init__(self) -> None:
+        self.stdout, self.stderr = b"", b""
+
+    def out(self, content: bytes) -> None:
+        self.stdout += content
+
+    def err(self, content: bytes) -> None:
+        self.stderr += content
+
+
+# The way to the host
+
+
+def test_a_job_whose_answer_was_lost_is_started_once(host: Served) -> None:
+    """The request goes again with its key, and the host has one job of it."""
+    with lossy(host.port) as proxy, reaching(proxy.url) as transport, reaching(host.url) as direct:
+        before = len(JobTransport(direct).jobs())
+        proxy.faults.append(fault := Fault(b"POST /api/v1/jobs", swallow=True))
+        job = JobTransport(transport).start(request("true"))
+        assert fault.has_happened.is_set()
+        assert [each.id for each in JobTransport(direct).jobs()][: -before or None] == [job.id]
+
+
+def test_a_log_that_breaks_off_goes_on_behind_its_last_event(host: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the connection ends in the middle of an event, every byte is told once, and the end is the end."""
+    monkeypatch.setattr(job_transport, "LOSSES_MAX", 1)  # what brought something is no loss in a row
+    with hostile(host.port) as double, reaching(double.url) as transport:
+        there = JobTransport(transport)
+        job = there.start(request("seq", "0", "199999"))
+        list(there.logs(job.id))
+
+        def cut(_: Request, pass_on: PassOn) -> Said:
+            said = pass_on()
+            first, end, rest = said.body.partition(b"\n\n")
+            said.body = first + end + rest[:10]
+            return said
+
+        asked = len(double.asked)
+        double.lie = when("GET /jobs/.*/logs", cut)
+        events = list(there.logs(job.id))
+        assert b"".join(event.content for event in events if event.kind == "stdout") == LINES
+        assert events[-1].job is not None and events[-1].job.state is jobs.State.DONE
+        assert len(double.asked) - asked == len(events) > 2
+
+
+def test_a_log_that_never_comes_is_given_up(host: Served) -> None:
+    """After some attempts in a row that bring nothing the host is unreachable; the pauses between them grow."""
+    pauses: list[float] = []
+    with hostile(host.port) as double, reaching(double.url, pauses) as transport:
+        job = JobTransport(transport).start(request("true"))
+        double.lie = when("GET /jobs/.*/logs", lambda _, pass_on: iter([b""]))
+        with pytest.raises(HostUnreachable):
+            list(JobTransport(transport).logs(job.id))
+    assert len(pauses) == job_transport.LOSSES_MAX and pauses[-1] > pauses[0]
+
+
+def test_a_log_that_goes_back_is_no_log(host: Served) -> None:
+    """A host that tells a place twice would have the same bytes written twice."""
+    with hostile(host.port) as double, reaching(double.url) as transport:
+        job = JobTransport(transport).start(request("true"))
+
+        def twice(_: Request, pass_on: PassOn) -> Said:
+            said = pass_on()
+            said.body = b"id: 9\nevent: stdout\ndata: eA==\n\n" * 2
+            return said
+
+        double.lie = when("GET /jobs/.*/logs", twice)
+        with pytest.raises(NotADeltasyncServer, match="goes back"):
+            list(JobTransport(transport).logs(job.id))
+
+
+@pytest.mark.parametrize("found", ["../../tokens", "ds_1_0000000g", "ds_1_00000000/x", ""])
+def test_an_id_that_is_none_becomes_no_path(host: Served, found: str) -> None:
+    """What a host calls a job, and what a user does, is the id of one, or refused."""
+    with hostile(host.port) as double, reaching(double.url) as transport:
+
+        def renamed(_: Request, pass_on: PassOn) -> Said:
+            said = pass_on()
+            said.body = msgspec.json.encode({**json.loads(said.body), "id": found})
+            return said
+
+        double.lie = when("POST /jobs", renamed)
+        with pytest.raises(NotADeltasyncServer):
+            JobTransport(transport).start(request("true"))
+        asked = len(double.asked)
+        with pytest.raises(UsageError):
+            JobTransport(transport).job(found)
+        assert len(double.asked) == asked
+
+
+# What is sent, and what comes home
+
+
+def test_a_workspace_that_the_host_lost_is_no_hindrance(host: Served, here: Path) -> None:
+    """Where a sequence that this side counts on is gone there, the inputs go by themselves, and the command runs."""
+    (here / "a.txt").write_text("alpha")
+    settle(here / "a.txt")
+    with hostile(host.port) as double, reaching(double.url) as transport:
+        with State.open(here) as state, Pusher(state, transport, PushOptions(workspace="lost")) as pusher:
+            scan(state, ScanOptions(IgnoreRules(here)))
+            pusher.run()
+
+        def gone(_: Request, pass_on: PassOn) -> Said:
+            problem = {
+                "type": "about:blank",
+                "title": "Gone",
+                "status": 410,
+                "detail": "not kept",
+                "code": "SEQUENCE_GONE",
+            }
+            return Said(410, dict(pass_on().headers), msgspec.json.encode(problem))
+
+        double.lie = when("POST /jobs", gone, times=1)
+        notes: list[str] = []
+        runner = Runner(transport, note=notes.append, settle_seconds=0.0)
+        heard = Heard()
+        assert exit_code_of(runner.follow(start(runner, here, "cat", "a.txt").job, heard)) == 0
+        assert heard.stdout == b"alpha" and len(notes) == 1
+
+
+def test_nothing_comes_home_to_a_place_that_nobody_named(host: Served, here: Path) -> None:
+    """A host that returns more than it was asked for is told of; no file of it is written."""
+    (here / "a.txt").write_text("alpha")
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        started = start(runner, here, "sh", "-c", "cp {in:a.txt} {out:c.txt}; cp {in:a.txt} {out:d.txt}")
+        job = runner.follow(started.job, Heard())
+        record = msgspec.structs.replace(started.record, outputs=started.record.outputs[:1])
+        home = runner.fetch(record, job, Meter())
+    assert {each.name for each in here.iterdir()} == {"a.txt", "c.txt"}
+    assert [(each.place, "not asked for" in each.reason) for each in home.problems] == [(f"{here}/d.txt"[1:], True)]
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [
+        ("home/u/o.txt", "/home/u/o.txt"),
+        ("home/u/f_001.png", "/home/u/f_001.png"),
+        ("home/u/link", "/data/real"),
+        ("home/u/link/new", "/data/real/new"),
+        ("home/u/f_x.png", None),
+        ("home/u/any/f_001.png", None),
+        ("home/u/..", None),
+        ("home/u/any*/x", None),
+        ("home/u/all/..", None),
+        ("home/u/link/../x", None),
+        ("home/u/all/.deltasync", None),
+        ("home/u/linked", None),
+        ("etc/passwd", None),
+        ("", None),
+    ],
+)
+def test_a_place_leads_where_it_was_named_or_nowhere(place: str, target: str | None) -> None:
+    """An output, a file of a pattern, and what lies in an input that may change have targets; nothing else has."""
+    outputs = [
+        Output(place="home/u/o.txt"),
+        Output(place="home/u/f_%03d.png", is_pattern=True),
+        Output(place="home/u/all/*", is_pattern=True),
+    ]
+    record = Record(
+        id="ds_1_00000000", url="", command=[], started_at="", outputs=outputs, in_place={"home/u/link": "/data/real"}
+    )
+    assert record.target(place) == (target and Path(target))
+
+
+def test_what_is_home_is_acknowledged_and_what_is_not_stays(host: Served, here: Path) -> None:
+    """While something could not be written here the host keeps everything; the record knows which jobs wait."""
+    (here / "sub").mkdir()
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        started = start(runner, here, "sh", "-c", "echo x > {out:sub/c.txt}")
+        job = runner.follow(started.job, Heard())
+        (here / "sub").rmdir()
+        home = runner.fetch(started.record, job, Meter())
+        assert home.problems and not home.is_whole
+        assert not runner.jobs.job(job.id).acknowledged and not JobBook.of_user().named(job.id).is_home
+        (here / "sub").mkdir()
+        assert runner.fetch(started.record, job, Meter()).is_whole
+        assert (here / "sub/c.txt").read_text() == "x\n"
+        assert runner.jobs.job(job.id).acknowledged and JobBook.of_user().named(job.id).is_home
+
+
+def test_a_damaged_record_hides_no_other(host: Served, here: Path) -> None:
+    """A record that cannot be read is left out of the book, and can be asked for no more."""
+    book = JobBook.of_user()
+    for number in range(2):
+        book.write(Record(id=f"ds_1_0000000{number}", url="u", command=[], started_at="2999"))
+    (here.parent / "home/jobs/ds_1_00000000.json").write_bytes(b"{")
+    (here.parent / "home/jobs/other.txt").write_bytes(b"")
+    assert [each.id for each in book.records()] == ["ds_1_00000001"]
+
+
+def test_a_host_that_would_refuse_is_asked_before_anything_is_sent(tmp_path: Path, here: Path) -> None:
+    """The sentence of the host is the error, and not one bundle reaches it."""
+    (here / "a.txt").write_text("alpha")
+    with serving(tmp_path / "data", "--no-run") as served, reaching(served.url) as transport:
+        runner = Runner(transport, note=[].append)
+        with pytest.raises(HostRefused, match="--no-run"):
+            start(runner, here, "cat", "a.txt")
+        assert served.get("/api/v1/workspaces").json["workspaces"] == []
+
+
+@pytest.mark.parametrize(
+    ("ended", "code"),
+    [
+        ({"state": "done", "exit_code": 0}, 0),
+        ({"state": "done", "exit_code": 255}, 255),
+        ({"state": "done", "signal": 15}, 143),
+        ({"state": "failed", "reason": "no"}, None),
+        ({"state": "failed", "exit_code": 0}, None),
+        ({"state": "cancelled", "signal": 15}, None),
+        ({"state": "lost"}, None),
+        ({"state": "running"}, None),
+        ({"state": "done"}, None),
+    ],
+)
+def test_only_a_job_that_ran_to_its_end_has_a_code(ended: dict[str, Any], code: int | None) -> None:
+    """Whatever else became of a job is 125, with its reason."""
+    facts = {"id": "ds_1_00000000", "client_id": "a" * 32, "command": [], "session_path": "/s", "created_at": ""}
+    job = msgspec.convert({**facts, **ended}, Job)
+    if code is not None:
+        assert exit_code_of(job) == code
+        return
+    with pytest.raises(JobLost) as caught:
+        exit_code_of(job)
+    assert caught.value.exit_code == 125 and ended.get("reason", "") in caught.value.sentence
