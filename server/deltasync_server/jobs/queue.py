@@ -14,7 +14,7 @@ from deltasync.core.jobs import State
 from deltasync_server.intake import now
 from deltasync_server.jobs.process import Why
 from deltasync_server.jobs.run import Run, Shop
-from deltasync_server.jobs.table import Waiting, job_row, kept_sessions, note, step, waiting
+from deltasync_server.jobs.table import Waiting, job_row, kept_sessions, note, waiting
 
 LOOK_SECONDS = 30.0
 """How often what time does to jobs is looked at."""
@@ -119,14 +119,15 @@ class Queue:
                 return False
             run = Run(self._shop, job, self._free()[: chosen.gpus])
             self._active[job.id] = run  # before its state says so: whoever cancels it finds it there
-        with self._shop.store.state.write() as db:
+        is_taken = False
+        try:
             gpus = msgspec.json.encode(run.gpus)
-            is_taken = step(db, job.id, State.STAGING, started_at=now(), gpus=gpus)
-        self._shop.bells.ring(job.id)
-        if not is_taken:  # somebody cancelled it
-            self._release(job.id)
-            return True
-        self._begin(run)
+            is_taken = self._shop.step(job.id, State.STAGING, started_at=now(), gpus=gpus)
+        finally:
+            if not is_taken:  # somebody cancelled it, or the store took no change: the slot is free again
+                self._release(job.id)
+        if is_taken:
+            self._begin(run)
         return True
 
     def _chosen(self, db: sqlite3.Connection) -> Waiting | None:
