@@ -325,11 +325,11 @@ def test_a_watch_that_starts_brings_home_what_waited(user: User, here: Path, hos
     watched.mkdir()
     process = user.start("watch", watched, "--to", host.url, "--workspace", "of-a-watch")
     try:
-        until(lambda: process.poll() is not None or (here / "c.txt").exists())
-        assert process.stderr and kept in process.stderr.readline()
+        until(lambda: process.poll() is not None or (watched / ".deltasync/state.db").exists())
     finally:
         process.kill()
-        process.communicate()
+        _, err = process.communicate()
+    assert kept in err
     assert (here / "c.txt").read_text() == "alpha\n" and "failed.txt" not in names(here)
 
 
