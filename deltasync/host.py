@@ -14,6 +14,7 @@ from deltasync import config
 from deltasync.client import address
 from deltasync.client.job_request import Asked, drafted
 from deltasync.client.run import Runner, exit_code_of
+from deltasync.client.ssh import SshOptions
 from deltasync.client.transport import HttpTransport, open_transport
 from deltasync.core.argv import Said
 from deltasync.core.errors import DeltasyncError, UsageError, of_run
@@ -49,6 +50,9 @@ class Host:
             proxies=self._settings.proxy,
             insecure=self._settings.insecure,
             token_for=[address.resolved(each, os.environ) for each in self._settings.token_for],
+            ssh=SshOptions(
+                self._settings.ssh, self._settings.ssh_server, connect_seconds=self._settings.timeout_seconds
+            ),
         )
         if not isinstance(found, HttpTransport):
             raise UsageError(f"{shown(self.url)} is a folder, which runs nothing")
