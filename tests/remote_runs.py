@@ -12,14 +12,14 @@ from user import BINARY, SECONDS, Done, User, Word
 
 
 @dataclass(frozen=True)
-class Desk:
+class Terminal:
     """A folder of a user, and the host on which commands run that are typed in it."""
 
     user: User
     folder: Path
 
     @classmethod
-    def at(cls, home: Path, url: str, name: str = "work") -> Desk:
+    def at(cls, home: Path, url: str, name: str = "work") -> Terminal:
         """Return a new user with a folder, whose commands run on a host."""
         user = User(home)
         user.environment["DELTASYNC_ON"] = url
@@ -63,3 +63,11 @@ def contents(folder: Path) -> dict[str, tuple[bytes, bool]]:
     """Return what each file below a folder holds, and whether it can be run."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): (path.read_bytes(), os.access(path, os.X_OK)) for path in files}
+
+
+def is_over(pid: int) -> bool:
+    """Tell whether a process is gone, or dead and not yet waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

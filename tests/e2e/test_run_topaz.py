@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from remote_runs import Desk, contents
+from remote_runs import Terminal, contents
 from serving import Served, serving
 
 PHOTO = b"\xff\xd8 a photo " * 100
@@ -71,9 +71,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, host: Served) -> Desk:
+def terminal(tmp_path: Path, host: Served) -> Terminal:
     """A user with a photo, whose commands run on that host."""
-    made = Desk.at(tmp_path / "home", host.url)
+    made = Terminal.at(tmp_path / "home", host.url)
     (made.folder / "photo.jpg").write_bytes(PHOTO)
     return made
 
@@ -83,37 +83,44 @@ def session(host: Served, report: Any) -> Path:
     return host.data / "sessions" / report["job"]
 
 
-def test_a_photo_is_enlarged_into_a_folder(desk: Desk, host: Served, tmp_path: Path) -> None:
+def test_a_photo_is_enlarged_into_a_folder(terminal: Terminal, host: Served, tmp_path: Path) -> None:
     """`--cli -i in -o outdir --scale 4`: the tool sees its photo and folder there; its file joins those here."""
     tool = Tool.made(tmp_path / "topaz/gigapixel", GIGAPIXEL)
-    (desk.folder / "out").mkdir()
-    (desk.folder / "out/mine.txt").write_text("mine")
-    done = desk.run("--json", "--", tool.path, "--cli", "-i", "photo.jpg", "-o", "out", "--scale", "4")
+    (terminal.folder / "out").mkdir()
+    (terminal.folder / "out/mine.txt").write_text("mine")
+    done = terminal.run("--json", "--", tool.path, "--cli", "-i", "photo.jpg", "-o", "out", "--scale", "4")
     assert done.code == 0, done.err
     there = session(host, done.json)
-    source, folder = f"{there}/inputs{desk.folder}/photo.jpg", f"{there}/outputs{desk.folder}/out"
+    source, folder = f"{there}/inputs{terminal.folder}/photo.jpg", f"{there}/outputs{terminal.folder}/out"
     assert tool.seen["argv"] == [str(tool.path), "--cli", "-i", source, "-o", folder, "--scale", "4"]
     assert tool.seen["folder"] == f"{there}/work"
-    assert contents(desk.folder) == {
+    assert contents(terminal.folder) == {
         "photo.jpg": (PHOTO, False),
         "out/mine.txt": (b"mine", False),
         "out/photo-gigapixel-4x.jpg": (PHOTO * 2, False),
     }
-    assert f"saved {desk.folder}/out/photo.jpg\n" in done.err  # with --json its words go to stderr
+    assert f"saved {terminal.folder}/out/photo.jpg\n" in done.err  # with --json its words go to stderr
     assert not there.exists()
 
 
-def test_a_folder_of_photos_is_enlarged_into_its_own_folder(desk: Desk, host: Served, tmp_path: Path) -> None:
+def test_a_folder_of_photos_is_enlarged_into_its_own_folder(terminal: Terminal, host: Served, tmp_path: Path) -> None:
     """With the same folder behind -i and -o the tool reads and writes two places, and here all lies in one."""
     tool = Tool.made(tmp_path / "topaz/gigapixel", GIGAPIXEL)
-    (desk.folder / "more.jpg").write_bytes(PHOTO[1:])
-    line = [tool.path, "--cli", "--recursive", "-i", desk.folder, "-o", desk.folder, "--scale", "2"]
-    done = desk.run("--json", "--", *line)
+    (terminal.folder / "more.jpg").write_bytes(PHOTO[1:])
+    line = [tool.path, "--cli", "--recursive", "-i", terminal.folder, "-o", terminal.folder, "--scale", "2"]
+    done = terminal.run("--json", "--", *line)
     assert done.code == 0, done.err
     there = session(host, done.json)
-    words = ["--cli", "--recursive", "-i", f"{there}/inputs{desk.folder}", "-o", f"{there}/outputs{desk.folder}"]
+    words = [
+        "--cli",
+        "--recursive",
+        "-i",
+        f"{there}/inputs{terminal.folder}",
+        "-o",
+        f"{there}/outputs{terminal.folder}",
+    ]
     assert tool.seen["argv"] == [str(tool.path), *words, "--scale", "2"]
-    assert contents(desk.folder) == {
+    assert contents(terminal.folder) == {
         "photo.jpg": (PHOTO, False),
         "more.jpg": (PHOTO[1:], False),
         "photo-gigapixel-2x.jpg": (PHOTO * 2, False),
@@ -121,27 +128,32 @@ def test_a_folder_of_photos_is_enlarged_into_its_own_folder(desk: Desk, host: Se
     }
 
 
-def test_a_photo_becomes_files_that_the_tool_names(desk: Desk, host: Served, tmp_path: Path) -> None:
+def test_a_photo_becomes_files_that_the_tool_names(terminal: Terminal, host: Served, tmp_path: Path) -> None:
     """`--cli in -o outdir -f jpg`: whatever names the tool gives its files in its folder, they come home."""
     tool = Tool.made(tmp_path / "topaz/tpai", PHOTO_AI)
-    done = desk.run("--json", "--", tool.path, "--cli", "photo.jpg", "-o", "made", "-f", "jpg", "--quality", "95")
+    done = terminal.run("--json", "--", tool.path, "--cli", "photo.jpg", "-o", "made", "-f", "jpg", "--quality", "95")
     assert done.code == 0, done.err
     there = session(host, done.json)
-    words = ["--cli", f"{there}/inputs{desk.folder}/photo.jpg", "-o", f"{there}/outputs{desk.folder}/made"]
+    words = ["--cli", f"{there}/inputs{terminal.folder}/photo.jpg", "-o", f"{there}/outputs{terminal.folder}/made"]
     assert tool.seen["argv"] == [str(tool.path), *words, "-f", "jpg", "--quality", "95"]
-    assert contents(desk.folder / "made") == {"photo-1.jpg": (PHOTO[:-1], False), "photo-2.jpg": (PHOTO[:-2], False)}
+    assert contents(terminal.folder / "made") == {
+        "photo-1.jpg": (PHOTO[:-1], False),
+        "photo-2.jpg": (PHOTO[:-2], False),
+    }
     assert done.json["outputs"]["files"] == 2
 
 
-def test_what_the_tool_writes_beside_its_photo_comes_home_beside_it(desk: Desk, host: Served, tmp_path: Path) -> None:
+def test_what_the_tool_writes_beside_its_photo_comes_home_beside_it(
+    terminal: Terminal, host: Served, tmp_path: Path
+) -> None:
     """With `-o .` the files that the tool names by the photo's stem lie beside it here, and the photo is as it was."""
     tool = Tool.made(tmp_path / "topaz/tpai", PHOTO_AI)
-    before = (desk.folder / "photo.jpg").stat()
-    done = desk.run("--json", "--", tool.path, "--cli", "photo.jpg", "-o", ".", "-f", "jpg")
+    before = (terminal.folder / "photo.jpg").stat()
+    done = terminal.run("--json", "--", tool.path, "--cli", "photo.jpg", "-o", ".", "-f", "jpg")
     assert done.code == 0, done.err
-    assert tool.seen["argv"][4] == f"{session(host, done.json)}/outputs{desk.folder}"
-    assert set(contents(desk.folder)) == {"photo.jpg", "photo-1.jpg", "photo-2.jpg"}
-    after = (desk.folder / "photo.jpg").stat()
+    assert tool.seen["argv"][4] == f"{session(host, done.json)}/outputs{terminal.folder}"
+    assert set(contents(terminal.folder)) == {"photo.jpg", "photo-1.jpg", "photo-2.jpg"}
+    after = (terminal.folder / "photo.jpg").stat()
     assert (after.st_ino, after.st_mtime_ns, after.st_ctime_ns) == (
         before.st_ino,
         before.st_mtime_ns,
@@ -149,31 +161,33 @@ def test_what_the_tool_writes_beside_its_photo_comes_home_beside_it(desk: Desk, 
     )
 
 
-def test_a_tool_that_fails_leaves_nothing_here(desk: Desk, tmp_path: Path) -> None:
+def test_a_tool_that_fails_leaves_nothing_here(terminal: Terminal, tmp_path: Path) -> None:
     """A tool that writes half of its files and fails with 1: the code is 1, and no file of it is here."""
     tool = Tool.made(tmp_path / "topaz/tpai", PHOTO_AI)
-    (desk.folder / "out").mkdir()
-    done = desk.run("--", tool.path, "--cli", "photo.jpg", "-o", "out", "-f", "jpg", "--fail")
+    (terminal.folder / "out").mkdir()
+    done = terminal.run("--", tool.path, "--cli", "photo.jpg", "-o", "out", "-f", "jpg", "--fail")
     assert done.code == 1 and "jobs fetch" in done.err
-    assert set(contents(desk.folder)) == {"photo.jpg"}
+    assert set(contents(terminal.folder)) == {"photo.jpg"}
 
 
 @pytest.mark.parametrize("name", ["ffmpeg", "tvai"])
-def test_a_film_is_enlarged_with_models_that_are_here(desk: Desk, host: Served, tmp_path: Path, name: str) -> None:
+def test_a_film_is_enlarged_with_models_that_are_here(
+    terminal: Terminal, host: Served, tmp_path: Path, name: str
+) -> None:
     """A line like those of ffmpeg: a filter stays text, the last word is the output, a variable names the models."""
     tool = Tool.made(tmp_path / "topaz" / name, VIDEO)
-    (desk.folder / "in.mp4").write_bytes(b"film")
-    (desk.folder / "models").mkdir()
-    (desk.folder / "models/prob.json").write_bytes(b"{}")
+    (terminal.folder / "in.mp4").write_bytes(b"film")
+    (terminal.folder / "models").mkdir()
+    (terminal.folder / "models/prob.json").write_bytes(b"{}")
     filters = "tvai_up=model=prob-3:scale=2:w=1280:h=720:preblur=-0.6,scale=w=1280:h=720:flags=lanczos"
     options = ["-hide_banner", "-nostdin", "-y", "-strict", "2", "-i"]
     rest = ["-filter_complex", filters, "-c:v", "hevc_nvenc", "-b:v", "0", "-map_metadata:s:v", "0:s:v"]
     line = [tool.path, *options, "in.mp4", *rest, "out.mp4"]
-    done = desk.run("--json", "--env", "TVAI_MODEL_DIR=models", "--", *line)
+    done = terminal.run("--json", "--env", "TVAI_MODEL_DIR=models", "--", *line)
     assert done.code == 0, done.err
     there = session(host, done.json)
-    source, target = f"{there}/inputs{desk.folder}/in.mp4", f"{there}/outputs{desk.folder}/out.mp4"
+    source, target = f"{there}/inputs{terminal.folder}/in.mp4", f"{there}/outputs{terminal.folder}/out.mp4"
     assert tool.seen["argv"] == [str(tool.path), *options, source, *rest, target]
-    assert tool.seen["models"] == f"{there}/inputs{desk.folder}/models"
-    assert (desk.folder / "out.mp4").read_bytes() == b"film{}"
+    assert tool.seen["models"] == f"{there}/inputs{terminal.folder}/models"
+    assert (terminal.folder / "out.mp4").read_bytes() == b"film{}"
     assert "frame=1 fps=0.0\rframe=2 fps=9.9\n" in done.err
