@@ -78,7 +78,7 @@ test: setup
 	@$(BIN)/coverage report --fail-under=90
 
 crash: setup
-	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py
+	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py tests/e2e/test_run_kills.py
 
 torture: setup
 	@PYTHONPATH=tests $(BIN)/python -m torture --minutes $(TORTURE) --out $(TORTURE_OUT) $(if $(SEED),--seed $(SEED)) $(TORTURE_ARGS)
