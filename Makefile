@@ -37,7 +37,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
-	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
+	@echo 'make demo           see it work: a server, a watcher, real changes, a job, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
 	@echo 'make torture        every harness at random for TORTURE=$(TORTURE) minutes, with planted defects; writes $(TORTURE_OUT)'
