@@ -227,7 +227,9 @@ def test_a_job_is_cancelled_while_the_host_works_on_it(terminal: Terminal, tmp_p
             go = tmp_path / f"go-{attempt}"
             if state == "staging":
                 terminal.detached(*on, "--shell", until_there(go))
-            job = terminal.detached(*on, "--shell", f"{until_there(go)}; cp -r {{in:many}}/. {{out:copy/}}")
+            ran = tmp_path / f"ran-{attempt}"
+            script = f"{until_there(go)}; touch '{ran}'; cp -r {{in:many}}/. {{out:copy/}}"
+            job = terminal.detached(*on, "--shell", script)
             with held_in(served, job, state, go) as is_held:
                 if is_held:
                     assert terminal.user.run("jobs", "cancel", *on, job).code == 0
@@ -237,4 +239,5 @@ def test_a_job_is_cancelled_while_the_host_works_on_it(terminal: Terminal, tmp_p
         assert done.code == 125 and "cancelled" in done.err, done
         assert served.get(f"/api/v1/jobs/{job}").json["returned"] is None
         until(lambda: sessions(served) == [])
+    assert ran.exists() == (state == "collecting")  # what is cancelled before it runs does not run
     assert not (terminal.folder / "copy").exists()
