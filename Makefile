@@ -37,7 +37,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo 'make setup          create $(VENV) and install deltasync with everything that development needs'
-	@echo 'make demo           see it work: a server, a watcher, real changes, an offline replay (under a minute)'
+	@echo 'make demo           see it work: a server, a watcher, real changes, a job, an offline replay (under a minute)'
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
 	@echo 'make torture        every harness at random for TORTURE=$(TORTURE) minutes, with planted defects; writes $(TORTURE_OUT)'
@@ -78,7 +78,7 @@ test: setup
 	@$(BIN)/coverage report --fail-under=90
 
 crash: setup
-	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py
+	CRASH_STRIDE=1 KILLS=$(KILLS) $(BIN)/python -m pytest -n $(TEST_WORKERS) -rP tests/crash tests/e2e/test_random_kills.py tests/e2e/test_run_kills.py
 
 torture: setup
 	@PYTHONPATH=tests $(BIN)/python -m torture --minutes $(TORTURE) --out $(TORTURE_OUT) $(if $(SEED),--seed $(SEED)) $(TORTURE_ARGS)

@@ -1,4 +1,4 @@
-"""`make demo`: a server, a watcher and real changes on this machine, then an offline replay; all roots must agree."""
+"""`make demo`: a server, a watcher, real changes, a command that runs there, an offline replay; all must agree."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ REPAINTED = "images/run-copy/frame-03.png"
 LIMIT_SECONDS = 55
 EVENT_SECONDS = 10.0
 _VERBS = ("created", "updated", "moved", "deleted")
+
+
+_LOUDNESS = """
+import array, sys, wave
+samples = array.array("h", wave.open(sys.argv[1]).readframes(-1))
+with open(sys.argv[-1], "w") as out:
+    for second in range(0, len(samples), 22050):
+        print(max(samples[second : second + 22050]), file=out)
+"""
+"""What the job runs: the peak of each second of a sound."""
 
 
 class DemoFailed(Exception):
@@ -67,10 +77,10 @@ def _run(folder: Path) -> None:
     media = folder / "media"
     media.mkdir()
     print("deltasync: a folder and its copy on a server, kept equal and proven so\n")
-    with deltasync_server(folder / "server", workspace=WORKSPACE) as server:
+    with deltasync_server(folder / "server", "--run-without-token", workspace=WORKSPACE) as server:
         url = f"http://127.0.0.1:{server.port}"
         options = ["--to", url, "--workspace", WORKSPACE, "--keep-sent", "7d"]
-        print(f"  server    deltasync-server serve --listen 127.0.0.1:{server.port}")
+        print(f"  server    deltasync-server serve --listen 127.0.0.1:{server.port} --run-without-token")
         print(f"  watcher   deltasync watch media {' '.join(options)}\n")
         command: list[str | Path] = [BIN / "deltasync", "watch", media, *options, "--json"]
         with started(command, environment(folder), folder / "watch.log") as process:
@@ -82,8 +92,28 @@ def _run(folder: Path) -> None:
                 watcher.show(change)
         if where := difference(media, server.tree):
             raise DemoFailed(f"the server's folder differs from the source: {where}")
-    print("\n  the server's folder was compared with the source: equal, byte for byte")
+        print("\n  the server's folder was compared with the source: equal, byte for byte")
+        _run_a_job(folder, url)
     _replay(media, folder, watcher.root)
+
+
+def _run_a_job(folder: Path, url: str) -> None:
+    """Run a command on the server twice, and here: the same comes of it, and the second time nothing is sent."""
+    (folder / "loudness.py").write_text(_LOUDNESS)
+    line = ["python3", "loudness.py", "media/sound/sweep.wav", "-o"]
+    subprocess.run([*line, "here.txt"], cwd=folder, check=True)
+    print(f"\n  job       deltasync run --on {url} -- {' '.join(line)} loudness.txt")
+    for turn in ("the first time", "once more"):
+        job = _json(["run", "--on", url], folder, *line, "loudness.txt")
+        inputs = job["inputs"]
+        if (folder / "loudness.txt").read_text() != (folder / "here.txt").read_text():
+            raise DemoFailed("the command wrote there what it does not write here")
+        print(
+            f"  {turn:<38} {bytes_text(inputs['bytes'])} of inputs, {bytes_text(inputs['sent_bytes'])} sent; "
+            f"loudness.txt is here, as a run here writes it"
+        )
+    if inputs["sent_bytes"]:
+        raise DemoFailed("the same inputs were sent twice")
 
 
 def _changes() -> list[Change]:
@@ -195,9 +225,10 @@ def _compared(there: str, here: str) -> str:
     return f"{there[:12]} {'=' if there == here else '!='} {here[:12]}"
 
 
-def _json(arguments: list[str | Path], home: Path, *, program: str = "deltasync") -> dict[str, Any]:
-    command = [BIN / program, *arguments, "--json"]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment(home), check=False)
+def _json(arguments: list[str | Path], home: Path, *line: str, program: str = "deltasync") -> dict[str, Any]:
+    """Run a command and return what it answers. line: a command that it runs, below `home`."""
+    command = [BIN / program, *arguments, "--json", *(["--", *line] if line else [])]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(home), check=False, cwd=home)
     if ran.returncode:
         raise DemoFailed(
             f"{program} {arguments[0]} exited {ran.returncode}: {ran.stderr.strip() or ran.stdout.strip()}"

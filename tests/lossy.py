@@ -60,6 +60,11 @@ class Proxy:
         for connection in list(self._open):
             _reset(connection)
 
+    def reset_all(self) -> None:
+        """Reset every connection that is open now; new ones go through."""
+        for connection in list(self._open):
+            _reset(connection)
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:

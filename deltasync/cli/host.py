@@ -49,7 +49,7 @@ def add(
     neither, a CA of this system has to vouch for it, which is tried at once. deltasync-server prints both fingerprints
     at its start, and where its CA lies.
     """
-    settings = call.settings()
+    settings = call.given()
     if code is not None:
         if ca or fingerprint or token_file:
             raise UsageError(

@@ -47,9 +47,13 @@ class Call:
     flags: dict[str, config.Raw | None]
     out: Output
 
+    def given(self, root: Path | None = None) -> config.Settings:
+        """Return the settings as they were given: a host's name may be one that nobody knows yet."""
+        return config.load(self.flags, os.environ, config.files_of(root, os.environ))
+
     def settings(self, root: Path | None = None) -> config.Settings:
         """Return the settings that hold for a workspace, or outside of any; a host's name has become its address."""
-        found = config.load(self.flags, os.environ, config.files_of(root, os.environ))
+        found = self.given(root)
         named = {"to": found.to, "source": found.source, "on": found.on}
         found = structs.replace(
             found,

@@ -47,6 +47,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return self._output(place) or self._input(place)
         return None
 
+    def names(self, place: str) -> bool:
+        """Tell whether a place is an output or an input in place, or lies in one."""
+        inside = any(f"{place}/".startswith(f"{each.place}/") for each in self.outputs)
+        return inside or self.target(place) is not None
+
     def sent(self, places: Iterable[str]) -> dict[str, bytes]:
         """Return, for those of the places that inputs have, the digest that was sent; b'' for what was not."""
         return {

@@ -475,9 +475,11 @@ class Pusher:
             raise cause
 
     def _is_outdated(self, parcel: Parcel) -> bool:
-        """Tell whether a bundle was sealed by an earlier push, and the folder is not any more what was sealed last."""
-        is_changed = self._state.observed_root() != outbox.head(self._state).sealed_root
-        return is_changed and parcel.identity not in self._sealed_here
+        """Tell whether a bundle was sealed by an earlier push, and the folder is not any more what that sealed last."""
+        if parcel.identity in self._sealed_here:
+            return False
+        earlier = [row for row in outbox.pending(self._state) if row.identity not in self._sealed_here]
+        return self._state.observed_root() != earlier[-1].root  # this push may have sealed what changed already
 
     def _restart(self, parcel: Parcel, error: Refused | ContentMissing, lacking: set[str]) -> None:
         """Meet a receiver that lacks content: what came in parts begins anew, anything else is added to the bundle."""

@@ -208,7 +208,7 @@ class Runner:
         ]
         for each in returned.problems:
             home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
-            home.is_whole &= record.target(each.place) is None
+            home.is_whole &= not record.names(each.place)
         return is_here
 
 

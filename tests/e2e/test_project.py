@@ -29,11 +29,12 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def test_the_demo_ends_well_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """The demo shows nine changes and a replay, finds every root equal, and removes its folder."""
+    """The demo shows nine changes, a job that sends nothing the second time, and a replay with equal roots."""
     ran = run(sys.executable, "-m", "bench.demo", TMPDIR=str(tmp_path))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = ran.stdout.splitlines()
     assert sum(" = " in line and "!=" not in line for line in lines) == 10
+    assert [line for line in lines if line.startswith("  once more") and " 0 B sent" in line]
     assert lines[-1].startswith("All roots are equal.")
     assert list(tmp_path.glob("deltasync-demo-*")) == []
 

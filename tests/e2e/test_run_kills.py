@@ -1,0 +1,160 @@
+"""Client and server are killed at random moments while commands run; every job has an end, and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from remote_runs import Terminal
+from serving import BINARY as SERVER
+from serving import until
+from user import BINARY, SECONDS
+
+KILLS = int(os.environ.get("KILLS", "4"))
+SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+FILES, BIG = 20, 3 << 20
+OVER = {"done", "failed", "cancelled", "lost"}
+CODES = {0, 122, 123, 124, 125}
+"""What `run` may end with while its host dies: its command's own 0, or a code of its own."""
+
+
+class Rounds:
+    """A host that is started again when it was killed, and a user who runs commands on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.errors = folder / "data", (folder / "errors.txt").open("ab")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.listen = f"127.0.0.1:{free.getsockname()[1]}"
+        self.terminal = Terminal.at(folder / "home", f"http://{self.listen}")
+        self.expected: dict[str, bytes] = {}
+        """What each file holds that may be in the folder."""
+        self.server = self.start_server()
+
+    @property
+    def folder(self) -> Path:
+        return self.terminal.folder
+
+    def start_server(self) -> subprocess.Popen[str]:
+        words = [SERVER, "serve", "--data", self.data, "--listen", self.listen, "--run-without-token", "--slots", "2"]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.startswith("listening on"), (line, Path(self.errors.name).read_text()[-3000:])
+        return process
+
+    def kill_server(self) -> None:
+        self.server.kill()
+        assert self.server.wait(SECONDS) == -signal.SIGKILL
+        self.server = self.start_server()
+
+    def line(self, number: int, pick: random.Random) -> list[str]:
+        """Make the inputs of a command, note what it writes, and return it: it copies a file and a folder of them."""
+        big = pick.randbytes(pick.choice([10, BIG]))
+        (self.folder / f"big-{number}").write_bytes(big)
+        (self.folder / f"many-{number}").mkdir()
+        self.expected |= {f"big-{number}": big, f"copy-{number}": big}
+        for each in range(FILES):
+            content = pick.randbytes(1000)
+            (self.folder / f"many-{number}/{each}").write_bytes(content)
+            self.expected |= {f"many-{number}/{each}": content, f"all-{number}/{each}": content}
+        copies = f"cp -r {{in:many-{number}}}/. {{out:all-{number}/}}; cat {{in:big-{number}}} > {{out:copy-{number}}}"
+        return ["--shell", f"echo began; {copies}; sleep {pick.choice([0, 0.2])}; echo ended"]
+
+    def require_whole(self) -> None:
+        """Every file here is one that may be, with all of its content."""
+        for path in self.folder.rglob("*"):
+            name = str(path.relative_to(self.folder))
+            if path.is_file() and ".deltasync" not in path.parts:  # what a fetch has under way
+                assert self.expected.get(name) == path.read_bytes(), f"{name} is not what it may be"
+
+    def jobs(self) -> list[Any]:
+        with urllib.request.urlopen(f"http://{self.listen}/api/v1/jobs") as answer:
+            return msgspec.json.decode(answer.read())["jobs"]
+
+    def close(self) -> None:
+        self.server.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.server.wait(SECONDS)
+        self.server.kill()
+        self.errors.close()
+
+
+def processes_of_jobs(folder: Path) -> list[str]:
+    """Return the processes that run in sessions below a folder."""
+    found = []
+    for each in Path("/proc").iterdir():
+        if each.name.isdigit():
+            with contextlib.suppress(OSError):
+                content = (each / "environ").read_bytes()
+                if b"DELTASYNC_JOB=" in content and os.fsencode(folder) in content:
+                    found.append(each.name)
+    return found
+
+
+@pytest.fixture
+def rounds(tmp_path: Path) -> Iterator[Rounds]:
+    made = Rounds(tmp_path)
+    yield made
+    made.close()
+
+
+def a_round(rounds: Rounds, number: int, pick: random.Random) -> None:
+    """Run a command, or bring home what one has written, and kill one side of it at a random moment."""
+    line, victim = rounds.line(number, pick), pick.choice(["server", "run", "fetch", "server in a fetch"])
+    if "fetch" in victim:
+        job = rounds.terminal.detached(*line)
+        assert rounds.terminal.user.run("jobs", "wait", job).code == 0
+        words: list[Any] = [BINARY, "jobs", "fetch"]
+    else:
+        words = [BINARY, "run", *line]
+    with (rounds.folder.with_name(f"said-{number}")).open("wb") as said:
+        environment = rounds.terminal.user.environment
+        process = subprocess.Popen(words, stdout=said, stderr=said, env=environment, cwd=rounds.folder)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(pick.uniform(0.1, 1.5))
+        if victim.startswith("server"):
+            rounds.kill_server()
+        else:
+            process.kill()
+        code = process.wait(SECONDS)
+    heard = Path(said.name).read_text()
+    assert code in {*CODES, -signal.SIGKILL} or "fetch" in victim, (victim, code, heard)
+    assert "Traceback" not in heard, heard
+    rounds.require_whole()
+
+
+def test_every_job_has_an_end_when_either_side_is_killed_at_random(rounds: Rounds, tmp_path: Path) -> None:
+    """After KILLS kills of client or server each job is over with a reason, no folder, no process and no half file is
+    left, what is done comes home whole, and the store is sound.
+    """
+    print(f"KILLS={KILLS} SEED={SEED}")
+    pick = random.Random(SEED)
+    for number in range(KILLS):
+        a_round(rounds, number, pick)
+    until(lambda: all(each["state"] in OVER for each in rounds.jobs()))
+    for each in rounds.jobs():
+        assert (each["state"] == "done") != bool(each["reason"]), each
+        assert each["state"] in ("done", "lost", "cancelled"), each
+    until(lambda: [path.name for path in (rounds.data / "sessions").iterdir() if path.is_dir()] == [])
+    assert processes_of_jobs(rounds.data) == []
+    assert rounds.terminal.user.run("jobs", "fetch").code == 0
+    rounds.require_whole()
+    known = {each["id"]: each for each in rounds.jobs()}
+    for record in (rounds.terminal.user.home / "own").rglob("jobs/ds_*.json"):
+        job = known[record.stem]
+        assert job["state"] != "done" or job["acknowledged"] or job["returned"] is None, job
+    assert list(rounds.folder.rglob(".deltasync/*")) == []
+    rounds.close()
+    checked = subprocess.run([SERVER, "check", "--data", rounds.data, "--json"], capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout
