@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltasync.core.jobs import Input, JobRequest, Output, Returned
+import msgspec
+
+from deltasync.core.jobs import Input, JobRequest, Output, Returned, State
 from deltasync.disk import Folder
-from deltasync_server.jobs import returns
+from deltasync_server.jobs import returns, table
+from deltasync_server.jobs.admission import Admitted
 from deltasync_server.receive import Store
 from deltasync_server.tenants import DEFAULT, Tenant
 
@@ -62,3 +67,13 @@ class Finished:
         with self.held() as session:
             self.returned = returns.collect(store, self, session, staged or {}, **options)
         return self.returned
+
+    def record(self, store: Store) -> None:
+        """Have the store know of it as of a job that is done: what it returned is held until it is acknowledged."""
+        request = msgspec.structs.replace(self.request, key=secrets.token_hex(16), inputs=[])
+        nothing = Admitted(b"", "", 0, 0, {})
+        with store.state.write() as db:
+            table.insert(db, self.id, self.tenant, request, nothing, [])
+            table.note(
+                db, self.id, state=State.DONE.value, ended=int(time.time()), returned=msgspec.json.encode(self.returned)
+            )

@@ -48,11 +48,12 @@ def returned(data: Path) -> dict[str, Returned]:
     with Store(StoreConfig(data)) as store, pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         store.recover()
-        for name, make in JOBS.items():
-            job = Finished(data / "sessions" / name)
+        for number, (name, make) in enumerate(JOBS.items()):
+            job = Finished(data / "sessions" / name, id=f"ds_{number}_0badcafe")
             make(job)
             found = job.collect(store)
             assert found is not None
+            job.record(store)
             made[name] = found
     return made
 
