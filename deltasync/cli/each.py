@@ -13,7 +13,7 @@ import msgspec
 from deltasync.cli.options import Call
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import Aside, Interrupts, Streams, complain_all, host_of, reached, shown_meter
+from deltasync.cli.run import Aside, Interrupts, Streams, complain_all, host_of, reached, say_prestaged, shown_meter
 from deltasync.client.each import Batch, BatchReport, Course, Options
 from deltasync.client.finished import Finished
 from deltasync.client.looking import expanded
@@ -77,13 +77,20 @@ class _Sinks:
 
 
 def run_each(
-    call: Call, settings: Settings, template: Template, patterns: Sequence[str], options: Options, *, is_resumed: bool
+    call: Call,
+    settings: Settings,
+    template: Template,
+    patterns: Sequence[str],
+    options: Options,
+    *,
+    is_resumed: bool,
+    is_prestaged: bool,
 ) -> int:
     """Run a template's command for each file that fits a pattern, and say at the end which failed."""
     folder = os.getcwd()  # noqa: PTH109
     out = Aside(json=call.out.is_json, quiet=call.out.is_quiet, verbose=call.out.is_verbose)
     batch = Batch(template, folder, expanded(patterns, folder))
-    if template.out_dir is not None:
+    if template.out_dir is not None and not is_prestaged:
         _make(template.out_dir)
     with Finished(template, folder) as finished:
         if is_resumed:
@@ -98,6 +105,9 @@ def run_each(
             course = Course(batch, runner, finished, options, Meter())
             with shown_meter(out) as progress:
                 sent = course.deliver(needs, progress)
+            if is_prestaged:
+                say_prestaged(call, url, sent)
+                return 0
             out.say(f"{count_text(sent.files, 'file')}, {bytes_text(sent.bytes)}; {bytes_text(sent.sent_bytes)} sent")
             sinks = _Sinks(Streams(is_aside=call.out.is_json), is_raw=options.is_raw)
             try:

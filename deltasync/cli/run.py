@@ -26,6 +26,7 @@ from deltasync.core.names import shown
 if TYPE_CHECKING:
     from types import FrameType
 
+    from deltasync.client.inputs import Report
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
     from deltasync.client.run import Runner, Started
@@ -74,6 +75,9 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the host has the job; `jobs fetch` brings home.")
     ] = False,
+    is_prestaged: Annotated[
+        bool, typer.Option("--prestage", help="Have the inputs on the host, and run nothing yet.")
+    ] = False,
     shell: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
     ] = None,
@@ -101,7 +105,7 @@ def run(
     detaches. With --json the command's words go to stderr. With --each, {stem}, {name} and {ext} are the parts of the
     file's name, and the exit code is 0, or 3 where some failed.
     """
-    argv = _argv(words or [], shell)
+    argv = argv_of(words or [], shell)
     said = Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place)
     if each is None and (out_dir is not None or is_resumed or memory is not None or retries != "0"):
         raise PlanRefused("--out-dir, --retries, --resume and --memory are for --each")
@@ -114,7 +118,7 @@ def run(
     asked = Asked(
         argv,
         said,
-        dict(_variable(each) for each in environment or ()),
+        dict(variable(each) for each in environment or ()),
         timeout_seconds=_seconds("--timeout", timeout) if timeout is not None else None,
         gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
         priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
@@ -130,14 +134,19 @@ def run(
         options = Options(
             _number("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
         )
-        return run_each(call, settings, Template(asked, out_dir), each, options, is_resumed=is_resumed)
+        return run_each(
+            call, settings, Template(asked, out_dir), each, options, is_resumed=is_resumed, is_prestaged=is_prestaged
+        )
+    if is_prestaged:
+        return _prestage(call, settings, asked)
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
 
 
 # What is asked
 
 
-def _argv(words: list[str], shell: str | None) -> list[str]:
+def argv_of(words: list[str], shell: str | None) -> list[str]:
+    """Return the command's words; raises PlanRefused where there are none, or two commands."""
     if shell is not None and words:
         raise PlanRefused("--shell is the whole command; leave the words behind -- out")
     if shell is None and not words:
@@ -145,7 +154,8 @@ def _argv(words: list[str], shell: str | None) -> list[str]:
     return words if shell is None else ["sh", "-c", shell]
 
 
-def _variable(text: str) -> tuple[str, str]:
+def variable(text: str) -> tuple[str, str]:
+    """Return the name and value of a variable of the command; raises PlanRefused."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise PlanRefused(f"--env: {shown(text)} is not NAME=VALUE")
@@ -233,6 +243,29 @@ def reached(settings: Settings, url: str) -> Iterator[HttpTransport]:
         raise UsageError(f"{shown(url)} is a folder, which runs nothing; name a server with --on")
     with contextlib.closing(transport):
         yield transport
+
+
+def _prestage(call: Call, settings: Settings, asked: Asked) -> int:
+    """Have the inputs on the host, and nothing else (spec J-76)."""
+    from deltasync.client.job_request import drafted
+    from deltasync.client.run import Runner
+
+    draft = drafted(asked, os.getcwd())  # noqa: PTH109
+    with reached(settings, host_of(settings, [each.path for each in draft.needs])) as transport:
+        runner = Runner(transport, note=call.out.note, settle_seconds=settings.settle_seconds)
+        runner.require_leave()
+        with shown_meter(call.out) as progress, runner.delivered(draft.needs, progress) as there:
+            say_prestaged(call, transport.url, there.report)
+    return 0
+
+
+def say_prestaged(call: Call, url: str, report: Report) -> None:
+    """Say what was sent, with nothing run."""
+    call.out.answer({"url": url, "inputs": msgspec.to_builtins(report)})
+    call.out.say(
+        f"{count_text(report.files, 'file')}, {bytes_text(report.bytes)} on {url}; {bytes_text(report.sent_bytes)} sent"
+    )
+    complain_all(call, [(each.path, each.reason) for each in report.problems])
 
 
 # Running it

@@ -7,23 +7,19 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from deltasync import db
-from deltasync.client.digest import Digester, FileChanging
-from deltasync.client.inputs import FOLDER, MEMORY, place_of
+from deltasync.client.inputs import place_of
 from deltasync.client.job_request import Draft
-from deltasync.client.listing import Seen
-from deltasync.client.memory import Memory
+from deltasync.client.known import KnownDigests
 from deltasync.client.opening import home_of_states
 from deltasync.client.template import Template
 from deltasync.core.argv import pattern_of
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import digest_of
-from deltasync.disk import Folder
 
 DATABASE = "each.db"
 KEEP_SECONDS = 90 * 86_400
@@ -53,16 +49,18 @@ class Finished:
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
             self._db = db.connect(path, _MIGRATIONS)
         db.make_private(path)
+        self._known = KnownDigests()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._known.__exit__()
         self._db.close()
 
     def has(self, draft: Draft, file: str) -> bool:
         """Tell whether a file is done as it is now, and all that came of it is still here."""
-        digest = digest_here(file)
+        digest = self._known.of(file)
         if digest is None or not all(_is_here(each.place) for each in draft.outputs if not each.is_pattern):
             return False
         if not all(any(_matches(each.place)) for each in draft.outputs if each.is_pattern):
@@ -73,7 +71,7 @@ class Finished:
     def add(self, draft: Draft, file: str, digest: bytes | None) -> None:
         """Record that a file is done that had a digest; one that was changed in place has the one that it has now."""
         if file in draft.plan.in_place:
-            digest = digest_here(file)
+            digest = self._known.of(file)
         if digest is not None:
             now = int(time.time())
             with contextlib.suppress(sqlite3.Error), db.transaction(self._db):
@@ -83,21 +81,6 @@ class Finished:
     def _key(self, draft: Draft, file: str, digest: bytes) -> bytes:
         outputs = sorted(each.place for each in draft.outputs)
         return digest_of(msgspec.msgpack.encode([self._template, place_of(file), digest, outputs]))
-
-
-def digest_here(path: str) -> bytes | None:
-    """Return the digest of the file that a path leads to, which is read where that is not known; None for no file."""
-    real = os.path.realpath(path)
-    with contextlib.suppress(OSError, FileChanging):
-        status = os.stat(real)  # noqa: PTH116
-        stats = (status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        with Memory(home_of_states() / FOLDER / MEMORY) as memory:
-            known = memory.recall(real.removeprefix("/"), Seen(os.path.basename(real), *stats))  # noqa: PTH119
-        if known is not None:
-            return known.digest
-        with Folder.open(Path(real).parent) as folder:
-            return Digester().digest_file(os.path.basename(real), at=folder.fd).digest  # noqa: PTH119
-    return None
 
 
 def _is_here(place: str) -> bool:
