@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -26,7 +27,6 @@ from deltasync.core.names import shown
 if TYPE_CHECKING:
     from types import FrameType
 
-    from deltasync.client.inputs import Report
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
     from deltasync.client.run import Runner, Started
@@ -75,6 +75,12 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the host has the job; `jobs fetch` brings home.")
     ] = False,
+    is_reused: Annotated[
+        bool, typer.Option("--reuse", help="Take the result of an equal job that ended with 0, if there is one.")
+    ] = False,
+    tool_version: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="With --reuse: jobs are equal where this says the same there.")
+    ] = None,
     is_prestaged: Annotated[
         bool, typer.Option("--prestage", help="Have the inputs on the host, and run nothing yet.")
     ] = False,
@@ -107,6 +113,8 @@ def run(
     """
     argv = argv_of(words or [], shell)
     said = Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place)
+    if tool_version is not None and not is_reused:
+        raise PlanRefused("--tool-version is for --reuse")
     if each is None and (out_dir is not None or is_resumed or memory is not None or retries != "0"):
         raise PlanRefused("--out-dir, --retries, --resume and --memory are for --each")
     if explain and each is None:
@@ -123,6 +131,8 @@ def run(
         gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
         priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
         keep_seconds=_seconds("--keep", keep),
+        is_reused=is_reused,
+        tool_version=_words("--tool-version", tool_version or ""),
     )
     if each is not None:
         from deltasync.cli.each import run_each
@@ -138,7 +148,9 @@ def run(
             call, settings, Template(asked, out_dir), each, options, is_resumed=is_resumed, is_prestaged=is_prestaged
         )
     if is_prestaged:
-        return _prestage(call, settings, asked)
+        from deltasync.cli.prestage import prestage
+
+        return prestage(call, settings, asked)
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
 
 
@@ -167,6 +179,13 @@ def _seconds(option: str, text: str) -> float:
         return parse_seconds(text)
     except (ValueError, OverflowError) as error:
         raise PlanRefused(f"{option}: {shown(text)} is not a time such as 30s, 10m or 2h") from error
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PlanRefused(f"{option}: {shown(text)} has a quote without an end") from error
 
 
 def _size(option: str, text: str) -> int:
@@ -243,29 +262,6 @@ def reached(settings: Settings, url: str) -> Iterator[HttpTransport]:
         raise UsageError(f"{shown(url)} is a folder, which runs nothing; name a server with --on")
     with contextlib.closing(transport):
         yield transport
-
-
-def _prestage(call: Call, settings: Settings, asked: Asked) -> int:
-    """Have the inputs on the host, and nothing else (spec J-76)."""
-    from deltasync.client.job_request import drafted
-    from deltasync.client.run import Runner
-
-    draft = drafted(asked, os.getcwd())  # noqa: PTH109
-    with reached(settings, host_of(settings, [each.path for each in draft.needs])) as transport:
-        runner = Runner(transport, note=call.out.note, settle_seconds=settings.settle_seconds)
-        runner.require_leave()
-        with shown_meter(call.out) as progress, runner.delivered(draft.needs, progress) as there:
-            say_prestaged(call, transport.url, there.report)
-    return 0
-
-
-def say_prestaged(call: Call, url: str, report: Report) -> None:
-    """Say what was sent, with nothing run."""
-    call.out.answer({"url": url, "inputs": msgspec.to_builtins(report)})
-    call.out.say(
-        f"{count_text(report.files, 'file')}, {bytes_text(report.bytes)} on {url}; {bytes_text(report.sent_bytes)} sent"
-    )
-    complain_all(call, [(each.path, each.reason) for each in report.problems])
 
 
 # Running it
@@ -362,7 +358,9 @@ class _Command:
     def _followed(self, runner: Runner, started: Started) -> int:
         job = follow(self._call, runner, started.job, is_raw=self._is_raw)
         answer = {"job": job.id, "url": runner.jobs.url, "state": job.state.value, "exit_code": job.exit_code}
-        answer |= {"signal": job.signal, "inputs": msgspec.to_builtins(started.inputs)}
+        if job.reused:
+            self._out.say(f"{job.id}: the result of {job.reused}, which was the same; nothing was run")
+        answer |= {"signal": job.signal, "reused": job.reused or None, "inputs": msgspec.to_builtins(started.inputs)}
         return ended(self._call, runner, started.record, job, answer, fetch_failed=self._fetch_failed)
 
     def _say_sent(self, started: Started) -> None:
