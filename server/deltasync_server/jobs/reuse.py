@@ -15,7 +15,7 @@ import msgspec
 
 from deltasync.core.errors import DeltasyncError
 from deltasync.core.hashing import digest_of
-from deltasync.core.jobs import Returned, State
+from deltasync.core.jobs import Returned
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.tree import entries_of
 from deltasync_server.jobs import returns
@@ -62,8 +62,8 @@ def take(store: Store, job: JobRow, key: bytes) -> Former | None:
     with store.state.write() as db:
         found = db.execute(
             "SELECT id, returned, result_root FROM jobs WHERE tenant = ? AND result_key = ? AND result_root NOTNULL "
-            "AND state = ? AND exit_code = 0 AND ended > ? ORDER BY number DESC LIMIT 1",
-            (job.tenant, key, State.DONE.value, int(time.time() - REMEMBERED_SECONDS)),
+            "AND ended > ? ORDER BY number DESC LIMIT 1",
+            (job.tenant, key, int(time.time() - REMEMBERED_SECONDS)),
         ).fetchone()
         if found is None:
             return None
