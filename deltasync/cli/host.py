@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from msgspec import structs
 
 from deltasync.cli.options import Call, command, new_app
 from deltasync.client import address, trust
@@ -17,6 +18,7 @@ from deltasync.core.errors import DeltasyncError, HostUntrusted, Unauthorized, U
 from deltasync.core.names import shown
 
 FILE_BYTES_MAX = 1 << 20
+PRICE_MAX = 1e9
 
 app = new_app()
 
@@ -100,6 +102,27 @@ def rotate(call: Call, name: Annotated[str, typer.Argument(metavar="NAME", help=
     host = pairing.rotate(book, book.named(name), call.settings().timeout_seconds)
     call.out.answer(_facts(host))
     call.out.say(f"{host.name} is shown another token and certificate from now on")
+    return 0
+
+
+@command(app)
+def price(
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name.")],
+    per_hour: Annotated[str, typer.Argument(metavar="PRICE", help="Of one hour, such as 2.50; 0 forgets it.")],
+) -> int:
+    """Note what an hour of a server costs, so that `deltasync plan` says what a wait for inputs costs."""
+    try:
+        found = float(per_hour)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= PRICE_MAX:
+        raise UsageError(f"{shown(per_hour)} is no price such as 2.50")
+    book = HostBook.of_user(os.environ)
+    host = structs.replace(book.named(name), price_per_hour=found or None)
+    book.replace(host)
+    call.out.answer(_facts(host))
+    call.out.say(f"an hour of {host.name} costs {found:g}" if found else f"no price is known of {host.name}")
     return 0
 
 
@@ -196,5 +219,6 @@ def _facts(host: Host) -> dict[str, Any]:
         "certificate_sha256": host.fingerprint,
         "has_token": host.token is not None,
         "has_client_certificate": host.client_cert_pem is not None,
+        "price_per_hour": host.price_per_hour,
         "added_at": host.added_at,
     }

@@ -29,6 +29,7 @@ COMMANDS = (
     "push",
     "fetch",
     "run",
+    "plan",
     "jobs",
     "status",
     "verify",
@@ -131,7 +132,7 @@ def _print_version() -> None:
 
 
 def _fail(error: DeltasyncError, arguments: Sequence[str]) -> int:
-    if arguments[:1] == ["run"]:
+    if arguments[:1] in (["run"], ["plan"]):
         error = of_run(error)
     if _is_asked(arguments, "json"):
         print(output.error_json(error), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from deltasync.cli import options
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import Output, bytes_text, count_text
 from deltasync.cli.progress import Meter, meter
-from deltasync.config import Settings, parse_seconds
+from deltasync.config import Settings, parse_seconds, parse_size
 from deltasync.core.argv import Role, Said, plan
 from deltasync.core.errors import Cancelled, OutputsNotHome, PlanRefused, UsageError
 from deltasync.core.jobs import Job
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 PROBLEMS_SHOWN = 20
 WIRE = tuple(key for key in options.WIRE if key != "timeout")
-_GPUS_MAX, _PRIORITY_MAX = 1024, 1000
+_GPUS_MAX, _PRIORITY_MAX, _RETRIES_MAX = 1024, 1000, 100
 
 app = new_app()
 
@@ -74,8 +75,31 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the host has the job; `jobs fetch` brings home.")
     ] = False,
+    is_reused: Annotated[
+        bool, typer.Option("--reuse", help="Take the result of an equal job that ended with 0, if there is one.")
+    ] = False,
+    tool_version: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="With --reuse: jobs are equal where this says the same there.")
+    ] = None,
+    is_prestaged: Annotated[
+        bool, typer.Option("--prestage", help="Have the inputs on the host, and run nothing yet.")
+    ] = False,
     shell: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
+    ] = None,
+    each: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Run TOOL once for each file that fits, which is {}; repeatable."),
+    ] = None,
+    out_dir: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="With --each: {out} is the file's name in this folder.")
+    ] = None,
+    retries: Annotated[str, typer.Option(metavar="N", help="With --each: run what failed so often again [0].")] = "0",
+    is_resumed: Annotated[
+        bool, typer.Option("--resume", help="With --each: leave out what is done, and is still here.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --each: what one command takes of the host's memory.")
     ] = None,
 ) -> int:
     """Run a command on a host: the files that it names go there, what it says and writes comes back.
@@ -84,31 +108,57 @@ def run(
     Without --on the host is that of the workspace that holds the first input, or the only known one. The exit code is
     the command's (128+N for signal N); 121 the plan is refused, 122 the host is unreachable or refuses, 123 inputs
     could not be sent, 124 outputs could not be brought home, 125 the job was cancelled or lost. Ctrl-C cancels, twice
-    detaches. With --json the command's words go to stderr.
+    detaches. With --json the command's words go to stderr. With --each, {stem}, {name} and {ext} are the parts of the
+    file's name, and the exit code is 0, or 3 where some failed.
     """
-    argv = _argv(words or [], shell)
+    argv = argv_of(words or [], shell)
     said = Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place)
-    if explain:
+    if tool_version is not None and not is_reused:
+        raise PlanRefused("--tool-version is for --reuse")
+    if each is None and (out_dir is not None or is_resumed or memory is not None or retries != "0"):
+        raise PlanRefused("--out-dir, --retries, --resume and --memory are for --each")
+    if explain and each is None:
         return _explain(call, argv, said)
     from deltasync.client.job_request import Asked
+    from deltasync.client.template import Template
 
     settings = call.settings()
     asked = Asked(
         argv,
         said,
-        dict(_variable(each) for each in environment or ()),
+        dict(variable(each) for each in environment or ()),
         timeout_seconds=_seconds("--timeout", timeout) if timeout is not None else None,
         gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
         priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
         keep_seconds=_seconds("--keep", keep),
+        is_reused=is_reused,
+        tool_version=_words("--tool-version", tool_version or ""),
     )
+    if each is not None:
+        from deltasync.cli.each import run_each
+        from deltasync.client.each import Options
+
+        if detach or explain:
+            raise PlanRefused("--each goes neither with --detach nor with --explain")
+        size = _size("--memory", memory) if memory is not None else None
+        options = Options(
+            _number("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
+        )
+        return run_each(
+            call, settings, Template(asked, out_dir), each, options, is_resumed=is_resumed, is_prestaged=is_prestaged
+        )
+    if is_prestaged:
+        from deltasync.cli.prestage import prestage
+
+        return prestage(call, settings, asked)
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
 
 
 # What is asked
 
 
-def _argv(words: list[str], shell: str | None) -> list[str]:
+def argv_of(words: list[str], shell: str | None) -> list[str]:
+    """Return the command's words; raises PlanRefused where there are none, or two commands."""
     if shell is not None and words:
         raise PlanRefused("--shell is the whole command; leave the words behind -- out")
     if shell is None and not words:
@@ -116,7 +166,8 @@ def _argv(words: list[str], shell: str | None) -> list[str]:
     return words if shell is None else ["sh", "-c", shell]
 
 
-def _variable(text: str) -> tuple[str, str]:
+def variable(text: str) -> tuple[str, str]:
+    """Return the name and value of a variable of the command; raises PlanRefused."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise PlanRefused(f"--env: {shown(text)} is not NAME=VALUE")
@@ -128,6 +179,20 @@ def _seconds(option: str, text: str) -> float:
         return parse_seconds(text)
     except (ValueError, OverflowError) as error:
         raise PlanRefused(f"{option}: {shown(text)} is not a time such as 30s, 10m or 2h") from error
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PlanRefused(f"{option}: {shown(text)} has a quote without an end") from error
+
+
+def _size(option: str, text: str) -> int:
+    try:
+        return parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise PlanRefused(f"{option}: {shown(text)} is not a size such as 500M or 4G") from error
 
 
 def _number(option: str, text: str, least: int, most: int) -> int:
@@ -211,6 +276,16 @@ class Aside(Output):
             self.note(line)
 
 
+@contextlib.contextmanager
+def shown_meter(out: Output) -> Iterator[Meter]:
+    """Lend what shows how far the sending is, to people who look at it."""
+    if sys.stderr.isatty() or out.is_verbose:
+        with meter(out) as progress:
+            yield progress
+    else:
+        yield Meter()
+
+
 class Streams:
     """The streams of this process, as a sink; with `is_aside` both are stderr."""
 
@@ -269,7 +344,7 @@ class _Command:
         draft = drafted(asked, os.getcwd())  # noqa: PTH109
         url = host_of(self._settings, [each.path for each in draft.needs])
         with reached(self._settings, url) as transport:
-            with self._meter() as progress:
+            with shown_meter(self._out) as progress:
                 runner = Runner(transport, note=self._out.note, settle_seconds=self._settings.settle_seconds)
                 started = runner.start(draft, progress)
             self._say_sent(started)
@@ -280,18 +355,12 @@ class _Command:
                 return 0
             return self._followed(runner, started)
 
-    @contextlib.contextmanager
-    def _meter(self) -> Iterator[Meter]:
-        if sys.stderr.isatty() or self._out.is_verbose:
-            with meter(self._out) as progress:
-                yield progress
-        else:
-            yield Meter()
-
     def _followed(self, runner: Runner, started: Started) -> int:
         job = follow(self._call, runner, started.job, is_raw=self._is_raw)
         answer = {"job": job.id, "url": runner.jobs.url, "state": job.state.value, "exit_code": job.exit_code}
-        answer |= {"signal": job.signal, "inputs": msgspec.to_builtins(started.inputs)}
+        if job.reused:
+            self._out.say(f"{job.id}: the result of {job.reused}, which was the same; nothing was run")
+        answer |= {"signal": job.signal, "reused": job.reused or None, "inputs": msgspec.to_builtins(started.inputs)}
         return ended(self._call, runner, started.record, job, answer, fetch_failed=self._fetch_failed)
 
     def _say_sent(self, started: Started) -> None:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -42,6 +43,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fingerprint: str | None = None
     client_cert_pem: str | None = None
     client_key_pem: str | None = None
+    price_per_hour: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+    """What an hour of it costs, in whatever currency (spec J-77)."""
 
     def __repr__(self) -> str:
         return f"Host({self.name!r}, {self.url!r})"

@@ -82,7 +82,7 @@ class Delivered:
     is_any_kept: bool
     """One of them is of a workspace that the host had already."""
     digests: dict[str, bytes]
-    """Of every file that the command may change, by its place."""
+    """Of every file that the command may change, or where that was asked of every file, by its place."""
 
 
 class _Placed(NamedTuple):
@@ -92,9 +92,9 @@ class _Placed(NamedTuple):
     place: str
     real: str
 
-    def kept(self, url: str) -> Kept | None:
+    def kept(self, url: str, *, digests: bool) -> Kept | None:
         """Return where a workspace of this client has it on a server already."""
-        return kept(self.real, url, digests=self.need.is_in_place)
+        return kept(self.real, url, digests=digests or self.need.is_in_place)
 
 
 def place_of(path: str) -> str:
@@ -114,27 +114,28 @@ def delivered(
     note: Callable[[str], None],
     settle_seconds: float = 2.0,
     may_keep: bool = True,
+    digests_of_all: bool = False,
 ) -> Iterator[Delivered]:
     """Have inputs on a host, and keep others of this client from taking their sequence away while the block runs.
 
-    may_keep: what a workspace has there already is taken from it.
+    may_keep: what a workspace has there already is taken from it. digests_of_all: not only of what may change.
     """
     began, report = time.monotonic(), Report()
     placed = _placed(needs)
-    held = {each.real: each.kept(transport.url) if may_keep else None for each in placed}
+    held = {each.real: each.kept(transport.url, digests=digests_of_all) if may_keep else None for each in placed}
     rest = [each for each in placed if held[each.real] is None]
     with contextlib.ExitStack() as stack:
         private = None
         if rest:
             private = stack.enter_context(_Private.turn(transport, note))
-            private.carry(rest, watcher, settle_seconds, report)
+            private.carry(rest, watcher, settle_seconds, report, digests_of_all=digests_of_all)
         inputs: list[Input] = []
         digests: dict[str, bytes] = {}
         for each in placed:
             there = held[each.real] or private
             assert there is not None
             inputs.append(_input(each, there, report))
-            if each.need.is_in_place:
+            if digests_of_all or each.need.is_in_place:
                 known = there.digests if isinstance(there, Kept) else there.digests[each.real]
                 digests |= {joined(each.place, path) if path else each.place: digest for path, digest in known.items()}
         report.seconds = time.monotonic() - began
@@ -211,7 +212,15 @@ class _Private:
         with lock:
             yield private
 
-    def carry(self, placed: Sequence[_Placed], watcher: Watcher, settle_seconds: float, report: Report) -> None:
+    def carry(
+        self,
+        placed: Sequence[_Placed],
+        watcher: Watcher,
+        settle_seconds: float,
+        report: Report,
+        *,
+        digests_of_all: bool = False,
+    ) -> None:
         """Bring the workspace to exactly these inputs, and the host to that; raises InputsNotSent."""
         selection = Selection(each.real.removeprefix("/") for each in placed)
         with (
@@ -233,7 +242,7 @@ class _Private:
             self.digests = {
                 each.real: digests_at(here.acknowledged_root, each.real.removeprefix("/"), state.load)
                 for each in placed
-                if each.need.is_in_place
+                if digests_of_all or each.need.is_in_place
             }
             files, size_bytes = state.counts()
             report.files += files

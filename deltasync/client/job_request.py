@@ -30,6 +30,9 @@ class Asked:
     gpus: int = 0
     priority: int = 0
     keep_seconds: float = 0.0
+    is_reused: bool = False
+    """The result of an equal job that ended with 0 is as good as running this one (spec J-78)."""
+    tool_version: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Draft:
             gpus=asked.gpus,
             priority=asked.priority,
             keep_seconds=asked.keep_seconds,
+            reuse=asked.is_reused,
+            tool_version=[[_literal(word)] for word in asked.tool_version],
         )
 
 

@@ -22,6 +22,7 @@ from deltasync.client.reasons import NO_PLANS, Reasons
 from deltasync.client.receiver import WAIT_SECONDS, PushOptions, Transport, check_receipt
 from deltasync.client.report import Avoided, Counts, PathProblem, Progress, PushReport, Tally
 from deltasync.client.resync import Meeting
+from deltasync.client.uplink import note_push
 from deltasync.core import recipe, wire
 from deltasync.core.errors import (
     ContentMissing,
@@ -90,6 +91,7 @@ class Pusher:
         self._carriage = Carriage(state, transport, self._name, options, self._tally)
         self._also: dict[bytes, set[str]] = {}
         self._sent_before = transport.sent_bytes if transport else 0
+        self._began = time.monotonic()
         self._changes: dict[str, int] = {}
         self._difference = Difference(state, self._name, options)
         making = Making(partial(self._parcels, follows=True, is_whole=False), self._sealed_now, self._received)
@@ -188,15 +190,22 @@ class Pusher:
                     self._rounds = self._losses = self._conflicts = 0
                 self._recover(transport, trouble)
             else:
+                sent_at = time.monotonic()
                 self._await_tree(transport)
                 if self._wants_more(transport):
                     continue
                 self._note_receiver()
                 self._tally.report.still_wanted = len(self._unhealed if self._asked_for is None else self._asked_for)
                 if self._tally.report.bundles:
+                    self._note_uplink(transport, sent_at)
                     self._state.sweep_objects(outbox.roots(self._state))
                 return True
         return False
+
+    def _note_uplink(self, transport: Transport, sent_at: float) -> None:
+        """Remember how fast the way was; what was sent ahead went while the folder was looked at."""
+        if transport.has_cache:
+            note_push(transport.url, transport.sent_bytes - self._sent_before, sent_at - self._began)
 
     def _greet(self, transport: Transport) -> wire.WorkspaceState:
         """Ask for the head and settle what it means for ours; the only request when nothing changed."""

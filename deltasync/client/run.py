@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +90,7 @@ class Runner:
 
     def start(self, draft: Draft, watcher: inputs.Watcher) -> Started:
         """Have the inputs on the host, and the job after them; it is recorded here before anything else is done."""
-        self._require_leave()
+        self.require_leave()
         key = secrets.token_hex(16)
         try:
             return self._started(draft, key, watcher, may_keep=True)
@@ -98,8 +98,8 @@ class Runner:
             self._note(f"{error.sentence}; the inputs are sent by themselves")
         return self._started(draft, key, watcher, may_keep=False)
 
-    def _require_leave(self) -> None:
-        """Raise HostRefused where the host would refuse any job, before anything is sent to it (spec J-67)."""
+    def require_leave(self) -> jobs.Capabilities:
+        """Return what the host has for jobs; raises HostRefused where it would refuse any (spec J-67)."""
         try:
             able = self.jobs.capabilities()
         except NotFound as error:
@@ -108,42 +108,59 @@ class Runner:
             raise of_run(error) from error
         if not able.runs:
             raise HostRefused(f"{self.jobs.url} runs no commands for this client: {shown(able.why)}")
+        return able
 
-    def _started(self, draft: Draft, key: str, watcher: inputs.Watcher, *, may_keep: bool) -> Started:
+    @contextlib.contextmanager
+    def delivered(
+        self, needs: Sequence[inputs.Need], watcher: inputs.Watcher, *, may_keep: bool = True, digests: bool = False
+    ) -> Iterator[inputs.Delivered]:
+        """Have inputs on the host while the block runs; what fails before it is InputsNotSent."""
         with contextlib.ExitStack() as stack:
             with _failing(InputsNotSent):
                 there = stack.enter_context(
                     delivered(
                         self._transport,
-                        draft.needs,
+                        needs,
                         watcher=watcher,
                         note=self._note,
                         settle_seconds=self._settle_seconds,
                         may_keep=may_keep,
+                        digests_of_all=digests,
                     )
                 )
+            yield there
+
+    def _started(self, draft: Draft, key: str, watcher: inputs.Watcher, *, may_keep: bool) -> Started:
+        with self.delivered(draft.needs, watcher, may_keep=may_keep) as there:
             try:
-                job = self.jobs.start(draft.request(key, client_id(), there.inputs))
+                job, record = self.post(draft, key, there.inputs, there.digests)
             except (SequenceGone, NotFound) as error:
                 if may_keep and there.is_any_kept:
                     raise
                 raise HostRefused.of(error) from error
-            except DeltasyncError as error:
-                raise of_run(error) from error
-            return Started(job, self._recorded(job, draft, there), there.report)
+            return Started(job, record, there.report)
 
-    def _recorded(self, job: jobs.Job, draft: Draft, there: inputs.Delivered) -> Record:
+    def post(
+        self, draft: Draft, key: str, found: list[jobs.Input], digests: Mapping[str, bytes]
+    ) -> tuple[jobs.Job, Record]:
+        """Have a command run with inputs that the host has, and record it here; raises SequenceGone, NotFound."""
+        try:
+            job = self.jobs.start(draft.request(key, client_id(), found))
+        except (SequenceGone, NotFound):
+            raise
+        except DeltasyncError as error:
+            raise of_run(error) from error
         record = Record(
             id=job.id,
             url=self.jobs.url,
             command=[shown(each) for each in draft.asked.argv],
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             outputs=list(draft.outputs),
-            in_place={each.place: str(Path("/" + each.place).resolve()) for each in there.inputs if each.in_place},
-            digests={place: digest.hex() for place, digest in there.digests.items()},
+            in_place={each.place: str(Path("/" + each.place).resolve()) for each in found if each.in_place},
+            digests={place: digest.hex() for place, digest in digests.items()},
         )
         self._book.write(record)
-        return record
+        return job, record
 
     def follow(self, job: jobs.Job, sink: Sink, *, is_raw: bool = False, until: int | None = None) -> jobs.Job:
         """Hand on what a job says until it is over, or to a place in its log, and return it as it is then."""

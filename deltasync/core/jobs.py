@@ -132,6 +132,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Higher goes first; among equals the older."""
     keep_seconds: Annotated[float, msgspec.Meta(ge=0, le=10**8)] = 0.0
     """How long the session's folder stays after the end."""
+    reuse: bool = False
+    """The result of an equal job that ended with 0 may be given again, and this one's may be (spec J-78)."""
+    tool_version: list[Word] = []
+    """A command that runs first: what it says is part of what makes jobs equal."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +184,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The last id that its logs have now."""
     returned: Returned | None = None
     acknowledged: bool = False
+    reused: str = ""
+    """The job whose result this is; nothing was run."""
 
 
 class JobList(msgspec.Struct, frozen=True, kw_only=True):

@@ -254,6 +254,12 @@ MIGRATIONS = (
     );
     CREATE INDEX jobs_by_state ON jobs (state)
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN result_key BLOB;
+    ALTER TABLE jobs ADD COLUMN result_root BLOB;
+    ALTER TABLE jobs ADD COLUMN reused TEXT NOT NULL DEFAULT '';
+    CREATE INDEX jobs_by_result ON jobs (result_key) WHERE result_key IS NOT NULL
+    """,
 )
 
 
@@ -451,6 +457,8 @@ def kept_roots_of(db: sqlite3.Connection, keep_sequences: int) -> dict[Tenant, s
             roots |= {root for (root,) in db.execute(select, (row.name, row.moving_to))}
     for tenant, packed in db.execute("SELECT tenant, roots FROM jobs WHERE roots != x''"):
         found[tenant].update(split_digests(packed))  # spec J-32
+    for tenant, root in db.execute("SELECT tenant, result_root FROM jobs WHERE result_root IS NOT NULL"):
+        found[tenant].add(root)  # spec J-79
     for roots in found.values():
         roots.discard(EMPTY_ROOT)
     return found

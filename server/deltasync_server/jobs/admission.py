@@ -41,7 +41,9 @@ def check(request: JobRequest) -> None:
     lines = [line for each in request.lists for line in each.lines]
     if len(request.argv) > WORDS_MAX:
         raise UsageError(f"a command has at most {WORDS_MAX} words, not {len(request.argv)}")
-    for word in (*request.argv, *lines, *(each.value for each in request.environment)):
+    if len(request.tool_version) > WORDS_MAX or (request.tool_version and not request.reuse):
+        raise UsageError("tool_version is a command, and goes with reuse")
+    for word in (*request.argv, *request.tool_version, *lines, *(each.value for each in request.environment)):
         filled(word, b"", b"")
     for output in request.outputs:
         require_place(output.place)

@@ -50,6 +50,7 @@ class Log:
     def __init__(self, path: Path, limit_bytes: int) -> None:
         """Make the folder of a log. limit_bytes: what it may take on the disk."""
         path.mkdir(0o700, parents=True)
+        self.name = path.name
         self._folder = Folder.open(path)
         self._segment_bytes = max(_HEAD.size + 1, limit_bytes // SEGMENTS)
         self._starts: list[int] = []

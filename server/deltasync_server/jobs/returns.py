@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
+import msgspec
+
 from deltasync.core import bundle, delta
 from deltasync.core.bundle import Metadata
 from deltasync.core.errors import DeltasyncError, NotOwner
@@ -75,6 +77,16 @@ def collect(
         with _one_at_a_time:  # while the contents are leased
             sequence = _pinned(store, qualified(job.tenant, workspace), root, objects)
     return _returned(workspace, sequence, root, found)
+
+
+def again(store: Store, job: JobLike, former: Returned | None) -> Returned | None:
+    """Return what another job of the tenant left, pinned for this one; its tree must be kept (spec J-79)."""
+    if former is None or not former.places:
+        return former
+    workspace = workspace_of(job.client_id)
+    with _one_at_a_time:
+        sequence = _pinned(store, qualified(job.tenant, workspace), bytes.fromhex(former.root), {})
+    return msgspec.structs.replace(former, workspace=workspace, sequence=sequence)
 
 
 def release(store: Store, tenant: Tenant, returned: Returned | None) -> None:

@@ -15,16 +15,17 @@ from typing import Any
 import msgspec
 
 from deltasync.core.errors import Cancelled, DeltasyncError
-from deltasync.core.jobs import Returned, State
-from deltasync.disk import refusal
+from deltasync.core.jobs import Returned, State, Word
+from deltasync.disk import Folder, refusal
 from deltasync_server.intake import now
-from deltasync_server.jobs import returns
+from deltasync_server.jobs import returns, reuse
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import filled
 from deltasync_server.jobs.bells import Bells
 from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.jobs.log import Log
 from deltasync_server.jobs.process import Command, Ended, Process, Why
+from deltasync_server.jobs.removal import remove_all
 from deltasync_server.jobs.session import INPUTS, OUTPUTS, TEMPORARY, Session, Sessions
 from deltasync_server.jobs.table import JobRow, note, step
 from deltasync_server.receive import Store
@@ -99,6 +100,9 @@ class Run:
         with session.folder:
             if not self._shop.step(self.job.id, State.RUNNING):
                 return
+            key = self._result_key(session)
+            if key is not None and self._is_reused(key):
+                return
             ended = self._run(session)
             self._look_at_links(session)
             if ended.why is not Why.ITSELF:
@@ -109,11 +113,55 @@ class Run:
             returned = returns.collect(
                 *(self._shop.store, self.job, session.folder, session.staged), file_bytes=most, should_stop=self._go_on
             )
-        if self._why is not Why.ITSELF:  # somebody cancelled it meanwhile: nothing comes home
+        self._returned(returned, **reuse.remembered(key, returned, ended.exit_code))
+        if key is not None:
+            with self._shop.store.state.write() as db:
+                reuse.forget_oldest(db, self.job.tenant)
+
+    def _returned(self, returned: Returned | None, **columns: Any) -> None:
+        """End the job with what it returned, unless somebody cancelled it meanwhile: then nothing comes home."""
+        if self._why is not Why.ITSELF:
             returns.release(self._shop.store, self.job.tenant, returned)
             self._cut_short()
             return
-        self._over(State.DONE, returned=returned)
+        self._over(State.DONE, returned=returned, **columns)
+
+    def _result_key(self, session: Session) -> bytes | None:
+        """Return what an equal job would have as well; None where the result is not to be reused (spec J-78)."""
+        request = self.job.request
+        if not request.reuse:
+            return None
+        version = self._version(session, request.tool_version) if request.tool_version else b""
+        inherited = {os.fsencode(name): os.fsencode(os.environ[name]) for name in _INHERITED if name in os.environ}
+        with self._shop.store.state.read() as db:
+            return reuse.key_of(db, self.job, version, inherited)
+
+    def _version(self, session: Session, words: list[Word]) -> bytes:
+        """Return what a tool says of its version, and how it ended."""
+        path = self._shop.logs / f"{self.job.id}.version"
+        try:
+            with contextlib.closing(Log(path, reuse.VERSION_BYTES)) as log:
+                ended = self._executed(session, words, log)
+            self._look_at_links(session)
+            return reuse.said(path) + repr((ended.exit_code, ended.signal)).encode()
+        finally:
+            with Folder.open(self._shop.logs) as folder:
+                remove_all(folder, path.name)
+
+    def _is_reused(self, key: bytes) -> bool:
+        """Give the result of an equal job again, if there is one (spec J-79)."""
+        if self._why is not Why.ITSELF:
+            self._cut_short()
+            return True
+        former = reuse.take(self._shop.store, self.job, key)
+        if former is None:
+            return False
+        self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
+        with contextlib.closing(self.log):
+            reuse.replay(self._shop.logs / former.id, self.log)
+        self._shop.step(self.job.id, State.COLLECTING, exit_code=0, reused=former.id)
+        self._returned(former.returned)
+        return True
 
     def _go_on(self) -> None:
         """Raise Cancelled where somebody has ended the job."""
@@ -121,25 +169,28 @@ class Run:
             raise Cancelled("the job was ended")
 
     def _run(self, session: Session) -> Ended:
+        self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
+        with contextlib.closing(self.log):
+            return self._executed(session, self.job.request.argv, self.log)
+
+    def _executed(self, session: Session, words: list[Word], log: Log) -> Ended:
         request = self.job.request
         seconds = request.timeout_seconds or self._shop.store.config.job_seconds
         inputs, outputs = (os.fsencode(session.path / top) for top in (INPUTS, OUTPUTS))
         command = Command(
             self.job.id,
-            [filled(word, inputs, outputs) for word in request.argv],
+            [filled(word, inputs, outputs) for word in words],
             self._environment(session),
             session.work,
             self._shop.account,
             seconds,
         )
-        self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
-        with contextlib.closing(self.log):
-            process = Process(command, self.log, lambda: self._shop.bells.ring(self.job.id))
-            with self._lock:
-                self._process = process
-                if self._why is not Why.ITSELF:
-                    process.end(self._why)
-            ended = process.run(self._note_process)
+        process = Process(command, log, lambda: self._shop.bells.ring(self.job.id))
+        with self._lock:
+            self._process = process
+            if self._why is not Why.ITSELF:
+                process.end(self._why)
+        ended = process.run(self._note_process)
         if ended.why is not Why.ITSELF:
             self.end(ended.why)
         return ended

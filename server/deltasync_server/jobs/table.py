@@ -189,14 +189,14 @@ def _is_in(states: Iterable[State]) -> str:
 
 _SEEN = (
     "id, state, reason, client_id, command, created_at, started_at, ended_at, exit_code, signal, gpus, input_files, "
-    "input_bytes, log_bytes, returned, acknowledged, priority, number"
+    "input_bytes, log_bytes, returned, acknowledged, priority, number, reused"
 )
 
 
 def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
     *plain, command, created_at, started_at, ended_at, exit_code, signal, gpus = row[:11]
     job_id, state, reason, client_id = plain
-    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number = row[11:]
+    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number, reused = row[11:]
     ahead = None
     if state == State.QUEUED:
         select = (
@@ -222,4 +222,5 @@ def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
         log_bytes=log_bytes,
         returned=msgspec.json.decode(returned, type=Returned) if returned else None,
         acknowledged=bool(acknowledged),
+        reused=reused,
     )
