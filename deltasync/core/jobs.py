@@ -188,6 +188,14 @@ class JobList(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[Job]
 
 
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU of a host; both figures are 0 where it does not tell."""
+
+    name: str
+    memory_bytes: _Count = 0
+    memory_free_bytes: _Count = 0
+
+
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """GET /api/v1/capabilities: what a job may ask for, and what it meets."""
 
@@ -196,15 +204,28 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     slots: _Count
     slots_free: _Count
-    gpus: list[str] = []
+    queued: _Count = 0
+    """Jobs that wait for a slot or for GPUs."""
+    gpus: list[Gpu] = []
+    """In the order in which CUDA_VISIBLE_DEVICES counts them."""
     gpus_free: _Count = 0
     cores: _Count
+    load: float = 0.0
+    """How many programs have run or waited for a core at once, over the last minute."""
     memory_bytes: _Count
     memory_free_bytes: _Count
     disk_free_bytes: _Count
     links: str
     """How inputs reach a session: reflink, hardlink or copy."""
     sandbox: bool = False
+    """Whether a command can be shut in; `sandbox_why` says why not."""
+    sandbox_why: str = ""
+    sandbox_always: bool = False
+    """Every command is shut in."""
+    sessions: _Count = 0
+    """Sessions that are there now."""
+    sessions_stale: _Count = 0
+    """Those among them that no job needs: they could not be removed."""
     file_bytes_max: _Count
     session_bytes_max: _Count
     sessions_max: _Count

@@ -12,17 +12,17 @@ from typing import Self
 import msgspec
 
 from deltasync.core.errors import NoSpace, NotFound
-from deltasync.core.jobs import Capabilities, Job, JobRequest, State, Word
+from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, State, Word
 from deltasync.core.names import bytes_text
 from deltasync.disk import DiskFull, Folder, make_private
 from deltasync_server.jobs import returns
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import Admitted, admit, check, filled, require_kept, require_limits
 from deltasync_server.jobs.bells import Bells
-from deltasync_server.jobs.gpus import gpu_names
+from deltasync_server.jobs.gpus import gpus as nvidia_gpus
 from deltasync_server.jobs.leftovers import kill_group, kill_marked
 from deltasync_server.jobs.log import LogReader, end_of
-from deltasync_server.jobs.machine import cores, memory
+from deltasync_server.jobs.machine import machine
 from deltasync_server.jobs.process import Why
 from deltasync_server.jobs.queue import Queue
 from deltasync_server.jobs.removal import remove_all
@@ -62,17 +62,18 @@ _COMMAND_BYTES = 64 << 10
 class Jobs:
     """The jobs of one store."""
 
-    def __init__(self, store: Store, gpus: Callable[[], list[str]] = gpu_names) -> None:
+    def __init__(self, store: Store, gpus: Callable[[], list[Gpu]] = nvidia_gpus) -> None:
         """Open the folders of jobs; nothing is begun before `start`."""
         self._store, self._state, self._config = store, store.state, store.config
         account = Account.named(store.config.job_user)
-        self.gpus = gpus()
+        self._gpus = gpus
+        self._gpus_count = len(gpus())
         self._logs = store.config.data / LOGS
         make_private(self._logs)
         self._sessions = Sessions(store, account)
         self.bells = Bells()
         self._shop = Shop(store, self._sessions, self._logs, account, self.bells)
-        self._queue = Queue(self._shop, len(self.gpus), lambda: self.tidy(time.time()))
+        self._queue = Queue(self._shop, self._gpus_count, lambda: self.tidy(time.time()))
         self.is_stopping = False
 
     # --- life ---
@@ -147,7 +148,7 @@ class Jobs:
         with self._state.snapshot() as db:
             if (known := by_key(db, tenant, request.key)) is not None:
                 return self.job(tenant, known), False
-            require_limits(self._config, request, len(self.gpus))
+            require_limits(self._config, request, self._gpus_count)
             admitted = admit(db, self._config, tenant, request)
         self._require_room(admitted)
         job_id = f"ds_{int(time.time())}_{secrets.token_hex(4)}"
@@ -254,19 +255,25 @@ class Jobs:
 
     def capabilities(self, why: str) -> Capabilities:
         """Say what a job may ask for (spec J-49). why: why the caller may run nothing, '' where it may."""
-        found = memory()
+        found, sessions = machine(), self._sessions.names()
+        with self._state.read() as db:
+            queued, kept = len(waiting(db)), kept_sessions(db, time.time())
         return Capabilities(
             runs=not why,
             why=why,
             slots=self._config.slots,
             slots_free=self._queue.slots_free(),
-            gpus=self.gpus,
+            queued=queued,
+            gpus=self._gpus(),
             gpus_free=self._queue.gpus_free(),
-            cores=cores(),
-            memory_bytes=found.bytes,
-            memory_free_bytes=found.free_bytes,
+            cores=found.cores,
+            load=found.load,
+            memory_bytes=found.memory_bytes,
+            memory_free_bytes=found.memory_free_bytes,
             disk_free_bytes=self._sessions.free_bytes(),
             links=self._sessions.links,
+            sessions=len(sessions),
+            sessions_stale=len(sessions - kept.keys() - self._queue.active()) + self._sessions.stuck,
             file_bytes_max=self._config.job_file_bytes,
             session_bytes_max=self._config.job_session_bytes,
             sessions_max=self._config.job_sessions,
