@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from deltasync.core.errors import UsageError
+from deltasync.core.job_metrics import Metrics
 from deltasync.core.names import NameRefused, RelPath, parse_path
 
 WORDS_MAX = 20_000
@@ -180,6 +181,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The last id that its logs have now."""
     returned: Returned | None = None
     acknowledged: bool = False
+    metrics: Metrics | None = None
+    """Of a job that is over, unless nobody worked on it to its end (spec J-80)."""
 
 
 class JobList(msgspec.Struct, frozen=True, kw_only=True):

@@ -254,6 +254,7 @@ MIGRATIONS = (
     );
     CREATE INDEX jobs_by_state ON jobs (state)
     """,
+    "ALTER TABLE jobs ADD COLUMN metrics BLOB",
 )
 
 

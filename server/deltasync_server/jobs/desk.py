@@ -19,6 +19,7 @@ from deltasync_server.jobs import returns
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import Admitted, admit, check, filled, require_kept, require_limits
 from deltasync_server.jobs.bells import Bells
+from deltasync_server.jobs.figures import Tally
 from deltasync_server.jobs.gpus import gpus as nvidia_gpus
 from deltasync_server.jobs.leftovers import kill_group, kill_marked
 from deltasync_server.jobs.log import LogReader, end_of
@@ -72,7 +73,7 @@ class Jobs:
         make_private(self._logs)
         self._sessions = Sessions(store, account)
         self.bells = Bells()
-        self._shop = Shop(store, self._sessions, self._logs, account, self.bells)
+        self._shop = Shop(store, self._sessions, self._logs, account, self.bells, Tally())
         self._queue = Queue(self._shop, self._gpus_count, lambda: self.tidy(time.time()))
         self.is_stopping = False
 
@@ -216,8 +217,11 @@ class Jobs:
         if run is None:
             reason = "somebody cancelled it before its turn"
             with self._state.write() as db:
-                if state_of(db, job_id) is State.QUEUED:
+                is_cancelled = state_of(db, job_id) is State.QUEUED
+                if is_cancelled:
                     step(db, job_id, State.CANCELLED, reason=reason, ended=int(time.time()), roots=b"", kinds="")
+            if is_cancelled:
+                self._shop.tally.count(State.CANCELLED)
             run = self._queue.run_of(job_id)  # its turn may just have come
         if run is not None:
             run.end(Why.CANCELLED)
@@ -252,6 +256,21 @@ class Jobs:
             remove_all(folder, name)
 
     # --- what there is ---
+
+    def figures(self) -> dict[str, float]:
+        """Return numbers for /metrics; those that end in _total only grow (spec J-82)."""
+        found = self.capabilities("")
+        return self._shop.tally.figures() | {
+            "jobs_queued": found.queued,
+            "jobs_active": len(self._queue.active()),
+            "job_slots": found.slots,
+            "job_slots_free": found.slots_free,
+            "job_sessions": found.sessions,
+            "job_sessions_stale": found.sessions_stale,
+            "job_sessions_free_bytes": found.disk_free_bytes,
+            "gpus": len(found.gpus),
+            "gpus_free": found.gpus_free,
+        }
 
     def capabilities(self, why: str) -> Capabilities:
         """Say what a job may ask for (spec J-49). why: why the caller may run nothing, '' where it may."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from deltasync.core.errors import Cancelled, DeltasyncError
+from deltasync.core.job_metrics import Metrics, measured
 from deltasync.core.jobs import Returned, State
 from deltasync.disk import refusal
 from deltasync_server.intake import now
@@ -22,6 +23,7 @@ from deltasync_server.jobs import returns
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import filled
 from deltasync_server.jobs.bells import Bells
+from deltasync_server.jobs.figures import COLLECTED, RUN, Stopwatch, Tally
 from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.jobs.log import Log
 from deltasync_server.jobs.process import Command, Ended, Process, Why
@@ -46,11 +48,15 @@ class Shop:
     logs: Path
     account: Account | None
     bells: Bells
+    tally: Tally
 
     def step(self, job_id: str, to: State, **columns: Any) -> bool:
         """Take a job to another state, and tell those who follow it; False where it cannot be there."""
         with self.store.state.write() as db:
             is_taken = step(db, job_id, to, **columns)
+        if is_taken and to.is_over:
+            metrics: bytes | None = columns.get("metrics")
+            self.tally.count(to, msgspec.json.decode(metrics, type=Metrics) if metrics else None)
         self.bells.ring(job_id)
         return is_taken
 
@@ -68,6 +74,7 @@ class Run:
         self.job, self.gpus = job, gpus
         self.log: Log | None = None
         self._shop = shop
+        self._watch = Stopwatch(job.created_at)
         self._why = Why.ITSELF
         self._process: Process | None = None
         self._lock = threading.Lock()
@@ -101,7 +108,9 @@ class Run:
         with session.folder:
             if not self._shop.step(self.job.id, State.RUNNING):
                 return
+            self._watch.begin(RUN)
             ended = self._run(session)
+            self._watch.begin(COLLECTED)
             self._look_at_links(session)
             if ended.why is not Why.ITSELF:
                 self._cut_short(exit_code=ended.exit_code, signal=ended.signal)
@@ -186,7 +195,18 @@ class Run:
             keep_until=at + keep if keep else 0,
             log_bytes=self.log.end if self.log else 0,
             returned=msgspec.json.encode(returned) if returned else None,
+            metrics=msgspec.json.encode(self._metrics(state, returned)),
             **columns,
+        )
+
+    def _metrics(self, state: State, returned: Returned | None) -> Metrics:
+        """Return what is recorded of the job with its end (spec J-80)."""
+        return measured(
+            self._watch.steps(),
+            (self.job.input_files, self.job.input_bytes),
+            (returned.files, returned.bytes) if returned else (0, 0),
+            problems=len(returned.problems) if returned else 0,
+            is_done=state is State.DONE,
         )
 
     def _tidy(self) -> None:
