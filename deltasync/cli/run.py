@@ -74,6 +74,13 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return when the host has the job; `jobs fetch` brings home.")
     ] = False,
+    is_shut_in: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox", help="Shut the command in there: it writes its own folder alone, and has no network."
+        ),
+    ] = False,
+    has_network: Annotated[bool, typer.Option("--net", help="Leave it the network in the sandbox.")] = False,
     shell: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
     ] = None,
@@ -101,6 +108,8 @@ def run(
         gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
         priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
         keep_seconds=_seconds("--keep", keep),
+        is_shut_in=is_shut_in,
+        has_network=has_network,
     )
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
 

@@ -30,6 +30,8 @@ class Asked:
     gpus: int = 0
     priority: int = 0
     keep_seconds: float = 0.0
+    is_shut_in: bool = False
+    has_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Draft:
             gpus=asked.gpus,
             priority=asked.priority,
             keep_seconds=asked.keep_seconds,
+            sandbox=asked.is_shut_in,
+            network=asked.has_network,
         )
 
 

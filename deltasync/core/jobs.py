@@ -133,6 +133,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Higher goes first; among equals the older."""
     keep_seconds: Annotated[float, msgspec.Meta(ge=0, le=10**8)] = 0.0
     """How long the session's folder stays after the end."""
+    sandbox: bool = False
+    """Shut the command in (spec J-85)."""
+    network: bool = False
+    """A command that is shut in reaches the network."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from typing import Self
 
 import msgspec
 
-from deltasync.core.errors import NoSpace, NotFound
+from deltasync.core.errors import Forbidden, NoSpace, NotFound, UsageError
 from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, State, Word
 from deltasync.core.names import bytes_text
 from deltasync.disk import DiskFull, Folder, make_private
@@ -28,6 +28,7 @@ from deltasync_server.jobs.process import Why
 from deltasync_server.jobs.queue import Queue
 from deltasync_server.jobs.removal import remove_all
 from deltasync_server.jobs.run import Shop
+from deltasync_server.jobs.sandbox import Sandbox
 from deltasync_server.jobs.session import INPUTS, OUTPUTS, Sessions
 from deltasync_server.jobs.table import (
     by_key,
@@ -72,8 +73,12 @@ class Jobs:
         self._logs = store.config.data / LOGS
         make_private(self._logs)
         self._sessions = Sessions(store, account)
+        self._sandbox = Sandbox(store.config.data, self._sessions.path, account)
+        if store.config.sandbox and (why := self._sandbox.why_not):
+            self._sessions.close()
+            raise UsageError(f"no command can be shut in: {why}; leave --sandbox out, or mend that")
         self.bells = Bells()
-        self._shop = Shop(store, self._sessions, self._logs, account, self.bells, Tally())
+        self._shop = Shop(store, self._sessions, self._logs, account, self.bells, Tally(), self._sandbox)
         self._queue = Queue(self._shop, self._gpus_count, lambda: self.tidy(time.time()))
         self.is_stopping = False
 
@@ -149,6 +154,8 @@ class Jobs:
         with self._state.snapshot() as db:
             if (known := by_key(db, tenant, request.key)) is not None:
                 return self.job(tenant, known), False
+            if request.sandbox and (why := self._sandbox.why_not):
+                raise Forbidden(f"no command can be shut in: {why}; run it without --sandbox")  # spec J-86
             require_limits(self._config, request, self._gpus_count)
             admitted = admit(db, self._config, tenant, request)
         self._require_room(admitted)
@@ -291,6 +298,9 @@ class Jobs:
             memory_free_bytes=found.memory_free_bytes,
             disk_free_bytes=self._sessions.free_bytes(),
             links=self._sessions.links,
+            sandbox=not self._sandbox.why_not,
+            sandbox_why=self._sandbox.why_not,
+            sandbox_always=self._config.sandbox,
             sessions=len(sessions),
             sessions_stale=len(sessions - kept.keys() - self._queue.active()) + self._sessions.stuck,
             file_bytes_max=self._config.job_file_bytes,

@@ -26,7 +26,8 @@ from deltasync_server.jobs.bells import Bells
 from deltasync_server.jobs.figures import COLLECTED, RUN, Stopwatch, Tally
 from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.jobs.log import Log
-from deltasync_server.jobs.process import Command, Ended, Process, Why
+from deltasync_server.jobs.process import Command, Ended, Process, Why, require_there
+from deltasync_server.jobs.sandbox import Sandbox
 from deltasync_server.jobs.session import INPUTS, OUTPUTS, TEMPORARY, Session, Sessions
 from deltasync_server.jobs.table import JobRow, note, step
 from deltasync_server.receive import Store
@@ -49,6 +50,7 @@ class Shop:
     account: Account | None
     bells: Bells
     tally: Tally
+    sandbox: Sandbox
 
     def step(self, job_id: str, to: State, **columns: Any) -> bool:
         """Take a job to another state, and tell those who follow it; False where it cannot be there."""
@@ -128,13 +130,13 @@ class Run:
         request = self.job.request
         seconds = request.timeout_seconds or self._shop.store.config.job_seconds
         inputs, outputs = (os.fsencode(session.path / top) for top in (INPUTS, OUTPUTS))
+        argv, environment = [filled(word, inputs, outputs) for word in request.argv], self._environment(session)
+        is_shut_in = request.sandbox or self._shop.store.config.sandbox  # spec J-86
+        if is_shut_in:
+            require_there(argv[0], environment, session.work)
+            argv = self._shop.sandbox.wrapped(argv, session.path, has_network=request.network)
         command = Command(
-            self.job.id,
-            [filled(word, inputs, outputs) for word in request.argv],
-            self._environment(session),
-            session.work,
-            self._shop.account,
-            seconds,
+            self.job.id, argv, environment, session.work, self._shop.account, seconds, is_shut_in=is_shut_in
         )
         self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
         with contextlib.closing(self.log):
