@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from commands import begun, followed, is_there, run, seen, shell, streams, submit
-from serving import BINARY, Served, serving, until
+from commands import API, begun, events_of, followed, is_there, run, seen, shell, streams, submit
+from serving import BINARY, SECONDS, Served, serving, until
 from user import User
 
-from deltasync.core.jobs import State
+from deltasync.core.jobs import JobRequest, State
 from deltasync_server.jobs.sandbox import Sandbox
 
 _SOMEWHERE = Path(tempfile.gettempdir())
@@ -82,6 +87,34 @@ def test_processes_and_network_are_its_own(server: Served) -> None:
     none = "0000000000000000"
     assert said(server, script).split() == ["1", none, none, "1"]
     assert said(server, script, network=True).split() == ["1", none, none, "1", "reached"]
+
+
+@works
+def test_the_servers_socket_is_no_way_out() -> None:
+    """A server on a unix socket asks for no token: who is shut in does not find the socket there."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # /tmp is another one in the sandbox
+        path = Path(name) / "socket"
+        words = [BINARY, "serve", "--data", Path(name) / "data", "--listen", f"unix:{path}"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout is not None and "listening" in server.stdout.readline()
+                script = f"test -S {path} && echo a socket; ls {name}"
+                told = [_over(path, shell(script, sandbox=is_shut_in)) for is_shut_in in (False, True)]
+                assert told == ["a socket\ndata\nsocket\n", "data\nsocket\n"]
+            finally:
+                server.terminate()
+
+
+def _over(path: Path, asked: JobRequest) -> str:
+    """Run a job of a server on a unix socket, and return what it said."""
+    connection = HTTPConnection("localhost", timeout=SECONDS)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(path))
+    with contextlib.closing(connection):
+        connection.request("POST", f"{API}/jobs", msgspec.json.encode(asked), {"Content-Type": "application/json"})
+        job = json.load(connection.getresponse())
+        connection.request("GET", f"{API}/jobs/{job['id']}/logs")
+        return streams(events_of(connection.getresponse().read()))["stdout"].decode()
 
 
 @works

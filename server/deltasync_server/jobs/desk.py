@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -64,8 +65,8 @@ _COMMAND_BYTES = 64 << 10
 class Jobs:
     """The jobs of one store."""
 
-    def __init__(self, store: Store, gpus: Callable[[], list[Gpu]] = nvidia_gpus) -> None:
-        """Open the folders of jobs; nothing is begun before `start`."""
+    def __init__(self, store: Store, gpus: Callable[[], list[Gpu]] = nvidia_gpus, socket: Path | None = None) -> None:
+        """Open the folders of jobs; nothing is begun before `start`. socket: where requests come, if it is a file."""
         self._store, self._state, self._config = store, store.state, store.config
         account = Account.named(store.config.job_user)
         self._gpus = gpus
@@ -73,7 +74,7 @@ class Jobs:
         self._logs = store.config.data / LOGS
         make_private(self._logs)
         self._sessions = Sessions(store, account)
-        self._sandbox = Sandbox(store.config.data, self._sessions.path, account)
+        self._sandbox = Sandbox(store.config.data, self._sessions.path, account, socket)
         if store.config.sandbox and (why := self._sandbox.why_not):
             self._sessions.close()
             raise UsageError(f"no command can be shut in: {why}; leave --sandbox out, or mend that")

@@ -29,10 +29,10 @@ _TEMPORARY = "/tmp"
 class Sandbox:
     """Puts commands behind bubblewrap; whether that works here is tried once, when somebody asks."""
 
-    def __init__(self, data: Path, sessions: Path, account: Account | None) -> None:
-        """data, sessions: what no command sees, but for its own session."""
+    def __init__(self, data: Path, sessions: Path, account: Account | None, socket: Path | None = None) -> None:
+        """data, sessions: what no command sees, but for its own session. socket: where the server listens, if there."""
         self._hidden = _outermost([Path(os.path.realpath(each)) for each in (data, sessions)])
-        self._account = account
+        self._account, self._socket = account, socket
         self._lock = threading.Lock()
         self._why: str | None = None
 
@@ -72,6 +72,8 @@ class Sandbox:
     def _shut_in(self, session: Path | None, *, has_network: bool) -> list[str]:
         words = [PROGRAM, "--die-with-parent", *_APART, *(() if has_network else ("--unshare-net",))]
         words += ["--cap-drop", "ALL", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        if self._socket is not None and self._socket.exists():  # who connects there needs no token
+            words += ["--ro-bind", "/dev/null", os.path.realpath(self._socket)]
         for device in _gpu_devices():
             words += ["--dev-bind-try", device, device]
         hidden = [str(each) for each in self._hidden]
