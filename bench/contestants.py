@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,11 +92,11 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def deltasync_server(folder: Path, *, workspace: str = WORKSPACE) -> Iterator[Deltasync]:
+def deltasync_server(folder: Path, *, workspace: str = WORKSPACE, flags: Sequence[str] = ()) -> Iterator[Deltasync]:
     """Run a deltasync server with fresh data below a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
-    command: list[str | Path] = [BIN / "deltasync-server", "serve", "--data", data, "--listen", "127.0.0.1:0"]
+    command: list[str | Path] = [BIN / "deltasync-server", "serve", "--data", data, "--listen", "127.0.0.1:0", *flags]
     with started(command, environment(folder), folder / "server.log") as process:
         assert process.stdout
         line = process.stdout.readline()

@@ -124,7 +124,8 @@ def test_a_command_in_the_sandbox_ends_as_any_other(server: Served) -> None:
     assert run(server, shell("kill -9 $$", sandbox=True))["exit_code"] == 137
     gone = run(server, shell("x", sandbox=True, argv=[[{"text": "no-such-command"}]]))
     assert gone["state"] == "failed" and "there is no command no-such-command" in gone["reason"]
-    asked = begun(server, shell("trap 'echo asked; exit 0' TERM; echo ready; sleep 1000 & wait", sandbox=True))
+    busy = "i=0; while test $i -lt 100; do i=$(expr $i + 1); done"  # a sandbox that is gone would cut it short
+    asked = begun(server, shell(f"trap '{busy}; echo asked; exit 0' TERM; echo ready; sleep 1000 & wait", sandbox=True))
     until(lambda: seen(server, asked)["log_bytes"])
     server.request("DELETE", f"/api/v1/jobs/{asked}")
     events = followed(server, asked)
