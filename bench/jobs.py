@@ -39,7 +39,8 @@ class JobFigure:
 
     work: str
     figure: float | None
-    limit: float
+    limit: float | None
+    """None: there is no goal."""
     unit: str
     said: str
     """The times that it comes from."""
@@ -136,10 +137,11 @@ def _home(user: _User, folder: Path, scale: float) -> Iterator[JobFigure]:
         run([BIN / "deltasync", "jobs", "wait", job], user.own)
         os.sync()
         ours = user.run("jobs", "fetch", job)[0]
-        ours += user.metrics(job)["collected_seconds"]
+        collected = user.metrics(job)["collected_seconds"]
         theirs = _rsynced(home / name, folder / f"rsync-{name}", user.own)
         what = f"{size / 2**20:.0f} MiB home" if name == "big" else f"{count} files of 4 KiB home"
         yield _beside(f"{what}, beside rsync", [ours], [theirs], limit)
+        yield _figure("the same, collected on the host before that", [collected], None)
 
 
 def _rsynced(source: Path, folder: Path, own: dict[str, str]) -> float:
@@ -194,7 +196,7 @@ def _staging(folder: Path, scale: float) -> Iterator[JobFigure]:
         shutil.rmtree(folder / f"host-{way}")
 
 
-def _figure(work: str, seconds: list[float], limit: float) -> JobFigure:
+def _figure(work: str, seconds: list[float], limit: float | None) -> JobFigure:
     median = statistics.median(seconds)
     return JobFigure(work, median, limit, "s", _said(seconds))
 

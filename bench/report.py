@@ -257,7 +257,8 @@ def _watch_goals(results: Results) -> Iterator[Goal]:
 
 def _job_goals(results: Results) -> Iterator[Goal]:
     for each in results.jobs:
-        yield Goal(each.work, each.figure, each.limit, each.unit)
+        if each.limit is not None:
+            yield Goal(each.work, each.figure, each.limit, each.unit)
 
 
 def _memory_goals(results: Results) -> Iterator[Goal]:
@@ -405,9 +406,9 @@ def _links(results: Results) -> Iterator[str]:
 
 
 _JOBS = """\
-Commands that run on a host, on loopback, each beside the other program in the same run: ours first. `home` is from the
-beginning of `jobs fetch` to its end, and what the host took to collect the outputs before; `staging` is what the host
-says of it, with the content there already.
+Commands that run on a host, on loopback, each beside the other program in the same run: ours first. `home` is `jobs
+fetch` from its start to its end, with every file fsynced, which rsync does not; `collected` and `staging` are what the
+host says of them, staging with the content there already.
 """
 
 
