@@ -51,6 +51,19 @@ def test_a_host_that_is_not_there_is_exit_4(user: User) -> None:
     assert user.run("health", "--on", f"file://{user.home}").code == 2
 
 
+def test_doctor_tells_what_waits_to_be_brought_home(user: User, tmp_path: Path) -> None:
+    """A job that was started here, and whose outputs nobody fetched, is a note of `doctor` here; no other is."""
+    folder = user.home / "work"
+    folder.mkdir()
+    with serving(tmp_path / "data", "--run-without-token") as served:
+        assert "jobs fetch" not in user.run("doctor", folder).out
+        job = user.run("run", "--on", served.url, "--detach", "--", "true").out.strip()
+        told = user.run("doctor", folder)
+        assert told.code == 0 and "what 1 job wrote may wait on a host" in told.out
+        assert user.run("jobs", "wait", job).code == 0 == user.run("jobs", "fetch", job).code
+        assert "jobs fetch" not in user.run("doctor", folder).out
+
+
 def test_what_is_to_be_looked_at() -> None:
     """A full disk and a low server are worth a look; busy slots, copied inputs and no sandbox are not."""
     server = Health(status="ok", version="1", disk_free_bytes=1, disk_total_bytes=2, workspaces=0, uptime_seconds=1.0)
