@@ -15,13 +15,14 @@ from pathlib import Path
 from bench import backups
 from bench.contestants import Contestant, deltasync_server, environment, has_rsync, pushed, rsync_server
 from bench.floor import measure_floor
+from bench.jobs import measure_jobs
 from bench.links import measure_cut, measure_limit
 from bench.measure import CountingProxy, Failed, PeakMemory, run, tree_cpu_seconds, wait_until_idle
-from bench.report import Results, Sample, bytes_text, write
+from bench.report import Results, Sample, bytes_text, in_unit, write
 from bench.watching import measure_watching
 from bench.workloads import FETCH, STEPS, Workload, difference, workloads
 
-_ALONE = ("floor", "watch", "cut", "limit", "backups")
+_ALONE = ("floor", "watch", "cut", "limit", "jobs", "backups")
 
 SERVERS: dict[str, Callable[[Path], AbstractContextManager[Contestant]]] = {
     "deltasync": deltasync_server,
@@ -103,6 +104,12 @@ def _measure_alone(options: Options, work: Path, results: Results) -> None:
     if "limit" in options.only:
         print("limit: a push under --bwlimit", flush=True)
         results.limited = measure_limit(work / "limit")
+    if "jobs" in options.only:
+        print("jobs: commands on a host, beside ssh, cp and rsync", flush=True)
+        for each in measure_jobs(work / "jobs", options.scale):
+            results.jobs.append(each)
+            told = "not measured" if each.figure is None else in_unit(each.figure, each.unit)
+            print(f"  {each.work}: {told}; {each.said}", flush=True)
     if "backups" in options.only:
         print("backups: restic, borg and casync, where they are", flush=True)
         _back_up(options, work, results)

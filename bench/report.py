@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench.backups import PROGRAMS, Backup
 from bench.floor import Floor
+from bench.jobs import JobFigure
 from bench.links import CUT_BYTES, CUT_EVERY_BYTES, LIMIT, LIMIT_BYTES, Cut, Limited
 from bench.measure import Counts
 from bench.watching import Watching
@@ -45,6 +46,7 @@ class Results:
     watching: Watching | None = None
     cut: Cut | None = None
     limited: Limited | None = None
+    jobs: list[JobFigure] = field(default_factory=list)
     backups: list[Backup] = field(default_factory=list)
     programs: list[str] = field(default_factory=list)
     """The backup programs, as they name themselves."""
@@ -84,7 +86,7 @@ class Results:
 
 def write(results: Results, path: Path) -> None:
     """Write the results as one markdown page."""
-    sections = (_preface, _goals, _floors, _steps, _memory, _watching, _links, _backups)
+    sections = (_preface, _goals, _floors, _steps, _memory, _watching, _links, _jobs, _backups)
     path.write_text("\n".join(line for section in sections for line in section(results)).rstrip("\n") + "\n")
 
 
@@ -140,15 +142,18 @@ class Goal:
     def row(self) -> str:
         """Return the goal as a table row."""
         if self.figure is None:
-            return f"| {self.work} | {_in_unit(self.limit, self.unit)} | not measured | |"
+            return f"| {self.work} | {in_unit(self.limit, self.unit)} | not measured | |"
         verdict = "met" if self.figure <= self.limit else "**missed**"
-        return f"| {self.work} | {_in_unit(self.limit, self.unit)} | {_in_unit(self.figure, self.unit)} | {verdict} |"
+        return f"| {self.work} | {in_unit(self.limit, self.unit)} | {in_unit(self.figure, self.unit)} | {verdict} |"
 
 
-def _in_unit(figure: float, unit: str) -> str:
+def in_unit(figure: float, unit: str) -> str:
+    """Return a figure for people."""
     match unit:
         case "x":
             return f"{figure:.2f} × rsync"
+        case "times":
+            return f"{figure:.2f} ×"
         case "bytes":
             return bytes_text(figure)
         case "size":
@@ -177,7 +182,7 @@ def _goals(results: Results) -> Iterator[str]:
         yield ""
     yield "| work | goal, at most | measured | |"
     yield "|---|---|---|---|"
-    goals = (_speed_goals, _change_goals, _large_goals, _link_goals, _watch_goals, _memory_goals)
+    goals = (_speed_goals, _change_goals, _large_goals, _link_goals, _watch_goals, _job_goals, _memory_goals)
     for goal in (goal for each in goals for goal in each(results)):
         yield goal.row()
     yield ""
@@ -248,6 +253,12 @@ def _watch_goals(results: Results) -> Iterator[Goal]:
     )
     yield Goal("save to applied, median", watching.save_median_seconds if watching else None, 0.5, "s")
     yield Goal("`status`", watching.status_seconds if watching else None, 0.3, "s")
+
+
+def _job_goals(results: Results) -> Iterator[Goal]:
+    for each in results.jobs:
+        if each.limit is not None:
+            yield Goal(each.work, each.figure, each.limit, each.unit)
 
 
 def _memory_goals(results: Results) -> Iterator[Goal]:
@@ -391,6 +402,27 @@ def _links(results: Results) -> Iterator[str]:
     if limited := results.limited:
         yield f"| `--bwlimit {LIMIT}`: the limit | {LIMIT_BYTES:,} B/s |"
         yield f"| the measured rate, over {limited.seconds:.1f} s | {limited.bytes_per_second:,.0f} B/s |"
+    yield ""
+
+
+_JOBS = """\
+Commands that run on a host, on loopback, each beside the other program in the same run: ours first. `home` is `jobs
+fetch` from its start to its end, with every file fsynced, which rsync does not; `collected` and `staging` are what the
+host says of them, staging with the content there already.
+"""
+
+
+def _jobs(results: Results) -> Iterator[str]:
+    if not results.jobs:
+        return
+    yield "## Commands on a host"
+    yield ""
+    yield _JOBS
+    yield "| figure | measured |"
+    yield "|---|---|"
+    for each in results.jobs:
+        if each.said:
+            yield f"| {each.work} | {each.said} |"
     yield ""
 
 

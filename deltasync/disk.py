@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +46,8 @@ PASSING_FLAGS = DIRECTORY_FLAGS | getattr(os, "O_PATH", 0)
 """To hold a folder on the way to another one, which needs no leave to list it."""
 FILE_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | _CLOEXEC
 """To read a file: never through a link, never blocking on a FIFO."""
+FSYNC_THREADS, MANY_FILES = 16, 32
+"""How many fsync at once, and of how many files on."""
 HOLE_BYTES_MIN = 64 << 10
 """A smaller hole is not worth the trouble of keeping it."""
 _ZERO_BYTES = bytes(1 << 20)
@@ -429,6 +431,44 @@ def write_piece(descriptor: int, piece: memoryview) -> bool:
     else:
         write_all(descriptor, piece)
     return is_hole
+
+
+def fsync_each(folder: Folder, names: Sequence[str]) -> Iterator[tuple[str, OSError]]:
+    """Make files of a held folder durable; yields those that the disk failed."""
+
+    def settle(name: str) -> None:
+        descriptor = open_regular(name, at=folder.fd)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    return settle_each(settle, names)
+
+
+def settle_each(settle: Callable[[str], None], names: Sequence[str]) -> Iterator[tuple[str, OSError]]:
+    """Have each name made durable; yields those that the disk failed.
+
+    Many go at once, from several threads: a disk makes those durable together, and takes little longer than for one.
+    """
+
+    def tried(name: str) -> OSError | None:
+        try:
+            settle(name)
+        except OSError as error:
+            return error
+        return None
+
+    if len(names) < MANY_FILES:
+        found: Iterable[OSError | None] = map(tried, names)
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(FSYNC_THREADS, "deltasync-fsync") as pool:
+            found = list(pool.map(tried, names))
+    for name, error in zip(names, found, strict=True):
+        if error is not None:
+            yield name, error
 
 
 def copy_bytes(source: int, target: int, go_on: Callable[[], None] = lambda: None) -> None:

@@ -72,12 +72,27 @@ class Host:
         gpus: int = 0,
         priority: int = 0,
         keep_seconds: float = 0.0,
+        is_shut_in: bool = False,
+        has_network: bool = False,
         folder: str | os.PathLike[str] | None = None,
     ) -> Result:
-        """Run a command to its end, as if it were run here in `folder`; raises a RunTrouble where it was not run."""
+        """Run a command to its end, as if it were run here in `folder`; raises a RunTrouble where it was not run.
+
+        is_shut_in: in the host's sandbox, where it reaches the network only with has_network.
+        """
         said = Said(frozenset(inputs), frozenset(outputs), frozenset(literals), is_in_place)
         words = [os.fspath(each) for each in argv]
-        asked = Asked(words, said, environment, timeout_seconds, gpus, priority, keep_seconds)
+        asked = Asked(
+            words,
+            said,
+            environment,
+            timeout_seconds,
+            gpus,
+            priority,
+            keep_seconds,
+            is_shut_in=is_shut_in,
+            has_network=has_network,
+        )
         notes: list[str] = []
         runner = Runner(self._transport, note=notes.append, settle_seconds=self._settings.settle_seconds)
         try:

@@ -11,7 +11,7 @@ import typer
 
 from deltasync.cli import options
 from deltasync.cli.options import PLACE, WIRE, Call, command, new_app
-from deltasync.cli.output import bytes_text
+from deltasync.cli.output import bytes_text, count_text
 from deltasync.client.doctor import Finding, Level, examine
 from deltasync.config import Settings
 from deltasync.core.errors import DeltasyncError, NotFound
@@ -37,6 +37,7 @@ def doctor(
     findings = [
         *examine(root, now=datetime.now(UTC), state_dir=state_dir, server_date=server_date),
         *server_findings,
+        *_waiting(),
     ]
     has_problem = any(each.level is Level.PROBLEM for each in findings)
     call.out.answer({"findings": findings, "healthy": not has_problem})
@@ -64,6 +65,17 @@ def _server(root: Path, settings: Settings) -> tuple[list[Finding], datetime | N
     free = f"{bytes_text(health.disk_free_bytes)} of {bytes_text(health.disk_total_bytes)} are free there"
     sentence = f"{url} answers: {shown(health.status)}, release {shown(health.version)}; {free}"
     return [Finding(Level.OK if health.status == "ok" else Level.WARNING, "server", sentence)], transport.server_date
+
+
+def _waiting() -> list[Finding]:
+    """Return what waits on hosts to be brought home here."""
+    from deltasync.client.job_records import JobBook
+
+    count = sum(not each.is_home for each in JobBook.of_user().records())
+    if not count:
+        return []
+    sentence = f"what {count_text(count, 'job')} wrote may wait on a host; `deltasync jobs fetch` brings it home"
+    return [Finding(Level.NOTE, "jobs", sentence)]
 
 
 def _remembered(root: Path, settings: Settings) -> str | None:

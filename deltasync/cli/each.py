@@ -102,7 +102,7 @@ def run_each(
         url = host_of(settings, [each.path for each in needs])
         with reached(settings, url) as transport:
             runner = Runner(transport, note=out.note, settle_seconds=settings.settle_seconds)
-            able = runner.require_leave()
+            able = runner.require_leave(is_shut_in=template.asked.is_shut_in)
             course = Course(batch, runner, finished, options, Meter())
             with shown_meter(out) as progress:
                 sent = course.deliver(needs, progress)

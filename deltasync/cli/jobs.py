@@ -10,16 +10,18 @@ import msgspec
 import typer
 
 from deltasync.cli.options import Call, command, new_app
-from deltasync.cli.output import bytes_text
+from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
 from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
 from deltasync.client.job_records import JobBook, Record
-from deltasync.core.errors import DeltasyncError, HostBusy, NotFound
+from deltasync.config import parse_seconds
+from deltasync.core.errors import DeltasyncError, HostBusy, NotFound, UsageError
 from deltasync.core.jobs import Job
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
     from deltasync.client.run import Runner
+    from deltasync.core.job_metrics import Metrics, Summary
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `jobs ls` and `run --detach` show it.")]
 
@@ -143,6 +145,53 @@ def _fetch_all(call: Call, records: list[Record], *, is_named: bool, fetch_faile
     return max(codes, key=lambda code: (code not in (0, 3), code))
 
 
+@command(app, "on", *WIRE)
+def stats(
+    call: Call,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="Of the jobs that came so long ago, or later [24h].")
+    ] = "24h",
+) -> int:
+    """Sum up what jobs moved, how long their steps took, and how many failed, as far as the host remembers them."""
+    from datetime import UTC, datetime, timedelta
+
+    from deltasync.core.job_metrics import summed
+
+    try:
+        start = datetime.now(UTC) - timedelta(seconds=parse_seconds(since))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--since: {shown(since)} is not a time such as 10m, 2h or 7d") from error
+    with _at(call, None) as runner:
+        found = summed(runner.jobs.jobs(), start)
+    call.out.answer(
+        {"url": runner.jobs.url, "since": start.isoformat(timespec="seconds"), **msgspec.to_builtins(found)}
+    )
+    for name, value in _sums(found).items():
+        call.out.say(f"{name:<10} {value}")
+    return 0
+
+
+def _sums(found: Summary) -> dict[str, str]:
+    """Return what is worth telling of many jobs, by its name."""
+    total = found.totals
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    return {
+        "jobs": f"{found.jobs}{f': {states}' if states else ''}",
+        "success": f"{found.success_rate:.0%}; {found.commands_failed} commands failed, {total.error_count} errors",
+        **_figures(total),
+    }
+
+
+def _figures(of: Metrics) -> dict[str, str]:
+    return {
+        "in": f"{count_text(of.files_in, 'file')}, {bytes_text(of.bytes_in)}",
+        "out": f"{count_text(of.files_out, 'file')}, {bytes_text(of.bytes_out)}",
+        "seconds": f"{of.queued_seconds:.3f} queued, {of.staged_seconds:.3f} staged, {of.run_seconds:.3f} run, "
+        f"{of.collected_seconds:.3f} collected",
+        "speed": f"{bytes_text(int(of.bytes_per_second))}/s staged and collected",
+    }
+
+
 def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) -> tuple[dict[str, Any], int]:
     with _at(call, record.id) as runner:
         try:
@@ -209,4 +258,5 @@ def _facts(job: Job) -> dict[str, object]:
         "returned": returned and f"{returned.files:,} files, {bytes_text(returned.bytes)}",
         "home": "yes" if job.acknowledged else "",
     }
-    return {name: value for name, value in facts.items() if value}
+    figures = {name: text for name, text in _figures(job.metrics).items() if name == "seconds"} if job.metrics else {}
+    return {name: value for name, value in (facts | figures).items() if value}

@@ -39,6 +39,7 @@ COMMANDS = (
     "pin",
     "host",
     "doctor",
+    "health",
     "completion",
 )
 """Each is a module of this package with a Typer app of the same name; only the one that is chosen is imported."""

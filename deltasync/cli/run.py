@@ -84,6 +84,13 @@ def run(
     is_prestaged: Annotated[
         bool, typer.Option("--prestage", help="Have the inputs on the host, and run nothing yet.")
     ] = False,
+    is_shut_in: Annotated[
+        bool,
+        typer.Option(
+            "--sandbox", help="Shut the command in there: it writes its own folder alone, and has no network."
+        ),
+    ] = False,
+    has_network: Annotated[bool, typer.Option("--net", help="Leave it the network in the sandbox.")] = False,
     shell: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
     ] = None,
@@ -133,6 +140,8 @@ def run(
         keep_seconds=_seconds("--keep", keep),
         is_reused=is_reused,
         tool_version=_words("--tool-version", tool_version or ""),
+        is_shut_in=is_shut_in,
+        has_network=has_network,
     )
     if each is not None:
         from deltasync.cli.each import run_each

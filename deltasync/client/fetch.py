@@ -25,7 +25,7 @@ from deltasync.core.errors import GuardStopped, NotADeltasyncServer, NotFound
 from deltasync.core.hashing import DIGEST_BYTES, directory_digest
 from deltasync.core.manifest import Entry, Kind, encode_directory
 from deltasync.core.names import shown
-from deltasync.disk import Folder, open_regular, require_confinement
+from deltasync.disk import Folder, fsync_each, require_confinement
 
 JOBS = 4
 
@@ -343,16 +343,8 @@ class _Check:
 
     def _settle(self, folder: Folder, path: str, entries: Iterable[Entry]) -> None:
         """Make the files and names of a folder durable: who sent them may forget them then."""
-        for entry in entries:
-            if entry.kind is Kind.FILE:
-                try:
-                    descriptor = open_regular(entry.name, at=folder.fd)
-                    try:
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
-                except OSError as error:
-                    self._dest.report(joined(path, entry.name), f"cannot be made durable ({error.strerror})")
+        for name, error in fsync_each(folder, [each.name for each in entries if each.kind is Kind.FILE]):
+            self._dest.report(joined(path, name), f"cannot be made durable ({error.strerror})")
         try:
             folder.fsync()
         except OSError as error:

@@ -33,6 +33,8 @@ class Asked:
     is_reused: bool = False
     """The result of an equal job that ended with 0 is as good as running this one (spec J-78)."""
     tool_version: Sequence[str] = ()
+    is_shut_in: bool = False
+    has_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Draft:
             keep_seconds=asked.keep_seconds,
             reuse=asked.is_reused,
             tool_version=[[_literal(word)] for word in asked.tool_version],
+            sandbox=asked.is_shut_in,
+            network=asked.has_network,
         )
 
 

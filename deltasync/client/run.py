@@ -90,7 +90,7 @@ class Runner:
 
     def start(self, draft: Draft, watcher: inputs.Watcher) -> Started:
         """Have the inputs on the host, and the job after them; it is recorded here before anything else is done."""
-        self.require_leave()
+        self.require_leave(is_shut_in=draft.asked.is_shut_in)
         key = secrets.token_hex(16)
         try:
             return self._started(draft, key, watcher, may_keep=True)
@@ -98,7 +98,7 @@ class Runner:
             self._note(f"{error.sentence}; the inputs are sent by themselves")
         return self._started(draft, key, watcher, may_keep=False)
 
-    def require_leave(self) -> jobs.Capabilities:
+    def require_leave(self, *, is_shut_in: bool = False) -> jobs.Capabilities:
         """Return what the host has for jobs; raises HostRefused where it would refuse any (spec J-67)."""
         try:
             able = self.jobs.capabilities()
@@ -108,6 +108,9 @@ class Runner:
             raise of_run(error) from error
         if not able.runs:
             raise HostRefused(f"{self.jobs.url} runs no commands for this client: {shown(able.why)}")
+        if is_shut_in and not able.sandbox:  # spec J-86
+            why = shown(able.sandbox_why) or "it is of a release that cannot"
+            raise HostRefused(f"{self.jobs.url} can shut no command in: {why}; run it without --sandbox")
         return able
 
     @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from deltasync.core.errors import UsageError
+from deltasync.core.job_metrics import Metrics
 from deltasync.core.names import NameRefused, RelPath, parse_path
 
 WORDS_MAX = 20_000
@@ -136,6 +137,10 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The result of an equal job that ended with 0 may be given again, and this one's may be (spec J-78)."""
     tool_version: list[Word] = []
     """A command that runs first: what it says is part of what makes jobs equal."""
+    sandbox: bool = False
+    """Shut the command in (spec J-85)."""
+    network: bool = False
+    """A command that is shut in reaches the network."""
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,12 +191,22 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged: bool = False
     reused: str = ""
     """The job whose result this is; nothing was run."""
+    metrics: Metrics | None = None
+    """Of a job that is over, unless nobody worked on it to its end (spec J-80)."""
 
 
 class JobList(msgspec.Struct, frozen=True, kw_only=True):
     """GET /api/v1/jobs, the newest first."""
 
     jobs: list[Job]
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU of a host; both figures are 0 where it does not tell."""
+
+    name: str
+    memory_bytes: _Count = 0
+    memory_free_bytes: _Count = 0
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,15 +217,28 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     slots: _Count
     slots_free: _Count
-    gpus: list[str] = []
+    queued: _Count = 0
+    """Jobs that wait for a slot or for GPUs."""
+    gpus: list[Gpu] = []
+    """In the order in which CUDA_VISIBLE_DEVICES counts them."""
     gpus_free: _Count = 0
     cores: _Count
+    load: float = 0.0
+    """How many programs have run or waited for a core at once, over the last minute."""
     memory_bytes: _Count
     memory_free_bytes: _Count
     disk_free_bytes: _Count
     links: str
     """How inputs reach a session: reflink, hardlink or copy."""
     sandbox: bool = False
+    """Whether a command can be shut in; `sandbox_why` says why not."""
+    sandbox_why: str = ""
+    sandbox_always: bool = False
+    """Every command is shut in."""
+    sessions: _Count = 0
+    """Sessions that are there now."""
+    sessions_stale: _Count = 0
+    """Those among them that no job needs: they could not be removed."""
     file_bytes_max: _Count
     session_bytes_max: _Count
     sessions_max: _Count

@@ -24,11 +24,13 @@ from deltasync.disk import (
     FILE_FLAGS,
     FULL,
     Folder,
+    fsync_each,
     fsync_folder,
     make_private,
     open_regular,
     pieces,
     remove_tree,
+    settle_each,
     start_writeback,
     write_piece,
 )
@@ -188,12 +190,8 @@ class Staging:
 
     def make_durable(self) -> None:
         """Fsync what no journal file stands for (spec ST-16, ST-17)."""
-        for digest in self.unjournalled():
-            descriptor = open_regular(digest.hex(), at=self.folder.fd)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        for _, error in fsync_each(self.folder, [digest.hex() for digest in self.unjournalled()]):
+            raise error
 
     def __enter__(self) -> Self:
         return self
@@ -333,13 +331,16 @@ class Cache:
 
     def make_names_durable(self, digests: Iterable[bytes]) -> None:
         """Fsync the folders that these blobs are in."""
-        for name in sorted({digest.hex()[:_PREFIX_DIGITS] for digest in digests}):
-            with self.folder.enter(name) as entered:
-                try:
-                    entered.fsync()
-                except OSError:
-                    self._doubtful.update(entered.names())  # also names that other bundles count on
-                    raise
+        for _, error in settle_each(self._fsync_home, sorted({digest.hex()[:_PREFIX_DIGITS] for digest in digests})):
+            raise error
+
+    def _fsync_home(self, name: str) -> None:
+        with self.folder.enter(name) as entered:
+            try:
+                entered.fsync()
+            except OSError:
+                self._doubtful.update(entered.names())  # also names that other bundles count on
+                raise
 
     def doubt(self, digest: bytes) -> None:
         """Remember that the disk failed a blob, until it is published again."""

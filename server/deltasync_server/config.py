@@ -83,6 +83,8 @@ class StoreConfig:
     """Who runs the commands of jobs; by default whoever runs the server."""
     trust_jobs: bool = False
     """Commands never write through hard links of blobs, so inputs may be such (spec J-43)."""
+    sandbox: bool = False
+    """Every command is shut in, whether that was asked for or not (spec J-86)."""
     job_file_bytes: int = 50 * 10**9
     """What one file of a job's inputs or outputs may have (spec J-33)."""
     job_session_bytes: int = 100 * 10**9

@@ -260,6 +260,7 @@ MIGRATIONS = (
     ALTER TABLE jobs ADD COLUMN reused TEXT NOT NULL DEFAULT '';
     CREATE INDEX jobs_by_result ON jobs (result_key) WHERE result_key IS NOT NULL
     """,
+    "ALTER TABLE jobs ADD COLUMN metrics BLOB",
 )
 
 

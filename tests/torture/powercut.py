@@ -97,16 +97,19 @@ DEFECTS = (
         "content that is in no journal is not fsynced",
         "TR-62",
         _BLOBS,
-        "                os.fsync(descriptor)\n",
-        "                pass\n",
+        """\
+        for _, error in fsync_each(self.folder, [digest.hex() for digest in self.unjournalled()]):
+            raise error
+""",
+        "        pass\n",
         "direct",
     ),
     Defect(
         "the folders of such content are not fsynced",
         "TR-62",
         _BLOBS,
-        "                    entered.fsync()\n",
-        "                    pass\n",
+        "                entered.fsync()\n",
+        "                pass\n",
         "direct",
     ),
     Defect(

@@ -16,7 +16,7 @@ from serving import SECONDS, until
 
 from deltasync.core.errors import LimitExceeded, NoSpace, SequenceGone
 from deltasync.core.hashing import digest_of
-from deltasync.core.jobs import Job, JobRequest, Output, Returned, State
+from deltasync.core.jobs import Gpu, Job, JobRequest, Output, Returned, State
 from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs.desk import LOST, Jobs
@@ -26,11 +26,11 @@ from deltasync_server.jobs.table import note
 from deltasync_server.receive import Store
 from deltasync_server.tenants import DEFAULT
 
-GPUS = ["one", "two"]
+GPUS = [Gpu(name="one", memory_bytes=2, memory_free_bytes=1), Gpu(name="two")]
 
 
 @contextmanager
-def working(data: Path, *, gpus: list[str] | None = None, starts: bool = True, **settings: Any) -> Iterator[Jobs]:
+def working(data: Path, *, gpus: list[Gpu] | None = None, starts: bool = True, **settings: Any) -> Iterator[Jobs]:
     """Lend the jobs of a store, which are worked on."""
     with Store(StoreConfig(data, **settings)) as store:
         store.recover()

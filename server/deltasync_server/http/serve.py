@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -132,7 +133,7 @@ def run(store_config: StoreConfig, config: ServeConfig, ready: Ready) -> None:
         open_store(store_config) as store,
         Access(store_config.data) as access,
         Audit(store_config.data) as audit,
-        Jobs(store) as jobs,
+        Jobs(store, socket=Path(address.where) if isinstance(address.where, str) else None) as jobs,
     ):
         store.start()
         jobs.start()

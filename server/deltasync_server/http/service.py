@@ -34,7 +34,7 @@ async def metrics(request: Request) -> Response:
     from deltasync_server.http.metrics import CONTENT_TYPE, exposition
 
     here, answers = context_of(request), dict(request.app.state.guard.answers)
-    body = await here.workers.probe(lambda: exposition(here.store.figures(), answers))
+    body = await here.workers.probe(lambda: exposition(here.store.figures() | here.jobs.figures(), answers))
     return Response(body, headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -7,26 +7,29 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import msgspec
 
-from deltasync.core.errors import NoSpace, NotFound
-from deltasync.core.jobs import Capabilities, Job, JobRequest, State, Word
+from deltasync.core.errors import Forbidden, NoSpace, NotFound, UsageError
+from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, State, Word
 from deltasync.core.names import bytes_text
 from deltasync.disk import DiskFull, Folder, make_private
 from deltasync_server.jobs import returns
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import Admitted, admit, check, filled, require_kept, require_limits
 from deltasync_server.jobs.bells import Bells
-from deltasync_server.jobs.gpus import gpu_names
+from deltasync_server.jobs.figures import Tally
+from deltasync_server.jobs.gpus import gpus as nvidia_gpus
 from deltasync_server.jobs.leftovers import kill_group, kill_marked
 from deltasync_server.jobs.log import LogReader, end_of
-from deltasync_server.jobs.machine import cores, memory
+from deltasync_server.jobs.machine import machine
 from deltasync_server.jobs.process import Why
 from deltasync_server.jobs.queue import Queue
 from deltasync_server.jobs.removal import remove_all
 from deltasync_server.jobs.run import Shop
+from deltasync_server.jobs.sandbox import Sandbox
 from deltasync_server.jobs.session import INPUTS, OUTPUTS, Sessions
 from deltasync_server.jobs.table import (
     by_key,
@@ -63,17 +66,22 @@ _COMMAND_BYTES = 8 << 10
 class Jobs:
     """The jobs of one store."""
 
-    def __init__(self, store: Store, gpus: Callable[[], list[str]] = gpu_names) -> None:
-        """Open the folders of jobs; nothing is begun before `start`."""
+    def __init__(self, store: Store, gpus: Callable[[], list[Gpu]] = nvidia_gpus, socket: Path | None = None) -> None:
+        """Open the folders of jobs; nothing is begun before `start`. socket: where requests come, if it is a file."""
         self._store, self._state, self._config = store, store.state, store.config
         account = Account.named(store.config.job_user)
-        self.gpus = gpus()
+        self._gpus = gpus
+        self._gpus_count = len(gpus())
         self._logs = store.config.data / LOGS
         make_private(self._logs)
         self._sessions = Sessions(store, account)
+        self._sandbox = Sandbox(store.config.data, self._sessions.path, account, socket)
+        if store.config.sandbox and (why := self._sandbox.why_not):
+            self._sessions.close()
+            raise UsageError(f"no command can be shut in: {why}; leave --sandbox out, or mend that")
         self.bells = Bells()
-        self._shop = Shop(store, self._sessions, self._logs, account, self.bells)
-        self._queue = Queue(self._shop, len(self.gpus), lambda: self.tidy(time.time()))
+        self._shop = Shop(store, self._sessions, self._logs, account, self.bells, Tally(), self._sandbox)
+        self._queue = Queue(self._shop, self._gpus_count, lambda: self.tidy(time.time()))
         self.is_stopping = False
 
     # --- life ---
@@ -149,7 +157,9 @@ class Jobs:
         with self._state.snapshot() as db:
             if (known := by_key(db, tenant, request.key)) is not None:
                 return self.job(tenant, known), False
-            require_limits(self._config, request, len(self.gpus))
+            if request.sandbox and (why := self._sandbox.why_not):
+                raise Forbidden(f"no command can be shut in: {why}; run it without --sandbox")  # spec J-86
+            require_limits(self._config, request, self._gpus_count)
             admitted = admit(db, self._config, tenant, request)
         self._require_room(admitted)
         job_id = f"ds_{int(time.time())}_{secrets.token_hex(4)}"
@@ -217,8 +227,11 @@ class Jobs:
         if run is None:
             reason = "somebody cancelled it before its turn"
             with self._state.write() as db:
-                if state_of(db, job_id) is State.QUEUED:
+                is_cancelled = state_of(db, job_id) is State.QUEUED
+                if is_cancelled:
                     step(db, job_id, State.CANCELLED, reason=reason, ended=int(time.time()), roots=b"", kinds="")
+            if is_cancelled:
+                self._shop.tally.count(State.CANCELLED)
             run = self._queue.run_of(job_id)  # its turn may just have come
         if run is not None:
             run.end(Why.CANCELLED)
@@ -259,21 +272,45 @@ class Jobs:
 
     # --- what there is ---
 
+    def figures(self) -> dict[str, float]:
+        """Return numbers for /metrics; those that end in _total only grow (spec J-82)."""
+        found = self.capabilities("")
+        return self._shop.tally.figures() | {
+            "jobs_queued": found.queued,
+            "jobs_active": len(self._queue.active()),
+            "job_slots": found.slots,
+            "job_slots_free": found.slots_free,
+            "job_sessions": found.sessions,
+            "job_sessions_stale": found.sessions_stale,
+            "job_sessions_free_bytes": found.disk_free_bytes,
+            "gpus": len(found.gpus),
+            "gpus_free": found.gpus_free,
+        }
+
     def capabilities(self, why: str) -> Capabilities:
         """Say what a job may ask for (spec J-49). why: why the caller may run nothing, '' where it may."""
-        found = memory()
+        found, sessions = machine(), self._sessions.names()
+        with self._state.read() as db:
+            queued, kept = len(waiting(db)), kept_sessions(db, time.time())
         return Capabilities(
             runs=not why,
             why=why,
             slots=self._config.slots,
             slots_free=self._queue.slots_free(),
-            gpus=self.gpus,
+            queued=queued,
+            gpus=self._gpus(),
             gpus_free=self._queue.gpus_free(),
-            cores=cores(),
-            memory_bytes=found.bytes,
-            memory_free_bytes=found.free_bytes,
+            cores=found.cores,
+            load=found.load,
+            memory_bytes=found.memory_bytes,
+            memory_free_bytes=found.memory_free_bytes,
             disk_free_bytes=self._sessions.free_bytes(),
             links=self._sessions.links,
+            sandbox=not self._sandbox.why_not,
+            sandbox_why=self._sandbox.why_not,
+            sandbox_always=self._config.sandbox,
+            sessions=len(sessions),
+            sessions_stale=len(sessions - kept.keys() - self._queue.active()) + self._sessions.stuck,
             file_bytes_max=self._config.job_file_bytes,
             session_bytes_max=self._config.job_session_bytes,
             sessions_max=self._config.job_sessions,

@@ -14,8 +14,8 @@ MARK = "DELTASYNC_JOB"
 _PROC = Path("/proc")
 _BOOT = _PROC / "sys/kernel/random/boot_id"
 _ROUNDS, _PAUSE_SECONDS = 100, 0.01
-_START_FIELD = 19
-"""Of /proc/PID/stat, behind the name: when the process began."""
+_GROUP_FIELD, _START_FIELD = 2, 19
+"""Of /proc/PID/stat, behind the name: the process's group, and when it began."""
 
 
 def start_of(pid: int) -> str | None:
@@ -32,6 +32,16 @@ def kill_group(pid: int, start: str | None) -> None:
     if start is not None and start_of(pid) == start:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
+
+
+def terminate_others(group: int) -> None:
+    """Ask every process of a group to end but for its first."""
+    for each in _PROC.iterdir():
+        if each.name.isdigit() and int(each.name) != group:
+            with contextlib.suppress(OSError, IndexError):  # it is gone
+                fields = (each / "stat").read_bytes().rpartition(b")")[2].split()
+                if int(fields[_GROUP_FIELD]) == group:
+                    os.kill(int(each.name), signal.SIGTERM)
 
 
 def kill_marked(job_ids: Collection[str]) -> None:

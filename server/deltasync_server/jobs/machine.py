@@ -1,31 +1,25 @@
-"""What this machine has for commands: cores and memory."""
+"""What this machine has for commands: cores and memory, and how much of them is taken."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
-_MEMORY = Path("/proc/meminfo")
+import psutil
 
 
-class Memory(NamedTuple):
-    """How much there is, and how much of it programs could still take."""
+class Machine(NamedTuple):
+    """What there is, and how much of it programs could still take."""
 
-    bytes: int
-    free_bytes: int
-
-
-def cores() -> int:
-    """Return how many cores a command can use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores: int
+    """Those that a command can use."""
+    load: float
+    memory_bytes: int
+    memory_free_bytes: int
 
 
-def memory() -> Memory:
-    """Return how much memory there is."""
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
-        return Memory(*(int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable")))
-    except (OSError, KeyError, ValueError):
-        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Memory(whole, 0)
+def machine() -> Machine:
+    """Look at the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory()
+    return Machine(cores, psutil.getloadavg()[0], memory.total, memory.available)

@@ -6,11 +6,13 @@ import contextlib
 import enum
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -18,8 +20,9 @@ from typing import IO, NamedTuple
 from deltasync.core.errors import DeltasyncError, NotFound
 from deltasync.core.names import shown
 from deltasync_server.jobs.account import Account
-from deltasync_server.jobs.leftovers import kill_marked, start_of
+from deltasync_server.jobs.leftovers import kill_marked, start_of, terminate_others
 from deltasync_server.jobs.log import Kind, Log
+from deltasync_server.jobs.sandbox import renounce
 
 TERM_SECONDS = 5.0
 """How long a command has to end when it is asked to."""
@@ -48,6 +51,8 @@ class Command:
     folder: Path
     account: Account | None
     seconds: float
+    is_shut_in: bool = False
+    """Its first words are those of the sandbox."""
 
 
 class Ended(NamedTuple):
@@ -106,29 +111,35 @@ class Process:
                 os.write(self._wake_writer, b"w")
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command, account = self._command, self._command.account
-        name = shown(os.fsdecode(command.argv[0]))
+        name = shown(os.fsdecode(self._command.argv[0]))
         try:
-            return subprocess.Popen(  # a list: no shell ever reads it (spec J-44)
-                command.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd=command.folder,
-                env=command.environment,
-                start_new_session=True,
-                user=account.uid if account else None,
-                group=account.gid if account else None,
-                extra_groups=account.groups if account else None,
-                umask=0o022,
-            )
+            if self._command.is_shut_in:  # by who renounces for it, and dies with the thread that started it
+                return self._opened()
+            with ThreadPoolExecutor(1, "deltasync-start", renounce) as thread:  # spec J-87
+                return thread.submit(self._opened).result()
         except FileNotFoundError as error:
-            raise NotFound(f"there is no command {name} on the host") from error
+            raise _not_there(name) from error
         except PermissionError as error:
             raise DeltasyncError(f"the command {name} may not be run on the host") from error
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, subprocess.SubprocessError, BrokenExecutor) as error:
             raise DeltasyncError(f"the command {name} could not be started: {error}") from error
+
+    def _opened(self) -> subprocess.Popen[bytes]:
+        command, account = self._command, self._command.account
+        return subprocess.Popen(  # a list: no shell ever reads it (spec J-44)
+            command.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=command.folder,
+            env=command.environment,
+            start_new_session=True,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=account.groups if account else None,
+            umask=0o022,
+        )
 
     def _attend(self, process: subprocess.Popen[bytes]) -> None:
         """Read the streams until the command has ended, and end it when its time has come."""
@@ -185,6 +196,9 @@ class Process:
         now = time.monotonic()
         if self._kill_at is None:
             self._kill_at = now + TERM_SECONDS
+            if self._command.is_shut_in:
+                terminate_others(group)  # if the sandbox itself ended, everything in it would at once
+                return
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGTERM)
         elif now >= self._kill_at:
@@ -205,6 +219,17 @@ class Process:
             self._register(selector, process)
             while selector.get_map() and (left := end - time.monotonic()) > 0:
                 self._read_ready(selector, left)
+
+
+def require_there(name: bytes, environment: Mapping[bytes, bytes], folder: Path) -> None:
+    """Raise NotFound where a command is not there: the sandbox would say so in its own words (spec J-44)."""
+    text, path = os.fsdecode(name), os.fsdecode(environment.get(b"PATH", os.fsencode(os.defpath)))
+    if shutil.which(str(folder / text) if "/" in text else text, path=path) is None:
+        raise _not_there(shown(text))
+
+
+def _not_there(name: str) -> NotFound:
+    return NotFound(f"there is no command {name} on the host")
 
 
 def _until(*moments: float | None) -> float | None:

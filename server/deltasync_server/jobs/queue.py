@@ -75,6 +75,11 @@ class Queue:
         with self._changed:
             return self._active.get(job_id)
 
+    def active(self) -> set[str]:
+        """Return the jobs that are worked on."""
+        with self._changed:
+            return set(self._active)
+
     def slots_free(self) -> int:
         """Return how many more jobs could run now."""
         with self._changed:

@@ -53,7 +53,8 @@ def key_of(db: sqlite3.Connection, job: JobRow, version: bytes, inherited: Mappi
         inputs.append([each.place, each.in_place, what])
     variables = sorted((each.name, each.value) for each in request.environment)
     own = sorted((name.hex(), value.hex()) for name, value in inherited.items())
-    asked = (request.argv, variables, request.lists, request.outputs, request.gpus, request.tool_version)
+    walls = (request.sandbox, request.network)
+    asked = (request.argv, variables, request.lists, request.outputs, request.gpus, request.tool_version, walls)
     return digest_of(msgspec.json.encode((job.tenant, asked, inputs, own, version.hex())))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from deltasync.core.errors import Cancelled, DeltasyncError
+from deltasync.core.job_metrics import Metrics, measured
 from deltasync.core.jobs import Returned, State, Word
 from deltasync.disk import Folder, refusal
 from deltasync_server.intake import now
@@ -22,10 +23,12 @@ from deltasync_server.jobs import returns, reuse
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import filled
 from deltasync_server.jobs.bells import Bells
+from deltasync_server.jobs.figures import COLLECTED, RUN, Stopwatch, Tally
 from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.jobs.log import Log
-from deltasync_server.jobs.process import Command, Ended, Process, Why
+from deltasync_server.jobs.process import Command, Ended, Process, Why, require_there
 from deltasync_server.jobs.removal import remove_all
+from deltasync_server.jobs.sandbox import Sandbox
 from deltasync_server.jobs.session import INPUTS, OUTPUTS, TEMPORARY, Session, Sessions
 from deltasync_server.jobs.table import JobRow, note, step
 from deltasync_server.receive import Store
@@ -47,11 +50,16 @@ class Shop:
     logs: Path
     account: Account | None
     bells: Bells
+    tally: Tally
+    sandbox: Sandbox
 
     def step(self, job_id: str, to: State, **columns: Any) -> bool:
         """Take a job to another state, and tell those who follow it; False where it cannot be there."""
         with self.store.state.write() as db:
             is_taken = step(db, job_id, to, **columns)
+        if is_taken and to.is_over:
+            metrics: bytes | None = columns.get("metrics")
+            self.tally.count(to, msgspec.json.decode(metrics, type=Metrics) if metrics else None)
         self.bells.ring(job_id)
         return is_taken
 
@@ -69,6 +77,7 @@ class Run:
         self.job, self.gpus = job, gpus
         self.log: Log | None = None
         self._shop = shop
+        self._watch = Stopwatch(job.created_at)
         self._why = Why.ITSELF
         self._process: Process | None = None
         self._lock = threading.Lock()
@@ -103,7 +112,9 @@ class Run:
             key = self._result_key(session)
             if key is not None and self._is_reused(key):
                 return
+            self._watch.begin(RUN)
             ended = self._run(session)
+            self._watch.begin(COLLECTED)
             self._look_at_links(session)
             if ended.why is not Why.ITSELF:
                 self._cut_short(exit_code=ended.exit_code, signal=ended.signal)
@@ -177,13 +188,13 @@ class Run:
         request = self.job.request
         seconds = request.timeout_seconds or self._shop.store.config.job_seconds
         inputs, outputs = (os.fsencode(session.path / top) for top in (INPUTS, OUTPUTS))
+        argv, environment = [filled(word, inputs, outputs) for word in words], self._environment(session)
+        is_shut_in = request.sandbox or self._shop.store.config.sandbox  # spec J-86
+        if is_shut_in:
+            require_there(argv[0], environment, session.work)
+            argv = self._shop.sandbox.wrapped(argv, session.path, has_network=request.network)
         command = Command(
-            self.job.id,
-            [filled(word, inputs, outputs) for word in words],
-            self._environment(session),
-            session.work,
-            self._shop.account,
-            seconds,
+            self.job.id, argv, environment, session.work, self._shop.account, seconds, is_shut_in=is_shut_in
         )
         process = Process(command, log, lambda: self._shop.bells.ring(self.job.id))
         with self._lock:
@@ -242,7 +253,18 @@ class Run:
             keep_until=at + keep if keep else 0,
             log_bytes=self.log.end if self.log else 0,
             returned=msgspec.json.encode(returned) if returned else None,
+            metrics=msgspec.json.encode(self._metrics(state, returned)),
             **columns,
+        )
+
+    def _metrics(self, state: State, returned: Returned | None) -> Metrics:
+        """Return what is recorded of the job with its end (spec J-80)."""
+        return measured(
+            self._watch.steps(),
+            (self.job.input_files, self.job.input_bytes),
+            (returned.files, returned.bytes) if returned else (0, 0),
+            problems=len(returned.problems) if returned else 0,
+            is_done=state is State.DONE,
         )
 
     def _tidy(self) -> None:

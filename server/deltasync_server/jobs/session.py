@@ -66,6 +66,8 @@ class Sessions:
         self.folder = Folder.open(self.path)
         self._lock = Lock(".lock", f"another server makes its sessions in {self.path}", at=self.folder.fd)
         self.links = self._probed(config)
+        self.stuck = 0
+        """How many could not be removed since the start, and lie there under another name."""
 
     def _probed(self, config: StoreConfig) -> str:
         """Find out how a blob comes to a session (spec J-43)."""
@@ -126,8 +128,13 @@ class Sessions:
                 remove_all(self.folder, job_id)
         except OSError as error:
             _log.warning("the session %s could not be removed: %s", job_id, error)
+            self.stuck += 1
             return False
         return True
+
+    def names(self) -> set[str]:
+        """Return the ids of the sessions that are there."""
+        return {name for name in self.folder.names() if JOB_ID.fullmatch(name)}
 
     def sweep(self, kept: Collection[str]) -> None:
         """Remove every session that no job needs, and what was being made or removed."""

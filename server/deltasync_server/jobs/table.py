@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from deltasync.core.hashing import DIGEST_BYTES
+from deltasync.core.job_metrics import Metrics
 from deltasync.core.jobs import NEXT, Job, JobRequest, Returned, State
 from deltasync_server.intake import now
 from deltasync_server.jobs.admission import Admitted
@@ -33,6 +34,8 @@ class JobRow(NamedTuple):
     """A letter for each input: `d` for a folder, `f` for a file."""
     input_bytes: int
     returned: Returned | None = None
+    input_files: int = 0
+    created_at: str = ""
 
     def sources(self) -> list[tuple[bytes, bool]]:
         """Return the digest for each input, and whether it is a folder."""
@@ -96,14 +99,18 @@ def note(db: sqlite3.Connection, job_id: str, **columns: Any) -> None:
 
 def job_row(db: sqlite3.Connection, job_id: str) -> JobRow | None:
     """Return a job for those who work on it."""
-    select = "SELECT id, tenant, client_id, request, returned, roots, kinds, input_bytes FROM jobs WHERE id = ?"
+    select = (
+        "SELECT id, tenant, client_id, request, returned, roots, kinds, input_bytes, input_files, created_at "
+        "FROM jobs WHERE id = ?"
+    )
     row = db.execute(select, (job_id,)).fetchone()
     if row is None:
         return None
-    job, tenant, client_id, request, returned, roots, kinds, input_bytes = row
+    job, tenant, client_id, request, returned, *rest = row
+    roots, kinds, input_bytes, input_files, created_at = rest
     asked = msgspec.json.decode(request, type=JobRequest)
     found = msgspec.json.decode(returned, type=Returned) if returned else None
-    return JobRow(job, Tenant(tenant), client_id, asked, roots, kinds, input_bytes, found)
+    return JobRow(job, Tenant(tenant), client_id, asked, roots, kinds, input_bytes, found, input_files, created_at)
 
 
 def by_key(db: sqlite3.Connection, tenant: Tenant, key: str) -> str | None:
@@ -189,14 +196,14 @@ def _is_in(states: Iterable[State]) -> str:
 
 _SEEN = (
     "id, state, reason, client_id, command, created_at, started_at, ended_at, exit_code, signal, gpus, input_files, "
-    "input_bytes, log_bytes, returned, acknowledged, priority, number, reused"
+    "input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics"
 )
 
 
 def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
     *plain, command, created_at, started_at, ended_at, exit_code, signal, gpus = row[:11]
     job_id, state, reason, client_id = plain
-    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number, reused = row[11:]
+    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics = row[11:]
     ahead = None
     if state == State.QUEUED:
         select = (
@@ -223,4 +230,5 @@ def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
         returned=msgspec.json.decode(returned, type=Returned) if returned else None,
         acknowledged=bool(acknowledged),
         reused=reused,
+        metrics=msgspec.json.decode(metrics, type=Metrics) if metrics else None,
     )
