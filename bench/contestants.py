@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def deltasync_server(folder: Path, *flags: str, workspace: str = WORKSPACE) -> Iterator[Deltasync]:
+def deltasync_server(folder: Path, *, workspace: str = WORKSPACE, flags: Sequence[str] = ()) -> Iterator[Deltasync]:
     """Run a deltasync server with fresh data below a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"

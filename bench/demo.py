@@ -77,7 +77,7 @@ def _run(folder: Path) -> None:
     media = folder / "media"
     media.mkdir()
     print("deltasync: a folder and its copy on a server, kept equal and proven so\n")
-    with deltasync_server(folder / "server", "--run-without-token", workspace=WORKSPACE) as server:
+    with deltasync_server(folder / "server", workspace=WORKSPACE, flags=["--run-without-token"]) as server:
         url = f"http://127.0.0.1:{server.port}"
         options = ["--to", url, "--workspace", WORKSPACE, "--keep-sent", "7d"]
         print(f"  server    deltasync-server serve --listen 127.0.0.1:{server.port} --run-without-token")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from user import BINARY, SECONDS
 KILLS = int(os.environ.get("KILLS", "4"))
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 FILES, BIG = 20, 3 << 20
+PLACES = {"queued": 1, "staging": 2, "running": 3, "collecting": 4}
 OVER = {"done", "failed", "cancelled", "lost"}
 CODES = {0, 122, 123, 124, 125}
 """What `run` may end with while its host dies: its command's own 0, or a code of its own."""
@@ -57,8 +59,10 @@ class Rounds:
         self.server.kill()
         assert self.server.wait(SECONDS) == -signal.SIGKILL
         self.server = self.start_server()
+        lost = {each["id"] for each in self.jobs() if each["state"] == "lost"}
+        assert lost.isdisjoint(running_jobs())  # the start has killed them
 
-    def line(self, number: int, pick: random.Random) -> list[str]:
+    def line(self, number: int, pick: random.Random, *, seconds: float) -> list[str]:
         """Make the inputs of a command, note what it writes, and return it: it copies a file and a folder of them."""
         big = pick.randbytes(pick.choice([10, BIG]))
         (self.folder / f"big-{number}").write_bytes(big)
@@ -69,7 +73,7 @@ class Rounds:
             (self.folder / f"many-{number}/{each}").write_bytes(content)
             self.expected |= {f"many-{number}/{each}": content, f"all-{number}/{each}": content}
         copies = f"cp -r {{in:many-{number}}}/. {{out:all-{number}/}}; cat {{in:big-{number}}} > {{out:copy-{number}}}"
-        return ["--shell", f"echo began; {copies}; sleep {pick.choice([0, 0.2])}; echo ended"]
+        return ["--shell", f"echo began; {copies}; sleep {seconds}; echo ended"]
 
     def require_whole(self) -> None:
         """Every file here is one that may be, with all of its content."""
@@ -82,6 +86,15 @@ class Rounds:
         with urllib.request.urlopen(f"http://{self.listen}/api/v1/jobs") as answer:
             return msgspec.json.decode(answer.read())["jobs"]
 
+    def reach(self, process: subprocess.Popen[bytes], known: set[str], place: int) -> None:
+        """Wait until a command's job has come so far, or the command is over; the first place is before any job."""
+        while place and process.poll() is None:
+            states = [each["state"] for each in self.jobs() if each["id"] not in known]
+            if states and PLACES.get(states[0], len(PLACES)) >= place:
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
+
     def close(self) -> None:
         self.server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,16 +103,14 @@ class Rounds:
         self.errors.close()
 
 
-def processes_of_jobs(folder: Path) -> list[str]:
-    """Return the processes that run in sessions below a folder."""
-    found = []
+def running_jobs() -> set[str]:
+    """Return the ids of jobs that have a process on this machine."""
+    found = set()
     for each in Path("/proc").iterdir():
         if each.name.isdigit():
             with contextlib.suppress(OSError):
-                content = (each / "environ").read_bytes()
-                if b"DELTASYNC_JOB=" in content and os.fsencode(folder) in content:
-                    found.append(each.name)
-    return found
+                found |= set(re.findall(rb"(?:^|\0)DELTASYNC_JOB=(ds_\w+)", (each / "environ").read_bytes()))
+    return {job_id.decode() for job_id in found}
 
 
 @pytest.fixture
@@ -111,7 +122,9 @@ def rounds(tmp_path: Path) -> Iterator[Rounds]:
 
 def a_round(rounds: Rounds, number: int, pick: random.Random) -> None:
     """Run a command, or bring home what one has written, and kill one side of it at a random moment."""
-    line, victim = rounds.line(number, pick), pick.choice(["server", "run", "fetch", "server in a fetch"])
+    victim = pick.choice(["server", "run", "fetch", "server in a fetch"])
+    known = {each["id"] for each in rounds.jobs()}
+    line = rounds.line(number, pick, seconds=pick.choice([0.2, 5.0] if victim == "server" else [0.0, 0.2]))
     if "fetch" in victim:
         job = rounds.terminal.detached(*line)
         assert rounds.terminal.user.run("jobs", "wait", job).code == 0
@@ -121,8 +134,10 @@ def a_round(rounds: Rounds, number: int, pick: random.Random) -> None:
     with (rounds.folder.with_name(f"said-{number}")).open("wb") as said:
         environment = rounds.terminal.user.environment
         process = subprocess.Popen(words, stdout=said, stderr=said, env=environment, cwd=rounds.folder)
+        if "fetch" not in victim:
+            rounds.reach(process, known, pick.randrange(len(PLACES) + 1))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(pick.uniform(0.1, 1.5))
+            process.wait(pick.uniform(0.0, 2.0 if "fetch" in victim else 0.3))
         if victim.startswith("server"):
             rounds.kill_server()
         else:
@@ -147,7 +162,7 @@ def test_every_job_has_an_end_when_either_side_is_killed_at_random(rounds: Round
         assert (each["state"] == "done") != bool(each["reason"]), each
         assert each["state"] in ("done", "lost", "cancelled"), each
     until(lambda: [path.name for path in (rounds.data / "sessions").iterdir() if path.is_dir()] == [])
-    assert processes_of_jobs(rounds.data) == []
+    assert running_jobs().isdisjoint(each["id"] for each in rounds.jobs())
     assert rounds.terminal.user.run("jobs", "fetch").code == 0
     rounds.require_whole()
     known = {each["id"]: each for each in rounds.jobs()}
