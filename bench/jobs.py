@@ -75,7 +75,7 @@ class _User:
 
 def measure_jobs(folder: Path, scale: float) -> Iterator[JobFigure]:
     """Measure all; folder is fresh and may be left full."""
-    with deltasync_server(folder / "host", *RUN_FLAGS) as server:
+    with deltasync_server(folder / "host", flags=RUN_FLAGS) as server:
         user = _User(server, folder / "home")
         yield from _starts(user, folder)
         yield from _home(user, folder, scale)
@@ -184,7 +184,7 @@ def _staging(folder: Path, scale: float) -> Iterator[JobFigure]:
     subprocess.run(["cp", "-r", many, folder / "copied"], check=True)
     copied = time.perf_counter() - began
     for flags, way, limit in ((TRUST_FLAGS, "links", 0.5), (RUN_FLAGS, "copies", 1.1)):
-        with deltasync_server(folder / f"host-{way}", *flags) as server:
+        with deltasync_server(folder / f"host-{way}", flags=flags) as server:
             user = _User(server, folder / f"home-{way}")
             seconds, sent = user.staged_seconds(big)
             what = f"a second run on {_BIG_BYTES * scale / 2**20:.0f} MiB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -320,7 +321,11 @@ def homes(tmp_path: Path) -> Iterator[Path]:
     (folder / "mine").mkdir(parents=True)
     os.chown(folder / "mine", 65534, 65534)
     folder.chmod(0o711)
-    closed = [path for path in folder.parents if path.is_relative_to(tmp_path.parents[1]) and path.owner() == "root"]
+    closed = [
+        path
+        for path in folder.parents
+        if path.is_relative_to(tempfile.gettempdir()) and path != Path(tempfile.gettempdir()) and path.owner() == "root"
+    ]
     modes = {path: path.stat().st_mode for path in closed}
     for path in closed:
         path.chmod(0o711)
