@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from torture.harness import NAMES, PROJECT, load
-from torture.runner import catch, run_harness, told
+from torture.runner import call_off_all, catch, run_harness, told
 
 WORKERS = 2
 DEFECT_SECONDS = 90.0
@@ -54,6 +55,11 @@ class Run:
             each += [lambda n=n: self._run(n) for n in self.names]  # type: ignore[misc]
             for future in [pool.submit(one) for one in each]:
                 future.result()
+
+    def end(self) -> None:
+        """Have a run that takes too long end with what it has: each harness that is left gets a moment."""
+        self.ends = time.monotonic()
+        call_off_all()
 
     def _try(self, name: str, defect: object) -> None:
         from torture.harness import Defect
@@ -133,6 +139,8 @@ def main() -> int:
     began, commit = time.monotonic(), _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else "")
     _say(f"seed {seed}: repeat with SEED={seed}")
     run = Run(seed, began + 60 * words.minutes, words.only, not words.no_defects)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: run.end())
     run.work()
     record = {
         "seed": seed,

@@ -15,6 +15,7 @@ again. What cannot be tried on this machine is `skipped`, with the reason, and n
 from __future__ import annotations
 
 import importlib
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,15 @@ class Work:
         """Tell whether another point is to be visited."""
         if result.faults and (self.stop_at_first or len(result.faults) >= FAULTS_MAX):
             return False
-        return result.points < self.points and time.monotonic() < self.deadline
+        return result.points < self.points and time.monotonic() < self.deadline and not _is_called_off.is_set()
+
+
+_is_called_off = threading.Event()
+
+
+def call_off() -> None:
+    """Have what runs in this process end before its next point, with what it has found so far."""
+    _is_called_off.set()
 
 
 FAULTS_MAX = 20

@@ -85,6 +85,15 @@ def run_harness(
     return Outcome(Result(**found), why, taken)
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def call_off_all() -> None:
+    """Have every harness that runs end soon, with what it has found so far."""
+    for process in list(_running):
+        process.terminate()
+
+
 def unmeasured() -> dict[str, str]:
     """Return the environment without what has coverage measure a child: a copy of the product is gone afterwards."""
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -104,6 +113,7 @@ def _work(asked: dict[str, object], product: Path, seconds: float) -> str:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    _running.add(process)
     try:
         _, stderr = process.communicate(json.dumps(asked).encode(), timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -116,6 +126,7 @@ def _work(asked: dict[str, object], product: Path, seconds: float) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
         process.wait()
+        _running.discard(process)
     return f"exit {process.returncode}: {stderr.decode(errors='replace')[-3000:]}" if process.returncode else ""
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from torture.harness import Result, Work, load
+from torture.harness import Result, Work, call_off, load
 
 
 def main() -> None:
     """Read the work, do it, and write the result where it is wanted."""
     asked = json.load(sys.stdin)
+    signal.signal(signal.SIGTERM, lambda number, frame: call_off())
     logging.disable()  # what the product says of thousands of faults is not read
     result = Result()
     try:
