@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deltasync.client.inputs import Need, place_of
+from deltasync.client.inputs import Need, files_at, place_of
 from deltasync.client.kept import kept
 from deltasync.client.known import KnownDigests
 from deltasync.client.opening import client_id
@@ -49,7 +49,7 @@ def forecast(transport: Transport, needs: Sequence[Need]) -> Forecast:
         real = os.path.realpath(need.path)
         there = kept(real, transport.url)
         if there is None:
-            unknown.update(dict.fromkeys(_files(real)))
+            unknown.update(dict.fromkeys(files_at(real)))
             continue
         found.files += there.files
         found.bytes += there.size_bytes
@@ -64,15 +64,6 @@ def forecast(transport: Transport, needs: Sequence[Need]) -> Forecast:
     elif found.bytes_per_second:
         found.seconds = found.missing_bytes / found.bytes_per_second
     return found
-
-
-def _files(real: str) -> Iterator[str]:
-    """Yield the files at a path; links inside of a folder stay links (spec J-23)."""
-    if not os.path.isdir(real):  # noqa: PTH112
-        yield real
-        return
-    for folder, _, names in os.walk(real):
-        yield from (path for path in (f"{folder}/{name}" for name in names) if not os.path.islink(path))  # noqa: PTH114
 
 
 def _sizes(paths: Iterable[str], found: Forecast) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,15 @@ class Need(NamedTuple):
     path: str
     """Absolute, as it was named: links are not resolved."""
     is_in_place: bool = False
+
+
+def files_at(real: str) -> Iterator[str]:
+    """Yield the files at a path; links inside of a folder stay links (spec J-23)."""
+    if not os.path.isdir(real):  # noqa: PTH112
+        yield real
+        return
+    for folder, _, names in os.walk(real):
+        yield from (path for path in (f"{folder}/{name}" for name in names) if not os.path.islink(path))  # noqa: PTH114
 
 
 class Watcher(Protocol):

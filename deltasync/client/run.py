@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deltasync.client import inputs
+from deltasync.client.allowance import require_allowed
 from deltasync.client.fetch import Watcher
 from deltasync.client.homecoming import bring_home
 from deltasync.client.inputs import delivered
@@ -90,7 +91,7 @@ class Runner:
 
     def start(self, draft: Draft, watcher: inputs.Watcher) -> Started:
         """Have the inputs on the host, and the job after them; it is recorded here before anything else is done."""
-        self.require_leave(is_shut_in=draft.asked.is_shut_in)
+        require_allowed(self.require_leave(is_shut_in=draft.asked.is_shut_in), draft.asked, draft.needs)
         key = secrets.token_hex(16)
         try:
             return self._started(draft, key, watcher, may_keep=True)

@@ -239,3 +239,14 @@ def test_what_a_command_leaves_running_is_ended_with_it(terminal: Terminal, tmp_
     done = terminal.run("--shell", script)
     assert (done.code, done.out) == (0, "over\n"), done.err
     assert is_over(int((tmp_path / "pid").read_text()))
+
+
+def test_what_the_host_would_refuse_is_not_sent(terminal: Terminal, host: Served) -> None:
+    """A file beyond its limit, and GPUs that it lacks, are refused with both figures before anything goes there."""
+    (terminal.folder / "large.bin").write_bytes(os.urandom(MEBI + 1))
+    before = sorted(host.data.glob("cache/*/*"))
+    done = terminal.run("cat", "large.bin")
+    assert done.code == 122 and "large.bin" in done.err and "1.0 MiB" in done.err, done
+    done = terminal.run("--gpus", "3", "--", "cat", "a.txt")
+    assert done.code == 122 and "0 GPUs, not 3" in done.err, done
+    assert sorted(host.data.glob("cache/*/*")) == before

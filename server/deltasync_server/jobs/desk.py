@@ -203,7 +203,7 @@ class Jobs:
         with self._state.read() as db:
             found = job_of(db, tenant, job_id, self._sessions.path)
         if found is None:
-            raise NotFound(f"there is no job {job_id!r}; `deltasync jobs` lists them")
+            raise NotFound(f"there is no job {job_id!r}; `deltasync jobs ls` lists them")
         if run is not None and run.log is not None:
             return msgspec.structs.replace(found, log_bytes=run.log.end)
         return found
