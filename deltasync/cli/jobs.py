@@ -113,7 +113,7 @@ def fetch(
     book = JobBook.of_user()
     if ids:
         return _fetch_all(call, [book.named(each) for each in ids], is_named=True, fetch_failed=True)
-    records = [each for each in book.records() if not each.is_home]
+    records = [each for each in reversed(book.records()) if not each.is_home]  # of one path the last one stays
     if not records:
         call.out.say("nothing that was started here waits to be brought home")
     return _fetch_all(call, records, is_named=False, fetch_failed=fetch_failed)
@@ -121,7 +121,7 @@ def fetch(
 
 def fetch_waiting(call: Call, url: str) -> None:
     """Bring home what jobs of a host wrote, as far as that goes at once; for a watch that starts (spec J-63)."""
-    for record in JobBook.of_user().records():
+    for record in reversed(JobBook.of_user().records()):
         if record.url == url and not record.is_home:
             try:
                 _fetched(call, record, is_named=False, fetch_failed=False)
@@ -199,8 +199,8 @@ def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) 
         except NotFound:
             if is_named:
                 raise
-            runner.forget(record)  # the host did
-            return {"job": record.id, "outputs": None}, 0
+            call.out.note(f"{record.id} is not known to {runner.jobs.url}, or not to this client's token")
+            return {"job": record.id, "outputs": None}, 3
         if not job.state.is_over:
             if is_named:
                 raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")

@@ -247,7 +247,10 @@ class _Fetch:
             del found.needs[need.digest]
         download = self._download(dest, list(found.needs.values()))
         for place in found.links:
-            dest.put_link(place)
+            if self._options.is_own:  # spec J-60: whoever reads it next would follow it
+                dest.report(place.path, "is a link there, which no host may return")
+            else:
+                dest.put_link(place)
         dest.forget_near()
         self._delete(dest, found)
         self._report.damaged = [shown(path) for path in sorted(download.damaged)]

@@ -98,7 +98,11 @@ class _Home:
         """Tell whether a target can become what came home; says why not."""
         if entry is None:
             return self._refuse(target, "is not in what the host returned")
+        if entry.kind is Kind.SYMLINK or (is_in_place and entry.kind is not Kind.FILE):
+            return self._refuse(target, f"is a {entry.kind.value} there, which no host may return")
         try:
+            if is_in_place and target.parent.resolve() != target.parent:  # what was sent lies behind no link
+                return self._refuse(target, "lies behind a link here; a link is not followed")
             if not target.parent.is_dir():
                 return self._refuse(target, "its folder is not here; make it, then fetch again")
             mode = target.lstat().st_mode

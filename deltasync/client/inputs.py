@@ -27,7 +27,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Input
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import NameRefused, parse_path, shown
-from deltasync.core.tree import find
+from deltasync.core.tree import find, walk
 from deltasync.disk import Lock, space_guard
 
 if TYPE_CHECKING:
@@ -291,9 +291,13 @@ def _require_all(state: State, selection: Selection, problems: Sequence[PathProb
             inside = next((each for each in problems if f"{each.path}/".startswith(f"{shown(path)}/")), None)
             why = f": /{inside.path} {inside.reason}" if inside else ""
             raise InputsNotSent(f"/{shown(path)} could not be sent as it is here{why}; run the command again")
-    for each in state.problems():  # what could not be observed, and is there as it was in an earlier command
-        if _at(root, each.path, state) is not None:
+    unseen = {each.path: each for each in state.problems()}
+    for path, _ in walk(root, state.load) if unseen else ():
+        if (each := unseen.get(shown(path))) is not None:  # it is there as it was in an earlier command
             raise InputsNotSent(f"/{each.path} {each.reason}; a former content of it is not sent in its place")
+    for each in unseen.values():
+        if each.waiting:  # a folder without it would be another input
+            raise InputsNotSent(f"/{each.path} {each.reason}; run the command again when it is whole")
 
 
 def _at(root: bytes, path: str, state: State) -> Entry | None:

@@ -13,7 +13,7 @@ from deltasync.client.frame import Item, items
 from deltasync.client.listing import clamped, is_executable, list_folder, signed
 from deltasync.client.moves import ROOT_ID, Stats, joined
 from deltasync.client.opening import DATABASE, client_id
-from deltasync.client.state import Row, State
+from deltasync.client.state import REHASH_DUE, Row, State
 from deltasync.core.errors import DeltasyncError
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import RESERVED
@@ -40,9 +40,12 @@ def workspace_of(path: str) -> Path | None:
 
 
 def receiver_of(root: Path) -> str | None:
-    """Return the server that a workspace is bound to, if there is one."""
+    """Return the server that a workspace of this client is bound to, if there is one.
+
+    A state that came with a folder of somebody else, such as one that was unpacked, names no host for us.
+    """
     with contextlib.suppress(DeltasyncError, sqlite3.Error), State.open(root, read_only=True) as state:
-        return outbox.head(state).url
+        return outbox.head(state).url if state.client_id == client_id() else None
     return None
 
 
@@ -57,7 +60,7 @@ def kept(path: str, url: str, *, digests: bool = False) -> Kept | None:
         here = outbox.head(state)
         if here.workspace is None or here.url != url or not here.acknowledged_sequence:
             return None
-        if state.client_id != client_id():
+        if state.client_id != client_id() or state.get_meta(REHASH_DUE):
             return None
         found = _Recorded(state, str(root)).look("" if inside == "." else inside, here.acknowledged_root)
         if found is None:

@@ -219,7 +219,8 @@ class Runner:
         report = bring_home(
             self._transport, returned, targets, watcher, in_place=record.sent(targets), job_id=record.id
         )
-        home.paths = [shown(str(path)) for path in targets.values()]
+        wrong = {each.path for each in report.problems} | set(report.damaged)
+        home.paths = [told for path in targets.values() if (told := shown(str(path))) not in wrong]
         home.files, home.bytes, home.fetched_bytes = report.files, report.bytes, report.fetched_bytes
         home.problems += [jobs.Trouble(place=each.path, reason=each.reason) for each in report.problems]
         home.problems += [jobs.Trouble(place=each, reason="came wrong from the host, twice") for each in report.damaged]

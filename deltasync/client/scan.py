@@ -100,7 +100,8 @@ class _Scan:
 
     def run(self, folders: Collection[str] | None) -> ScanReport:
         """Walk, wait for what is still changing, and write the rest."""
-        self._files.has_trust = self._is_remounted() if folders is None else False
+        is_all = folders is None and self._options.selection is None  # a command reads what it is
+        self._files.has_trust = is_all and self._is_remounted()
         self._walk(None if folders is None else Want.of(folders))
         while self._bereft:
             self._walk(Want.of(self._bereft_paths()))

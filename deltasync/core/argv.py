@@ -20,6 +20,8 @@ INPUT_FLAGS = frozenset({"-i", "--in", "--input"})
 OUTPUT_FLAGS = frozenset({"-o", "--out", "--output"})
 WRITES_LAST = frozenset({"convert", "ffmpeg", "magick"})
 """Programs whose last word is what they write, also where it is there already."""
+SERIES_MAX = 2
+"""Series in one name; to match more takes time that grows with each."""
 SEPARATORS_MAX = 200
 """A word with more of them is searched for nothing: it holds a program or data."""
 _SEPARATORS = frozenset("=:,;@|<>[]()'\" \t\n")
@@ -125,6 +127,8 @@ class Plan:
 def pattern_of(name: str) -> re.Pattern[str] | None:
     """Return what a series (`%04d`) or a glob in a path's last component matches; None where it is neither."""
     if _SERIES.search(name):
+        if len(_SERIES.findall(name)) > SERIES_MAX or any(len(width) > 3 for width in _SERIES.findall(name)):
+            raise UsageError(f"{shown(name)} has more than {SERIES_MAX} series like %04d, or one of a thousand digits")
         digits = (rf"\d{{{int(width)},}}" if width.strip("0") else r"\d+" for width in _SERIES.findall(name))
         texts = re.split(r"%0?\d*d", name)
         return re.compile("".join(re.escape(text) + next(digits, "") for text in texts) + r"\Z")
@@ -139,8 +143,12 @@ def plan(argv: Sequence[str], look: Look, said: Said = Said()) -> Plan:
 
 
 def plan_values(values: Iterable[str], look: Look) -> tuple[Piece, ...]:
-    """Return a piece for each value of an environment variable: an input where something is at it, else as it is."""
-    return tuple(_whole(look(value), Role.INPUT, value) or Piece(Role.LITERAL, value) for value in values)
+    """Return a piece for each value of an environment variable: an input where it looks like a path and is here."""
+    return tuple(
+        (_looks_like_path(value) and not _URL.match(value) and _whole(look(value), Role.INPUT, value))
+        or Piece(Role.LITERAL, value)
+        for value in values
+    )
 
 
 def plan_lines(content: str, look: Look) -> tuple[Piece, ...]:

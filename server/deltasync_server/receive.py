@@ -27,13 +27,14 @@ from deltasync.core.hashing import DIGEST_BYTES
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.metadata import FEATURES
 from deltasync.core.names import WorkspaceName
-from deltasync.disk import Folder, Lock, remove_tree, space_guard
+from deltasync.disk import Folder, Lock, space_guard
 from deltasync_server.blobs import Cache, Leases
 from deltasync_server.collect import Collected, Collection
 from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.evict import Evictor
 from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
+from deltasync_server.jobs.removal import remove_all
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.ledger import Ledger
 from deltasync_server.offer import blob_pieces, chunk_pieces, held_object, object_pieces, opened_blob
@@ -139,7 +140,10 @@ class Store:
 
     def _make_room_for(self, work: Callable[[], None]) -> None:
         """Do what a full disk may stop; then what can be done without goes, a kind at a time (spec ST-89, ST-96)."""
-        kinds: list[tuple[str, tuple[str, ...]]] = [("staged content and unfinished uploads", ("staging", "uploads"))]
+        kinds: list[tuple[str, tuple[str, ...]]] = [
+            ("staged content and unfinished uploads", ("staging", "uploads")),
+            ("the sessions of a server that died", ("sessions",)),
+        ]
         if not self.config.keeps_streams:
             kinds.append(("the parts of files that have not come whole", ("parts",)))
         for what, folders in kinds:
@@ -479,16 +483,19 @@ class Store:
         decide_hook: DecideHook | None = None,
         arrival: Arrival | None = None,
         permit: Permit = lambda: None,
+        gives_back: bool = False,
     ) -> wire.Receipt:
         """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
 
         expected_identity: what the sender announced, or None where the route has no place for it.
         arrival: the bundle's place among those on their way in, where it has one already.
-        permit: asked before the commit whether the sender still may; raises where not.
+        permit: asked before the commit whether the sender still may; raises where not. gives_back: it brings nothing
+        and lets content go, for which the reserve is there.
         """
         self._upkeep.note_arrival()
         try:
-            self.room.require_disk()
+            if not gives_back:
+                self.room.require_disk()
             with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
                 done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook, permit=permit).run(
                     expected_identity
@@ -561,7 +568,7 @@ def _remove_all(data: Path, folders: Iterable[str]) -> None:
     for name in folders:
         with contextlib.suppress(FileNotFoundError), Folder.open(data / name) as folder:
             for each in folder.names():
-                remove_tree(folder, each)
+                remove_all(folder, each)
 
 
 def _is_unsettled(row: WorkspaceRow) -> bool:

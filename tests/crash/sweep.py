@@ -335,6 +335,7 @@ class ClientHome(Scenario):
                 job.leave(place, content + b", and edited there", top="inputs")
                 job.inputs.append(Input(workspace="w", sequence=1, place=place, in_place=True))
             (shared / "returned").write_bytes(msgspec.json.encode(job.collect(store)))
+            job.record(store)
 
     def prepare(self) -> None:
         self.dest = self.folder / "dest"
@@ -704,7 +705,7 @@ def fill(db: sqlite3.Connection) -> None:
     ).fetchall():
         kinds = [column[2] for column in db.execute(f"PRAGMA table_info({table})")]
         for number in range(1, 40):
-            values = {"INTEGER": number, "TEXT": f"text {number}", "BLOB": bytes([number]) * 32}
+            values = {"INTEGER": number, "TEXT": f"text {number}", "BLOB": bytes([number]) * 32, "REAL": number / 2}
             insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(kinds))})"
             db.execute(insert, [values[kind] for kind in kinds])
 

@@ -21,7 +21,7 @@ from serving import BINARY as SERVER
 from serving import until
 from user import BINARY, SECONDS
 
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
 FILES, BIG = 20, 3 << 20
 PLACES = {"queued": 1, "staging": 2, "running": 3, "collecting": 4}

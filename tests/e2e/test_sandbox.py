@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from commands import API, begun, events_of, followed, is_there, run, seen, shell, streams, submit
+from commands import API, begun, events_of, followed, is_there, run, seen, shell, streams, submit, words
 from serving import BINARY, SECONDS, Served, serving, until
 from user import User
 
@@ -59,6 +59,16 @@ def test_a_command_writes_its_session_alone(server: Served, tmp_path: Path) -> N
 
 
 @works
+def test_links_that_a_command_left_are_no_way_out_for_the_next(server: Served) -> None:
+    """What says the version runs in the session before the command: where it plants links the walls stay whole."""
+    plant = f"rm -rf tmp; ln -s {server.data} tmp; mv ../work ../moved; ln -s {server.data} ../work"
+    script = "ls /tmp /tmp/.. $TMPDIR 2>/dev/null; touch /tmp/strange-file $TMPDIR/strange-file; ls; true"
+    found = said(server, script, reuse=True, tool_version=words("sh", "-c", plant))
+    assert "state.db" not in found and "workspaces" not in found
+    assert not (server.data / "strange-file").exists()
+
+
+@works
 def test_nothing_of_the_store_is_seen(server: Served) -> None:
     """Of DATA it sees its own session: no token, no database, no blob, no log and no session of another job."""
     kept = run(server, shell("echo secret > secret", keep_seconds=1000))
@@ -94,8 +104,8 @@ def test_the_servers_socket_is_no_way_out() -> None:
     """A server on a unix socket asks for no token: who is shut in does not find the socket there."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # /tmp is another one in the sandbox
         path = Path(name) / "socket"
-        words = [BINARY, "serve", "--data", Path(name) / "data", "--listen", f"unix:{path}"]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        command = [BINARY, "serve", "--data", Path(name) / "data", "--listen", f"unix:{path}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stdout is not None and "listening" in server.stdout.readline()
                 script = f"test -S {path} && echo a socket; ls {name}"

@@ -98,7 +98,7 @@ class StoreLife:
 
     def __post_init__(self) -> None:
         for number, name in enumerate(("one", "two")):
-            self.senders[name] = Sender(client_id=str(number) * 32, name=WorkspaceName(name))
+            self.senders[name] = Sender(client_id=str(number + 1) * 32, name=WorkspaceName(name))
             self.history[name] = [replace(self.senders[name])]
         sync_bytes = self.chance.choice((1, 1, 1, 1 << 20))
         self.config = StoreConfig(

@@ -129,3 +129,10 @@ def test_patterns_match_as_programs_match_them(name: str, yes: str, no: str) -> 
     pattern = pattern_of(name)
     assert pattern is not None and pattern.match(yes) and not pattern.match(no)
     assert pattern_of("plain.png") is None
+
+
+@pytest.mark.parametrize("name", ["%d%d%dx", "%d1%d1%d", "%099999999d.png"])
+def test_a_pattern_that_would_take_time_to_match_is_refused(name: str) -> None:
+    """Two series in a name at most, of less than a thousand digits: what matches them runs on the host as well."""
+    with pytest.raises(UsageError, match="series"):
+        pattern_of(name)

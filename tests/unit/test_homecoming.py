@@ -212,6 +212,39 @@ def test_a_link_in_the_place_of_a_file_is_replaced(
     assert not (home / "p/a.txt").is_symlink() and (home / "p/a.txt").read_bytes() == b"first"
 
 
+def test_a_link_that_a_host_returns_is_refused(way: Way, server: Served, home: Path, tmp_path: Path) -> None:
+    """Whoever reads an output next would follow it: neither an output nor what is in one may be a link."""
+    lies = Desk(tmp_path / "lies", server.url)
+    folders.write(lies.root, "p/secret", "key")
+    (lies.root / "p/link").symlink_to("mine.txt")
+    (lies.root / "p/out").mkdir()
+    (lies.root / "p/out/link").symlink_to("file")
+    folders.write(lies.root, "p/out/file", "made")
+    done = lies.push()
+    places = ["p/link", "p/out"]
+    said = Returned(workspace="lies", sequence=done.sequence, root=done.root, files=1, bytes=4, places=places)
+    report = brought(way, said, home)
+    assert set(told(report, home)) == {"p/link", "p/out/link"}
+    assert sorted(each.name for each in (home / "p").iterdir()) == ["mine.txt", "out"]
+    assert [each.name for each in (home / "p/out").iterdir()] == ["file"]
+
+
+def test_an_input_in_place_is_never_reached_through_a_link(
+    way: Way, returned: dict[str, Returned], home: Path, tmp_path: Path
+) -> None:
+    """A host that returns more than was sent writes nowhere else: not behind a link, and no folder over one."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (home / "p").rename(home / "kept")
+    (home / "p").symlink_to(elsewhere, target_is_directory=True)
+    report = brought(way, returned["in place"], home, in_place={"p/a.txt": b"", "p/new.txt": b""})
+    assert set(told(report, home)) == {"p/a.txt", "p/new.txt"} and list(elsewhere.iterdir()) == []
+    folders.write(home, "kept/out/w.bin", "mine")
+    targets = {"p/out": home / "kept/out"}
+    report = bring_home(way, returned["folder"], targets, Quiet(), job_id=JOB, in_place={"p/out": b""})
+    assert len(report.problems) == 1 and (home / "kept/out/w.bin").read_text() == "mine"
+
+
 def test_a_link_in_the_place_of_a_folder_is_refused(
     way: Way, returned: dict[str, Returned], home: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from serving import Served, serving
 from deltasync.cli.progress import Meter
 from deltasync.client.ignore import IgnoreRules
 from deltasync.client.inputs import Delivered, Need, delivered
+from deltasync.client.kept import receiver_of
 from deltasync.client.opening import client_id
 from deltasync.client.push import Pusher, PushOptions
 from deltasync.client.scan import ScanOptions, scan
@@ -264,6 +265,34 @@ def test_a_workspace_whose_times_prove_nothing_is_not_taken(transport: HttpTrans
         assert done.inputs[0].workspace.startswith("inputs-") and done.report.read_bytes == 6, path
         if change != "written in the future":
             break  # what was read stands by now
+
+
+def test_files_replaced_by_others_of_the_same_size_and_time_are_read(transport: HttpTransport, media: Path) -> None:
+    """A command gets what is there: a tree that looks remounted is not trusted by its sizes and times."""
+    when = 1_600_000_000_000_000_000
+    paths = [old(media / f"d/{number}", b"former") for number in range(12)]
+    for path in paths:
+        os.utime(path, ns=(when, when))
+    carry(transport, *paths)
+    for path in paths:
+        fresh = old(path.with_name("fresh"), b"latter")
+        os.utime(fresh, ns=(when, when))
+        fresh.rename(path)
+    done = carry(transport, *paths)
+    found = tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)
+    assert {entry.digest for entry in found.values()} == {digest_of(b"latter")}
+
+
+def test_a_state_of_somebody_else_names_no_host(
+    transport: HttpTransport, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was unpacked may bring a state with it: nothing is sent where that says."""
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "other"))
+    old(media / "file", b"x")
+    pushed(transport, media, "theirs")
+    assert receiver_of(media) == transport.url
+    monkeypatch.setenv("DELTASYNC_HOME", str(tmp_path / "home"))
+    assert receiver_of(media) is None
 
 
 def test_many_former_inputs_go_without_asking(transport: HttpTransport, media: Path) -> None:

@@ -114,3 +114,11 @@ def test_a_place_that_cannot_be_carried_is_refused(here: Path) -> None:
     """An output whose name cannot be carried is refused when the request is drafted."""
     with pytest.raises(UsageError, match="cannot be carried"):
         draft(here, "tool", "{out:new\nline}")
+
+
+@pytest.mark.parametrize("value", ["", "sub", ".", "8", "https://host/a.txt"])
+def test_a_variable_that_does_not_look_like_a_path_is_text(here: Path, value: str) -> None:
+    """Also where something of that name is here: nothing is sent for it, least of all the whole folder."""
+    (here / "8").write_text("x")
+    draft = drafted(Asked(["env"], environment={"NAME": value}), str(here))
+    assert draft.needs == ()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from deltasync.core.argv import pattern_of
 from deltasync.core.errors import LimitExceeded, NotFound, SequenceGone, UsageError
 from deltasync.core.jobs import WORDS_MAX, Input, JobRequest, Word, require_place
 from deltasync.core.manifest import Entry, Kind
@@ -47,6 +48,8 @@ def check(request: JobRequest) -> None:
         filled(word, b"", b"")
     for output in request.outputs:
         require_place(output.place)
+        if output.is_pattern:
+            pattern_of(output.place.rpartition("/")[2])
     for one in request.inputs:
         if one.path:
             require_place(one.path)

@@ -101,6 +101,8 @@ class Gathering:
             return self.refuse(place, f"has a name that cannot be carried: {error}")
         except FileNotFoundError:
             return False
+        except OSError as error:
+            return self.refuse(place, f"cannot be looked at ({error.strerror})")
         if stat.S_ISDIR(mode):
             return self._take_folder(folder, name, place)
         if must_be_folder:

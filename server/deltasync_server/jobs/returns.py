@@ -190,7 +190,8 @@ def _send(store: Store, name: WorkspaceName, root: bytes, objects: Mapping[bytes
             before = applied.root
     for metadata in composed:
         sealed = b"".join(bundle.seal(metadata, (), lambda operation: ()))
-        store.receive(name, io.BytesIO(sealed), expected_identity=metadata.identity)
+        source = io.BytesIO(sealed)
+        store.receive(name, source, expected_identity=metadata.identity, gives_back=root == EMPTY_ROOT)
     return head.sequence + len(runs)
 
 

@@ -7,14 +7,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from deltasync.core.errors import Cancelled, DeltasyncError
+from deltasync.core.errors import Cancelled, DeltasyncError, HostBusy
 from deltasync.core.job_metrics import Metrics, measured
 from deltasync.core.jobs import Returned, State, Word
 from deltasync.disk import Folder, refusal
@@ -36,6 +36,10 @@ from deltasync_server.state import blob_rows
 
 KEPT_SECONDS_MAX = 7 * 86_400.0
 """No session is kept longer than its job is remembered."""
+ROOM_SECONDS = 300.0
+"""How long a collection waits for the store to make room."""
+ROOM_PAUSE_SECONDS = 0.5
+END_TRIES = 600
 STOPPED = "the server was stopped; run it again"
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ")
 _log = logging.getLogger(__name__)
@@ -81,12 +85,14 @@ class Run:
         self._why = Why.ITSELF
         self._process: Process | None = None
         self._lock = threading.Lock()
+        self._ended = threading.Event()
 
     def end(self, why: Why) -> None:
         """Have the job ended; the first reason counts."""
         with self._lock:
             if self._why is Why.ITSELF:
                 self._why = why
+            self._ended.set()
             if self._process is not None:
                 self._process.end(why)
 
@@ -95,14 +101,28 @@ class Run:
         try:
             self._work()
         except Cancelled:
-            self._cut_short()
+            self._surely(self._cut_short)
         except Exception as error:  # noqa: BLE001 - a worker reports what nobody foresaw
             known = error if isinstance(error, DeltasyncError) else refusal(error)
             if known is None:
                 _log.error("the job %s failed", self.job.id, exc_info=error)
-            self._over(State.FAILED, known.sentence if known else "the server failed; its log says why")
+            reason = known.sentence if known else "the server failed; its log says why"
+            self._surely(lambda: self._over(State.FAILED, reason))
         finally:
             self._tidy()
+
+    def _surely(self, end: Callable[[], None]) -> None:
+        """Record the end of the job; where the disk is full its session goes first, which may be what fills it."""
+        for number in range(END_TRIES):
+            try:
+                return end()
+            except Exception as error:  # noqa: BLE001 - the next start calls it lost
+                _log.error("the end of the job %s could not be recorded", self.job.id, exc_info=error)
+            if number:
+                threading.Event().wait(ROOM_PAUSE_SECONDS)
+            else:
+                self._shop.sessions.remove(self.job.id)
+        return None
 
     def _work(self) -> None:
         session = self._shop.sessions.make(self.job, self._go_on)
@@ -121,13 +141,29 @@ class Run:
                 return
             self._shop.step(self.job.id, State.COLLECTING, exit_code=ended.exit_code, signal=ended.signal)
             most = self._shop.store.config.job_file_bytes
-            returned = returns.collect(
-                *(self._shop.store, self.job, session.folder, session.staged), file_bytes=most, should_stop=self._go_on
+            returned = self._patiently(
+                lambda: returns.collect(
+                    *(self._shop.store, self.job, session.folder, session.staged),
+                    file_bytes=most,
+                    should_stop=self._go_on,
+                )
             )
         self._returned(returned, **reuse.remembered(key, returned, ended.exit_code))
         if key is not None:
             with self._shop.store.state.write() as db:
                 reuse.forget_oldest(db, self.job.tenant)
+
+    def _patiently(self, collect: Callable[[], Returned | None]) -> Returned | None:
+        """Collect, again and again while the store makes room: what a command took hours for is not thrown away."""
+        deadline = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                return collect()
+            except HostBusy:
+                self._go_on()
+                if time.monotonic() >= deadline:
+                    raise
+                self._ended.wait(ROOM_PAUSE_SECONDS)
 
     def _returned(self, returned: Returned | None, **columns: Any) -> None:
         """End the job with what it returned, unless somebody cancelled it meanwhile: then nothing comes home."""

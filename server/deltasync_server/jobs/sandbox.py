@@ -23,7 +23,7 @@ _RUN = Path("/run")
 _KEPT_OF_RUN = ("current-system", "opengl-driver", "wrappers")
 """Where some systems have their programs; what else is there are sockets, by which a command would get out."""
 _TEMPORARY = "/tmp"
-"""The command gets its session's own there."""
+"""The command gets an empty one, in memory; TMPDIR is in its session."""
 
 
 class Sandbox:
@@ -82,12 +82,11 @@ class Sandbox:
             words += ["--tmpfs", str(_RUN)]
             for each in _of_run():
                 words += ["--ro-bind-try", each, each]
-        if session is not None:
-            words += ["--bind", f"{session}/work/tmp", _TEMPORARY]
+        words += ["--tmpfs", _TEMPORARY]  # no bind from the session: what ran in it before may have planted links
         for path in self._hidden:
             words += ["--tmpfs", str(path)]
         if session is not None:
-            words += ["--bind", str(session), str(session), "--chdir", f"{session}/work"]
+            words += ["--bind", str(session), str(session), "--chdir", f"{session}/work"]  # inside: a link gets nowhere
         for each in hidden:
             words += ["--remount-ro", each]
         return [*words, "--"]
