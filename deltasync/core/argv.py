@@ -143,10 +143,12 @@ def plan(argv: Sequence[str], look: Look, said: Said = Said()) -> Plan:
 
 
 def plan_values(values: Iterable[str], look: Look) -> tuple[Piece, ...]:
-    """Return a piece for each value of an environment variable: an input where it looks like a path and is here."""
+    """Return a piece for each value of an environment variable: an input where it names something here.
+
+    Empty ones, dots, numbers and addresses are none, whatever is here: nobody means the whole folder by them.
+    """
     return tuple(
-        (_looks_like_path(value) and not _URL.match(value) and _whole(look(value), Role.INPUT, value))
-        or Piece(Role.LITERAL, value)
+        (_may_be_path(value) and _whole(look(value), Role.INPUT, value)) or Piece(Role.LITERAL, value)
         for value in values
     )
 
@@ -170,6 +172,10 @@ def plan_lines(content: str, look: Look) -> tuple[Piece, ...]:
 
 def _whole(found: Found, role: Role, text: str) -> Piece | None:
     return Piece(role, text, found.path) if found.kind in (Kind.FILE, Kind.DIRECTORY) else None
+
+
+def _may_be_path(value: str) -> bool:
+    return not (value.strip("./") == "" or _NUMBER.fullmatch(value) or _URL.match(value))
 
 
 def _looks_like_path(text: str) -> bool:
