@@ -15,8 +15,8 @@ from deltasync.cli.progress import Meter
 from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
 from deltasync.client.job_records import JobBook, Record
 from deltasync.config import parse_seconds
-from deltasync.core.errors import DeltasyncError, HostBusy, NotFound, UsageError
-from deltasync.core.jobs import Job
+from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, UsageError
+from deltasync.core.jobs import Job, State
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) 
             if is_named:
                 raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
+        if is_named and job.state is not State.DONE:
+            raise JobLost(f"{job.id} was {job.state}: {shown(job.reason)}; it returned nothing", job=job.id)
         if job.returned is not None and (job.exit_code or job.signal) and not fetch_failed:
             call.out.note(f"{job.id} failed; `deltasync jobs fetch {job.id}` brings home what it wrote all the same")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0

@@ -77,7 +77,8 @@ def drafted(asked: Asked, folder: str) -> Draft:
     found = plan(asked.argv, look, asked.said)
     lists = {path: _lines(path, folder) for path in found.lists}
     values = {name: plan_values([value], look) for name, value in (asked.environment or {}).items()}
-    needs = {path: Need(path, path in found.in_place) for path in found.inputs if path not in lists}
+    changed = {*found.in_place, *(match for path in found.in_place for match in look(path).matches)}
+    needs = {path: Need(path, path in changed) for path in found.inputs if path not in lists}
     beside = [piece for pieces in (*lists.values(), *values.values()) for piece in pieces]
     needs |= {piece.path: Need(piece.path) for piece in beside if piece.role in _READ and piece.path not in needs}
     return Draft(

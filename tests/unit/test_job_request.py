@@ -122,3 +122,9 @@ def test_a_variable_that_can_be_no_path_is_text(here: Path, value: str) -> None:
     (here / "8").write_text("x")
     draft = drafted(Asked(["env"], environment={"NAME": value}), str(here))
     assert draft.needs == ()
+
+
+def test_what_a_pattern_stands_for_may_change_in_place(here: Path) -> None:
+    """A pattern that no shell has expanded names files that come home when the command changed them."""
+    found = draft(here, "mogrify", "f_*.png", said=Said(is_in_place=True))
+    assert found.needs == (Need(f"{here}/f_0001.png", True), Need(f"{here}/f_0002.png", True))

@@ -294,6 +294,13 @@ def test_a_pattern_brings_what_matches_it(store: Store, job: Finished) -> None:
     assert (blobs(store), returned.files) == (4, 4)
 
 
+def test_a_name_that_looks_like_a_pattern_is_itself(store: Store, job: Finished) -> None:
+    """Brackets in a name match something else: what was named comes home all the same."""
+    job.out("f/clip [abc].mp4", is_pattern=True)
+    returned = job.collect(store)
+    assert returned is not None and returned.places == ["f/clip [abc].mp4"] and not returned.problems
+
+
 def test_an_output_folder_that_is_a_file_is_a_problem(store: Store, job: Finished) -> None:
     """What was to be a folder comes home as one or not at all; an output that was to be a file may be a folder."""
     job.out("folder", is_folder=True)

@@ -75,7 +75,10 @@ class Gathering:
         if folder is None:
             return
         with folder:
-            for name in [last] if pattern is None else sorted(filter(pattern.match, folder.names())):
+            names = [last]
+            if pattern is not None:  # a name may look like a pattern that does not match it
+                names = sorted(name for name in folder.names() if name == last or pattern.match(name))
+            for name in names:
                 self._named.add(place := _joined(above, name))
                 if self._take(folder, name, place, must_be_folder=output.is_folder):
                     self.found.places.append(place)
