@@ -18,7 +18,7 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import JOB_ID, Returned
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Folder, remove_tree
+from deltasync.disk import Folder, open_regular, remove_tree
 
 NOTHING: Mapping[str, bytes] = {}
 
@@ -170,6 +170,13 @@ class _Home:
         """Tell whether a target has the content already, as after a homecoming that was cut short."""
         if _digest_at(target) != entry.digest:
             return False
+        with Folder.open(target.parent.resolve()) as folder:  # the other one may have been cut short before this
+            descriptor = open_regular(target.name, at=folder.fd)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            folder.fsync()
         self.report.files += 1
         self.report.bytes += entry.size
         return True
