@@ -37,6 +37,19 @@ def connect(path: Path, migrations: Sequence[str], *, read_only: bool = False) -
     return connection
 
 
+def connect_disposable(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+    """Open a private database that can be made again from what it is of; one that cannot be used gives way."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        connection = connect(path, migrations)
+    except Corrupt:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        connection = connect(path, migrations)
+    make_private(path)
+    return connection
+
+
 def _refuse_newer(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
     """Raise Corrupt for the database of a newer release, before anything of it changes."""
     version = connection.execute("PRAGMA user_version").fetchone()[0]

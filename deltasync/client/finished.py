@@ -18,7 +18,6 @@ from deltasync.client.known import KnownDigests
 from deltasync.client.opening import home_of_states
 from deltasync.client.template import Template
 from deltasync.core.argv import pattern_of
-from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import digest_of
 
 DATABASE = "each.db"
@@ -40,15 +39,7 @@ class Finished:
         said = [sorted(each) for each in (asked.said.inputs, asked.said.outputs, asked.said.literals)]
         rest = (sorted((asked.environment or {}).items()), template.out_dir, folder, asked.said.is_in_place)
         self._template = digest_of(msgspec.msgpack.encode([_bytes(list(asked.argv)), _bytes(said), _bytes(rest)]))
-        path = home_of_states() / DATABASE
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self._db = db.connect(path, _MIGRATIONS)
-        except Corrupt:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._db = db.connect(path, _MIGRATIONS)
-        db.make_private(path)
+        self._db = db.connect_disposable(home_of_states() / DATABASE, _MIGRATIONS)
         self._known = KnownDigests()
 
     def __enter__(self) -> Self:

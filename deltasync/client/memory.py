@@ -16,7 +16,6 @@ from deltasync.client.frame import items
 from deltasync.client.listing import Seen, is_executable
 from deltasync.client.moves import Links, Stats, joined
 from deltasync.client.state import State
-from deltasync.core.errors import Corrupt
 from deltasync.core.manifest import Entry, Kind
 
 KEEP_SECONDS = 90 * 86_400
@@ -36,14 +35,7 @@ class Memory:
 
     def __init__(self, path: Path) -> None:
         """Open the memory at a path, or begin one."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self._db = db.connect(path, _MIGRATIONS)
-        except Corrupt:
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._db = db.connect(path, _MIGRATIONS)
-        db.make_private(path)
+        self._db = db.connect_disposable(path, _MIGRATIONS)
 
     def __enter__(self) -> Self:
         return self
