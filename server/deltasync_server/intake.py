@@ -390,6 +390,7 @@ class Intake:
         is_of_parts = part.FEATURE in metadata.manifest.requires
         if is_of_parts and metadata.operations:  # the last part may be on its way into its row
             self.rooms.arrivals.await_turn(self.arrival, lambda: self._is_turn(metadata.header))
+            self._judge(metadata, may_wait=False)  # a part that has not come is a gap: the stream is not lost
         for content in reader.contents():
             operation = content.operation
             row = present.get(bytes.fromhex(operation.digest or ""))

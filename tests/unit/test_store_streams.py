@@ -6,9 +6,11 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sender import BOB, NAME, Sender, assert_tree, blob_of, give
@@ -86,6 +88,20 @@ def send_made(store: Store, sender: Sender, made: recipe.Recipe, content: bytes 
 
 def whole(stream: bytes = STREAM, size: int = len(CONTENT)) -> recipe.Recipe:
     return recipe.compose((stream,), [recipe.Segment(1, 0, size)])
+
+
+class Late(io.RawIOBase):
+    """The bytes of a bundle; something happens before the last one."""
+
+    def __init__(self, sealed: bytes, happens: Callable[[], None]) -> None:
+        self._rest, self._last, self._happens = sealed[:-1], sealed[-1:], happens
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._rest and self._last:
+            self._happens()
+            self._rest, self._last = self._last, b""
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        return piece
 
 
 def held(store: Store) -> list[str]:
@@ -177,6 +193,39 @@ def test_a_part_whose_turn_does_not_come_is_told_of_the_gap(store: Store, monkey
     store.receive(NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=overtake)
     assert told
     assert not give(store, *following).duplicate
+
+
+def test_a_content_whose_last_part_comes_late_is_told_of_the_gap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that are here are not asked for again where the last one comes while its content is being made."""
+    monkeypatch.setattr("deltasync_server.intake.TURN_SECONDS", 0.01)
+    sender, arriving, may_go_on = Sender(), Event(), Event()
+    send_part(store, sender, 0, 100_000)
+    metadata, sealed = sealed_part(sender, 100_000, 200_000)
+    sender.sequence += 1
+
+    def wait(*_: object) -> None:
+        arriving.set()
+        assert may_go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(
+            store.receive, NAME, io.BytesIO(sealed), expected_identity=metadata.identity, decide_hook=wait
+        )
+        assert arriving.wait(60)
+
+        def bring() -> None:
+            may_go_on.set()
+            last.result()
+
+        new = os.urandom(4 << 20)  # more than is read ahead of the operations
+        both = recipe.compose((STREAM,), [recipe.Segment(1, 0, 200_000), recipe.Segment(0, 0, len(new))])
+        made, sealed = sealed_made(sender, both, content=CONTENT[:200_000] + new, new=new)
+        try:
+            with pytest.raises(SequenceGap):
+                store.receive(NAME, Late(sealed, bring), expected_identity=made.identity)
+        finally:
+            bring()
+    assert not give(store, made, sealed).duplicate
 
 
 def test_a_part_that_is_committed_meanwhile_is_not_written_again(store: Store) -> None:
