@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import time
@@ -24,7 +23,7 @@ RUN_FLAGS = ("--run-without-token",)
 TRUST_FLAGS = (*RUN_FLAGS, "--trust-jobs")
 _BIG_BYTES, _LOG_BYTES = 1 << 30, 2 << 30
 _STAGED_FILES, _SMALL_FILES, _SMALL_BYTES = 20_000, 10_000, 4096
-_STARTS, _RUNS = 25, 9
+_STARTS, _RUNS, _STAGED = 25, 9, 5
 _MAKE_SMALL = (
     "import os, sys\n"
     "for n in range(int(sys.argv[2])):\n"
@@ -63,13 +62,9 @@ class _User:
         """Return the figures that the host has recorded of a job."""
         return self.run("jobs", "show", job)[1]["metrics"]
 
-    def staged_seconds(self, *inputs: Path) -> tuple[float, int]:
-        """Run `true` with inputs that the host has; returns the seconds of its staging, and the bytes sent."""
-        words = [word for each in inputs for word in ("--in", each)]
-        self.run("run", *words, "--", "true")
-        wait_until_idle(self.server.server_pid)
-        os.sync()
-        answer = self.run("run", *words, "--", "true")[1]
+    def staged(self, wanted: Path) -> tuple[float, int]:
+        """Run `true` with an input; returns the seconds of its staging, and the bytes sent."""
+        answer = self.run("run", "--in", wanted, "--", "true")[1]
         return self.metrics(answer["job"])["staged_seconds"], answer["inputs"]["sent_bytes"]
 
 
@@ -139,18 +134,20 @@ def _home(user: _User, folder: Path, scale: float) -> Iterator[JobFigure]:
         ours = user.run("jobs", "fetch", job)[0]
         collected = user.metrics(job)["collected_seconds"]
         theirs = _rsynced(home / name, folder / f"rsync-{name}", user.own)
+        durable = _rsynced(home / name, folder / f"rsync-{name}-durable", user.own, "--fsync")
         what = f"{size / 2**20:.0f} MiB home" if name == "big" else f"{count} files of 4 KiB home"
         yield _beside(f"{what}, beside rsync", [ours], [theirs], limit)
+        yield _beside("the same, beside `rsync --fsync`: ours is durable before the host may forget", [ours], [durable])
         yield _figure("the same, collected on the host before that", [collected], None)
 
 
-def _rsynced(source: Path, folder: Path, own: dict[str, str]) -> float:
+def _rsynced(source: Path, folder: Path, own: dict[str, str], *flags: str) -> float:
     with rsync_server(folder) as server:
         subprocess.run(["cp", "-a", source, server.tree], check=True)
         os.sync()
         dest = folder / "dest"
         dest.mkdir()
-        return run(server.fetch_command(dest, server.port), own).wall_seconds
+        return run([*server.fetch_command(dest, server.port), *flags], own).wall_seconds
 
 
 def _log(user: _User, folder: Path, scale: float) -> Iterator[JobFigure]:
@@ -179,21 +176,36 @@ def _staging(folder: Path, scale: float) -> Iterator[JobFigure]:
     make(Workload("staged", "", 1, 1, (int(_BIG_BYTES * scale),)), big)
     count = int(_STAGED_FILES * scale)
     make(Workload("staged", "", count, max(1, count // 100), (_SMALL_BYTES,)), many)
-    os.sync()
-    began = time.perf_counter()
-    subprocess.run(["cp", "-r", many, folder / "copied"], check=True)
-    copied = time.perf_counter() - began
     for flags, way, limit in ((TRUST_FLAGS, "links", 0.5), (RUN_FLAGS, "copies", 1.1)):
         with deltasync_server(folder / f"host-{way}", flags=flags) as server:
             user = _User(server, folder / f"home-{way}")
-            seconds, sent = user.staged_seconds(big)
+            user.staged(big)
+            _settle(server)
+            seconds, sent = user.staged(big)
             what = f"a second run on {_BIG_BYTES * scale / 2**20:.0f} MiB"
             if way == "links":  # a copy takes what the disk takes
                 yield JobFigure(f"{what}, content sent", sent, 0, "B", "")
                 yield _figure(f"{what}, staging by {way}", [seconds], 0.05)
-            seconds, _ = user.staged_seconds(many)
-            yield _beside(f"staging {count} files by {way}, beside `cp -r`", [seconds], [copied], limit)
-        shutil.rmtree(folder / f"host-{way}")
+            user.staged(many)
+            ours: list[float] = []
+            theirs: list[float] = []
+            for number in range(_STAGED):  # in turns: what the disk is at changes from moment to moment
+                _settle(server)
+                theirs.append(_copied(many, folder / f"copied-{way}-{number}"))
+                _settle(server)
+                ours.append(user.staged(many)[0])
+            yield _beside(f"staging {count} files by {way}, beside `cp -r`", ours, theirs, limit)
+
+
+def _settle(server: Deltasync) -> None:
+    wait_until_idle(server.server_pid)
+    os.sync()
+
+
+def _copied(source: Path, target: Path) -> float:
+    began = time.perf_counter()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    return time.perf_counter() - began
 
 
 def _figure(work: str, seconds: list[float], limit: float | None) -> JobFigure:
@@ -201,7 +213,7 @@ def _figure(work: str, seconds: list[float], limit: float | None) -> JobFigure:
     return JobFigure(work, median, limit, "s", _said(seconds))
 
 
-def _beside(work: str, ours: list[float], theirs: list[float], limit: float) -> JobFigure:
+def _beside(work: str, ours: list[float], theirs: list[float], limit: float | None = None) -> JobFigure:
     if not theirs:
         return JobFigure(work, None, limit, "times", "the other program is not installed")
     said = f"{_said(ours)} and {_said(theirs)}"

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -452,23 +452,24 @@ def settle_each(settle: Callable[[str], None], names: Sequence[str]) -> Iterator
     Many go at once, from several threads: a disk makes those durable together, and takes little longer than for one.
     """
 
-    def tried(name: str) -> OSError | None:
-        try:
-            settle(name)
-        except OSError as error:
-            return error
-        return None
+    def failed(share: Sequence[str]) -> list[tuple[str, OSError]]:
+        found = []
+        for name in share:
+            try:
+                settle(name)
+            except OSError as error:
+                found.append((name, error))
+        return found
 
     if len(names) < MANY_FILES:
-        found: Iterable[OSError | None] = map(tried, names)
-    else:
-        from concurrent.futures import ThreadPoolExecutor
+        yield from failed(names)
+        return
+    from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(FSYNC_THREADS, "deltasync-fsync") as pool:
-            found = list(pool.map(tried, names))
-    for name, error in zip(names, found, strict=True):
-        if error is not None:
-            yield name, error
+    shares = [names[first::FSYNC_THREADS] for first in range(FSYNC_THREADS)]  # not one task each
+    with ThreadPoolExecutor(FSYNC_THREADS, "deltasync-fsync") as pool:
+        for found in pool.map(failed, shares):
+            yield from found
 
 
 def copy_bytes(source: int, target: int, go_on: Callable[[], None] = lambda: None) -> None:
@@ -476,12 +477,16 @@ def copy_bytes(source: int, target: int, go_on: Callable[[], None] = lambda: Non
 
     go_on: called again and again; it raises to break off.
     """
+    end = 0
+    is_hole = False
     for start, end, is_hole in extents(source):
-        while start < end and not is_hole:
+        at = start
+        while at < end and not is_hole:
             go_on()
-            _copy_range(source, target, start, min(end, start + _COPY_STEP_BYTES))
-            start += _COPY_STEP_BYTES
-    os.ftruncate(target, os.fstat(source).st_size)
+            _copy_range(source, target, at, min(end, at + _COPY_STEP_BYTES))
+            at += _COPY_STEP_BYTES
+    if is_hole:
+        os.ftruncate(target, end)
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:

@@ -14,8 +14,8 @@ from typing import Self
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import hasher
 from deltasync.core.manifest import MTIME_MAX, MTIME_MIN, Entry, Kind, Operation, Verb
-from deltasync.disk import Folder, copy_bytes, data_bytes, open_regular, pieces, reflink, space_guard
-from deltasync_server.adopt import BATCH_BYTES, BATCH_FILES
+from deltasync.disk import Folder, copy_bytes, data_bytes, open_regular, pieces, reflink, space_guard, start_writeback
+from deltasync_server.adopt import BATCH_BYTES
 from deltasync_server.blobs import Staging, hash_of
 from deltasync_server.config import LinkMode
 from deltasync_server.intake import ARRIVAL_SECONDS
@@ -23,6 +23,8 @@ from deltasync_server.receive import Store
 from deltasync_server.state import blob_rows, grant, held_row, write_blobs
 from deltasync_server.tenants import Tenant
 
+_BATCH_FILES = 2_000
+"""Each batch makes up to 256 folders of the cache durable."""
 _BUFFER_BYTES = 1 << 20
 _COPY = "copy"
 """A name that no content has."""
@@ -86,7 +88,7 @@ class Contents:
                     self._stage(folder, entry, descriptor, may_link=is_alone and mtime_ns == status.st_mtime_ns)
         finally:
             os.close(descriptor)
-        if len(self._staging.staged) + len(self._present) >= BATCH_FILES or self._staging.content_bytes >= BATCH_BYTES:
+        if len(self._staging.staged) + len(self._present) >= _BATCH_FILES or self._staging.content_bytes >= BATCH_BYTES:
             self.record()
         return entry
 
@@ -140,6 +142,7 @@ class Contents:
         if not (may_link and self._link(folder, entry, descriptor)):
             self._store.room.require(data_bytes(descriptor))
             self._copy(operation, descriptor)
+        start_writeback(descriptor)
         self._staging.take(operation)
 
     def _link(self, folder: Folder, entry: Entry, descriptor: int) -> bool:
