@@ -41,7 +41,7 @@ help:
 	@echo 'make test           run every test and print the coverage of core and of everything'
 	@echo 'make crash          kill the real commands at every change they make, and both sides KILLS=200 times at random'
 	@echo 'make torture        every harness at random for TORTURE=$(TORTURE) minutes, with planted defects; writes $(TORTURE_OUT)'
-	@echo 'make huge           push a sparse file of SPARSE_GIB=$(SPARSE_GIB) GiB; takes many minutes and little space'
+	@echo 'make huge           push a sparse file of SPARSE_GIB=$(SPARSE_GIB) GiB, a folder of a million files, a file of 64,000 names'
 	@echo 'make check          ruff, mypy --strict, import layers'
 	@echo 'make serve          run a server on LISTEN=$(LISTEN) with DATA=$(DATA)'
 	@echo 'make watch          watch WATCH_ROOT=$(WATCH_ROOT) and seal bundles; needs no server'
@@ -84,7 +84,8 @@ torture: setup
 	@PYTHONPATH=tests $(BIN)/python -m torture --minutes $(TORTURE) --out $(TORTURE_OUT) $(if $(SEED),--seed $(SEED)) $(TORTURE_ARGS)
 
 huge: setup
-	SPARSE_GIB=$(SPARSE_GIB) $(BIN)/python -m pytest -o faulthandler_timeout=0 --durations=1 tests/e2e/test_sparse.py
+	SPARSE_GIB=$(SPARSE_GIB) HUGE=1 $(BIN)/python -m pytest -o faulthandler_timeout=0 --durations=4 \
+	  tests/e2e/test_sparse.py tests/e2e/test_odd_files.py -k 'sparse or very_many'
 
 check: setup
 	$(BIN)/ruff check .

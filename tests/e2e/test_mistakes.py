@@ -255,3 +255,23 @@ def test_a_folder_without_a_name_is_named(user: User) -> None:
         2,
         "deltasync: the folder / has no name for the workspace; give one with --workspace\n",
     )
+
+
+def test_a_mount_that_is_missing_with_its_state_deletes_nothing(user: User, server: Served, name: str) -> None:
+    """The folder below the mount point is an empty one that was never synced: the server keeps what it has."""
+    point = user.home / "disk"
+    point.mkdir()
+    mounted(point)
+    try:
+        for number in range(30):
+            folders.write(point / name, str(number), b"%d" % number)
+        assert user.run("push", point / name, "--to", server.url).code == 0
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
+    (point / name).mkdir()
+    for content in (None, b"written while it was away"):
+        if content:
+            folders.write(point / name, "new", content)
+        done = user.run("push", point / name, "--to", server.url)
+        assert done.code == 6 and "30 of 30 entries would be deleted" in done.err and "--allow-mass-delete" in done.err
+    assert len(list(tree(server, name).iterdir())) == 30

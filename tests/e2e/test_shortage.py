@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -194,3 +195,18 @@ def test_interrupted_calls_go_on(user: User, folder: Path, tmp_path: Path) -> No
         assert server.stop() == 0 and "Traceback" not in server.log.read_text()
     folders.assert_same(folder, dest)
     assert len(found := counts.read_text().split()) == 4 and min(map(int, found)) > 10
+
+
+def test_a_server_without_memory_goes_on_once_it_has_some(user: User, folder: Path, tmp_path: Path) -> None:
+    """A push to it ends with one sentence and nothing half done; the same process takes the next one whole."""
+    with serving(tmp_path / "data") as server:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        here = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmSize:"))
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, (here, resource.RLIM_INFINITY))
+        done = user.run("push", folder, "--to", server.url, "--max-retries", "0")
+        assert done.code == 4 and sentence(done)
+        assert not (server.data / "workspaces" / folder.name).exists()
+        resource.prlimit(server.process.pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        assert user.run("push", folder, "--to", server.url).code == 0
+        folders.assert_same(folder, server.data / "workspaces" / folder.name / "tree")
+        assert server.process.poll() is None
