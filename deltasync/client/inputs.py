@@ -168,7 +168,7 @@ def _input(placed: _Placed, there: Kept | _Private, report: Report) -> Input:
 
 
 def _placed(needs: Iterable[Need]) -> list[_Placed]:
-    """Return every input once; one that lies in another one comes with it."""
+    """Return every input once; one that lies in another one comes with it, and may be written as a part of it."""
     chosen: list[_Placed] = []
     unique = {each.path: each for each in sorted(needs, key=lambda each: not each.is_in_place, reverse=True)}
     for need in sorted(unique.values(), key=lambda each: each.path.split("/")):
@@ -181,6 +181,8 @@ def _placed(needs: Iterable[Need]) -> list[_Placed]:
                 f"{shown(need.path)} is reached through a link inside of {shown(around.need.path)}, which is an input "
                 "as well; name the file that it leads to"
             )
+        elif need.is_in_place:  # spec J-20
+            chosen[-1] = around._replace(need=around.need._replace(is_in_place=True))
     return chosen
 
 

@@ -175,6 +175,30 @@ def test_a_folder_changes_in_place(user: User, here: Path) -> None:
     assert as_it_is(here / "sub/left") == before and names(here / "sub") == {"edited", "left", "made"}
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_a_file_of_a_folder_that_is_an_input_too_changes_in_place(user: User, here: Path, *, each: bool) -> None:
+    """A file that may change comes home also where a variable names its folder, of one command and of many."""
+    (here / "sub").mkdir()
+    (here / "sub/a.txt").write_text("alpha\n")
+    words = ("--each", "sub/*.txt") if each else ()
+    done = run(
+        user,
+        here,
+        "--in-place",
+        "--env",
+        "DIR=sub",
+        *words,
+        "--",
+        "sed",
+        "-i",
+        "-e",
+        EDIT,
+        "{}" if each else "sub/a.txt",
+    )
+    assert done.code == 0, done.err
+    assert (here / "sub/a.txt").read_text() == "omega\n" and names(here / "sub") == {"a.txt"}
+
+
 # What it says, and how it ends
 
 

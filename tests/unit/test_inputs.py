@@ -381,3 +381,12 @@ def test_a_folder_on_the_way_need_not_be_listed(
         os.listdir(homes)
     done = carry(transport, old(homes / "mine/in/file", b"content"), homes / "mine/in")
     assert set(tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)) == {f"{homes}/mine/in/file"[1:]}
+
+
+def test_a_file_that_may_change_inside_another_input_may_change(transport: HttpTransport, media: Path) -> None:
+    """A folder with such a file in it may change as a whole: it is one input, and every file is known as it was."""
+    files = [old(media / "in/file", b"file"), old(media / "in/deep/other", b"other")]
+    for needs in ([Need(str(media / "in")), Need(str(files[0]), True)], [Need(str(files[1]), True), Need(str(media))]):
+        with delivered(transport, needs, watcher=Meter(), note=[].append, settle_seconds=0.0) as done:
+            assert [each.in_place for each in done.inputs] == [True]
+            assert done.digests == {str(file)[1:]: digest_of(file.read_bytes()) for file in files}
