@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import JOB_ID, Returned
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Folder, open_regular, remove_tree
+from deltasync.disk import Folder, Lock, open_regular, remove_tree, space_guard
 
 NOTHING: Mapping[str, bytes] = {}
+LOCK = "home.lock"
+"""In the hidden folder of one in which inputs are replaced: held while that is done."""
 
 
 @dataclass(slots=True)
@@ -150,21 +152,25 @@ class _Home:
 
         It arrives in a folder of its own, on the same file system, so that a look and a rename are all that is left.
         """
-        left = [each for each in found if not self._is_home(each[1], each[2])]
-        if not left:
-            return
-        name = f"home-{digest_of(f'{self._job_id}/{inside}'.encode()).hex()[:16]}"
-        if not self.fetch(folder / RESERVED / name, inside, [entry.name for _, _, entry in left], told=folder):
-            return
-        with Folder.open(folder) as held, Folder.open(folder / RESERVED) as ours, ours.enter(name) as arrived:
-            there = set(arrived.names())
-            for place, target, entry in left:
-                if entry.name in there:
-                    self._put(held, arrived, target, entry, sent.get(place))
-            held.fsync()
+        with contextlib.ExitStack() as stack:
+            try:
+                held = stack.enter_context(Folder.open(folder))
+                ours = stack.enter_context(_alone(held, folder))
+            except OSError as error:
+                self._refuse(folder, f"cannot be written ({error.strerror})")
+                return
+            left = [each for each in found if not self._is_home(each[1], each[2])]
+            name = f"home-{digest_of(f'{self._job_id}/{inside}'.encode()).hex()[:16]}"
+            names = [entry.name for _, _, entry in left]
+            if not left or not self.fetch(folder / RESERVED / name, inside, names, told=folder):
+                return
+            with ours.enter(name) as arrived:
+                there = set(arrived.names())
+                for place, target, entry in left:
+                    if entry.name in there:
+                        self._put(held, arrived, target, entry, sent.get(place))
+                held.fsync()
             remove_tree(ours, name)
-        with contextlib.suppress(OSError):
-            (folder / RESERVED).rmdir()
 
     def _is_home(self, target: Path, entry: Entry) -> bool:
         """Tell whether a target has the content already, as after a homecoming that was cut short."""
@@ -195,6 +201,30 @@ class _Home:
             os.rename(entry.name, name, src_dir_fd=arrived.fd, dst_dir_fd=folder.fd)
         except OSError as error:
             self._refuse(target.with_name(name), f"cannot be written ({error.strerror})")
+
+
+@contextlib.contextmanager
+def _alone(folder: Folder, path: Path) -> Iterator[Folder]:
+    """Hold the hidden folder inside a held one, while no other homecoming replaces anything there (spec J-62)."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                with space_guard(path):
+                    ours = stack.enter_context(folder.walk_to(RESERVED, create=True))
+                    lock = stack.enter_context(Lock(LOCK, "", at=ours.fd, wait=True))
+            except FileNotFoundError:
+                if not os.fstat(folder.fd).st_nlink:
+                    raise  # the folder itself was removed
+                continue
+            if not lock.is_named(LOCK, at=ours.fd):  # whoever had it before has removed it
+                continue
+            try:
+                yield ours
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(LOCK, dir_fd=ours.fd)
+                    os.rmdir(RESERVED, dir_fd=folder.fd)  # refused while it holds something else
+            return
 
 
 def _digest_at(path: Path) -> bytes | None:
