@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -438,6 +439,29 @@ def test_what_came_home_is_durable_before_anybody_says_so(
     synced.clear()
     brought(way, returned["in place"], home, in_place={"p/a.txt": digest_of(b"first"), "p/new.txt": b""})
     assert {path for path in ("p/a.txt", "p/new.txt", "p") if (home / path).stat().st_ino not in synced} == set()
+
+
+def test_the_name_of_a_folder_that_is_made_is_durable(
+    way: Way, returned: dict[str, Returned], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder above an output folder is fsynced once that is there, also where a killed homecoming had made it."""
+    synced: list[tuple[int, frozenset[str]]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((os.fstat(descriptor).st_ino, frozenset(os.listdir(descriptor) if is_folder else ())))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for _ in range(2):
+        synced.clear()
+        brought(way, returned["folder"], home)
+        assert any(inode == (home / "p").stat().st_ino and "out" in names for inode, names in synced)
+    synced.clear()
+    Destination(home / "a/b/c", may_delete=False, waits=True).close(is_done=True)
+    made = {(above.stat().st_ino, frozenset({name})) for above, name in ((home / "a", "b"), (home / "a/b", "c"))}
+    assert made <= set(synced) and any(inode == home.stat().st_ino and "a" in names for inode, names in synced)
 
 
 def test_two_homecomings_into_one_folder_wait_for_each_other(
