@@ -168,7 +168,7 @@ def make_folder(path: Path, *, durable: bool) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for each in dict.fromkeys((*reversed(missing), path)) if durable else ():
         try:
-            fsync_folder(each.parent)  # also of one that is there: it may have been made just before we were killed
+            fsync_folder(each.parent.resolve())  # also of one that is there: who made it may have been killed
         except PermissionError:
             if each in missing:
                 raise
