@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -18,8 +18,9 @@ from deltasync.core.names import NameRefused, parse_path, shown
 from deltasync.decoding import decoded
 from deltasync.disk import open_regular, space_guard, staged
 
-FOLDER, SUFFIX = "jobs", ".json"
+FOLDER, SUFFIX, LOOKED = "jobs", ".json", "looked"
 RECORD_BYTES_MAX = 256 << 20
+DAY_SECONDS = 86_400
 KEEP_DAYS = 31
 """What nobody brought home by then the host has forgotten (spec J-48)."""
 
@@ -88,15 +89,26 @@ class JobBook:
         return cls(home_of_states() / FOLDER)
 
     def write(self, record: Record) -> None:
-        """Keep a record from now on, and forget what is too old to be brought home."""
+        """Keep a record from now on; once a day, forget those that are too old to be brought home."""
         with space_guard(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with staged(self._folder / (record.id + SUFFIX)) as out:
                 out.write(msgspec.json.encode(record))
-        oldest = (datetime.now(UTC) - timedelta(days=KEEP_DAYS)).isoformat()
-        for each in self.records():
-            if each.started_at < oldest:
-                (self._folder / (each.id + SUFFIX)).unlink(missing_ok=True)
+            self._forget_old(time.time())
+
+    def _forget_old(self, now: float) -> None:
+        """Remove what was not written for too long, by the names and times alone: there may be very many records."""
+        looked = self._folder / LOOKED
+        with contextlib.suppress(FileNotFoundError):  # the first time
+            if abs(now - looked.stat().st_mtime) < DAY_SECONDS:
+                return
+        looked.touch(0o600)
+        with os.scandir(self._folder) as listing:
+            paths = [each.path for each in listing if each.name.endswith((SUFFIX, ".tmp"))]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(path).st_mtime < now - KEEP_DAYS * DAY_SECONDS:
+                    os.unlink(path)  # noqa: PTH108 - one of very many
 
     def records(self) -> list[Record]:
         """Return every record that can be read, the newest first."""

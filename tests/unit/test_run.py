@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,11 @@ def request(*argv: str) -> JobRequest:
 
 def start(runner: Runner, here: Path, *argv: str) -> Started:
     return runner.start(drafted(Asked(argv), str(here)), Meter())
+
+
+def a_record(number: int) -> Record:
+    """Return a record of a job that was never started."""
+    return Record(id=f"ds_1_{number:08x}", url="u", command=[], started_at="2999")
 
 
 class Heard:
@@ -254,10 +261,41 @@ def test_a_damaged_record_hides_no_other(host: Served, here: Path) -> None:
     """A record that cannot be read is left out of the book, and can be asked for no more."""
     book = JobBook.of_user()
     for number in range(2):
-        book.write(Record(id=f"ds_1_0000000{number}", url="u", command=[], started_at="2999"))
+        book.write(a_record(number))
     (here.parent / "home/jobs/ds_1_00000000.json").write_bytes(b"{")
     (here.parent / "home/jobs/other.txt").write_bytes(b"")
     assert [each.id for each in book.records()] == ["ds_1_00000001"]
+
+
+def test_a_record_costs_the_same_however_many_there_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing one lists no folder and opens no other record: thousands of files in a row are no slower at the end."""
+    book = JobBook.of_user()
+    book.write(a_record(0))
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            patch.setattr(os, name, lambda *_: pytest.fail("a folder was listed"))
+        opened, real = [], os.open
+        patch.setattr(os, "open", lambda path, *rest, **more: opened.append(str(path)) or real(path, *rest, **more))
+        for number in range(1, 40):
+            book.write(a_record(number))
+        assert len(opened) <= 3 * 39 and not [each for each in opened if each.endswith(".json")]
+    assert len(book.records()) == 40
+
+
+def test_records_are_forgotten_when_the_host_has_forgotten_their_jobs(here: Path) -> None:
+    """What was not written for a month goes, also where it cannot be read; that is looked for once a day."""
+    book, folder = JobBook.of_user(), here.parent / "home/jobs"
+    month_ago = time.time() - 32 * 86_400
+    for number in range(3):
+        book.write(a_record(number))
+    (folder / "ds_1_00000001.json").write_bytes(b"{")
+    for name in ("ds_1_00000000.json", "ds_1_00000001.json"):
+        os.utime(folder / name, (month_ago, month_ago))
+    book.write(a_record(3))
+    assert len(list(folder.glob("*.json"))) == 4
+    os.utime(folder / "looked", (month_ago, month_ago))
+    book.write(a_record(4))
+    assert sorted(each.name[-6:-5] for each in folder.glob("*.json")) == ["2", "3", "4"]
 
 
 def test_a_host_that_would_refuse_is_asked_before_anything_is_sent(tmp_path: Path, here: Path) -> None:
