@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from user import BINARY, SECONDS, Done, User
 
 from deltasync import Host
 from deltasync.core.errors import JobLost, PlanRefused
+from deltasync.host import Tail
 
 EDIT = "s/alpha/omega/"
 
@@ -412,6 +414,28 @@ def test_a_host_runs_commands_from_python(user: User, here: Path, host: Served, 
             there.run(["cat", "{in:none}"], folder=here)
         with pytest.raises(JobLost, match="no-such-command"):
             there.run(["no-such-command"], folder=here)
+
+
+def test_python_keeps_the_end_of_what_a_command_says(user: User, here: Path, host: Served, monkeypatch: Any) -> None:
+    """The result has no more of a stream than was to be kept, and says how much it lacks; who asks hears all of it."""
+    monkeypatch.setenv("DELTASYNC_HOME", user.environment["DELTASYNC_HOME"])
+    said, heard = b"".join(b"%d\n" % number for number in range(500_000)), io.BytesIO()
+    with Host(host.url) as there:
+        done = there.run(["sh", "-c", "seq 0 499999; echo err >&2"], folder=here, stdout=heard.write, keep_bytes=1000)
+    assert heard.getvalue() == said
+    assert (done.stdout, done.stdout_cut_bytes) == (said[-1000:], len(said) - 1000)
+    assert (done.stderr, done.stderr_cut_bytes) == (b"err\n", 0)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1, 1000])
+def test_the_end_of_a_stream_is_all_that_is_held(keep_bytes: int) -> None:
+    """However long a stream is, no more than twice what is to be kept lies in memory."""
+    tail = Tail(keep_bytes)
+    for number in range(10_000):
+        tail.add(b"%04d" % number)
+        assert sys.getsizeof(tail._kept) <= 2 * keep_bytes + 1000
+    assert tail.content() == b"".join(b"%04d" % number for number in range(10_000))[40_000 - keep_bytes :]
+    assert tail.cut_bytes == 40_000 - keep_bytes
 
 
 def test_the_program_starts_without_what_runs_commands() -> None:
