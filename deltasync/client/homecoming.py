@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltasync.client.comparison import MayReplace
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.fetch import JOBS, FetchOptions, Origin, Trouble, Watcher, fetch
+from deltasync.client.moves import joined
 from deltasync.client.wanted import Scope, find_entries
 from deltasync.core.errors import NotADeltasyncServer, RootUnavailable, UsageError
 from deltasync.core.hashing import digest_of
@@ -47,15 +49,18 @@ def bring_home(
     watcher: Watcher,
     *,
     in_place: Mapping[str, bytes] = NOTHING,
+    may_replace: MayReplace | None = None,
     job_id: str = "",
     jobs: int = JOBS,
 ) -> HomeReport:
     """Bring each returned place that has a target to it (spec J-62); trouble with one of them is data.
 
     in_place: of inputs that the command could write, by their places, the digest that was sent; b'' where nothing was.
+    may_replace: whether an output, by its place, may take the place of what is there; without it any may.
     Raises what a fetch raises where the host cannot be reached, or does not keep the sequence; a repetition goes on.
     """
-    home = _Home(origin, returned, watcher, jobs, job_id if JOB_ID.fullmatch(job_id) else f"job-{returned.sequence}")
+    name = job_id if JOB_ID.fullmatch(job_id) else f"job-{returned.sequence}"
+    home = _Home(origin, returned, watcher, jobs, name, may_replace)
     places = [place for place in returned.places if place in targets]
     if not places:
         return home.report
@@ -87,9 +92,17 @@ def bring_home(
 class _Home:
     """One homecoming."""
 
-    def __init__(self, origin: Origin, returned: Returned, watcher: Watcher, jobs: int, job_id: str) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        returned: Returned,
+        watcher: Watcher,
+        jobs: int,
+        job_id: str,
+        may_replace: MayReplace | None,
+    ) -> None:
         self._origin, self._returned, self._watcher = origin, returned, watcher
-        self._jobs, self._job_id = jobs, job_id
+        self._jobs, self._job_id, self._may_replace = jobs, job_id, may_replace
         self.report = HomeReport()
 
     def _refuse(self, target: Path, reason: str) -> bool:
@@ -131,6 +144,7 @@ class _Home:
             inside=inside,
             scope=Scope(tuple(sorted(names))),
             is_own=True,
+            may_replace=self._judge(inside) if told is None else None,
             jobs=self._jobs,
         )
         try:
@@ -144,6 +158,11 @@ class _Home:
         report.problems += [Trouble(f"{where}/{each.path}", each.reason) for each in done.problems]
         report.damaged += [f"{where}/{path}" for path in done.damaged]
         return True
+
+    def _judge(self, inside: str) -> MayReplace | None:
+        """Return what may be replaced in a DEST that stands for a folder of the tree."""
+        asked = self._may_replace
+        return None if asked is None else lambda path, status: asked(joined(inside, path) if inside else path, status)
 
     def replace(
         self, folder: Path, inside: str, found: Sequence[tuple[str, Path, Entry]], sent: Mapping[str, bytes]

@@ -6,10 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
+from deltasync.client.comparison import MayReplace
 from deltasync.client.opening import home_of_states
 from deltasync.core.argv import pattern_of
 from deltasync.core.errors import NotFound
@@ -33,6 +35,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str]
     """As it was typed, safe to print."""
     started_at: str
+    """Right before the host was asked for it, by the clock here."""
     outputs: list[Output] = []
     in_place: dict[str, str] = {}
     """The inputs that the command may have changed: place and local path, links resolved."""
@@ -40,6 +43,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What their files were when they were sent, by their places."""
     is_home: bool = False
     """Everything that it returned is here, and was acknowledged."""
+    came: list[tuple[int, int]] = []
+    """From when to when it was brought home, by the clock here in nanoseconds, each time."""
 
     def target(self, place: str) -> Path | None:
         """Return where something that came from a place belongs; None for a place that nobody named (spec J-66)."""
@@ -60,6 +65,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             for place in places
             if self.target(place) is not None and self._output(place) is None
         }
+
+    @property
+    def started_ns(self) -> int:
+        """When it was started, in nanoseconds."""
+        with contextlib.suppress(ValueError):
+            return round(datetime.fromisoformat(self.started_at).timestamp() * 1e6) * 1000
+        return 0
+
+    def has_brought(self, place: str, changed_ns: int) -> bool:
+        """Tell whether what is at a place, and changed last at that time, is what came home of this job.
+
+        That holds of a job that is home as a whole: every file was compared with what it returned at the end.
+        """
+        return self.is_home and any(start <= changed_ns <= end for start, end in self.came) and self.names(place)
 
     def _input(self, place: str) -> Path | None:
         for above, path in self.in_place.items():
@@ -118,6 +137,22 @@ class JobBook:
         ids = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
         found = (self._read(each) for each in ids if JOB_ID.fullmatch(each))
         return sorted((each for each in found if each is not None), key=lambda each: each.started_at, reverse=True)
+
+    def judge(self, record: Record) -> MayReplace:
+        """Return what tells whether an output of a job may take the place of what is there (spec J-62).
+
+        It may where that is as old as the job's start, or came home of a job that was started earlier.
+        """
+        older: list[Record] = []
+
+        def may_replace(place: str, status: os.stat_result) -> bool:
+            if status.st_ctime_ns <= record.started_ns:
+                return True
+            if not older:  # all are read, and only where it matters; this job is among them
+                older.extend(each for each in self.records() if each.started_at <= record.started_at)
+            return any(each.has_brought(place, status.st_ctime_ns) for each in older)
+
+        return may_replace
 
     def named(self, job_id: str) -> Record:
         """Return the record of a job, or raise NotFound."""

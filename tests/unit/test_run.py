@@ -26,7 +26,7 @@ from deltasync.client.job_records import JobBook, Record
 from deltasync.client.job_request import Asked, drafted
 from deltasync.client.job_transport import JobTransport
 from deltasync.client.push import Pusher, PushOptions
-from deltasync.client.run import Runner, Started, exit_code_of
+from deltasync.client.run import Home, Runner, Started, exit_code_of
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import HttpTransport
@@ -255,6 +255,66 @@ def test_what_is_home_is_acknowledged_and_what_is_not_stays(host: Served, here: 
         assert runner.fetch(started.record, job, Meter()).is_whole
         assert (here / "sub/c.txt").read_text() == "x\n"
         assert runner.jobs.job(job.id).acknowledged and JobBook.of_user().named(job.id).is_home
+
+
+def written(runner: Runner, here: Path, content: str, out: str = "{out:c.txt}") -> Started:
+    """Have a command write an output, and wait for its end; nothing comes home yet."""
+    started = start(runner, here, "sh", "-c", f"echo {content} > {out}")
+    assert exit_code_of(runner.follow(started.job, Heard())) == 0
+    return started
+
+
+def home_of(runner: Runner, started: Started) -> Home:
+    """Bring home what a command wrote, as a later process does."""
+    return runner.fetch(JobBook.of_user().named(started.job.id), runner.jobs.job(started.job.id), Meter())
+
+
+def test_an_older_job_never_replaces_what_a_later_one_brought(host: Served, here: Path) -> None:
+    """Its output is told and stays on the host, until what is there was moved away; then it comes."""
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        older = written(runner, here, "older")
+        later = written(runner, here, "later")
+        assert home_of(runner, later).is_whole
+        home = home_of(runner, older)
+        assert (here / "c.txt").read_text() == "later\n" and not home.is_whole
+        assert [(each.place, "changed here since" in each.reason) for each in home.problems] == [
+            (str(here / "c.txt"), True)
+        ]
+        assert not runner.jobs.job(older.job.id).acknowledged
+        (here / "c.txt").rename(here / "kept.txt")
+        assert home_of(runner, older).is_whole and (here / "c.txt").read_text() == "older\n"
+
+
+def test_of_two_jobs_that_come_home_late_the_later_one_stays(host: Served, here: Path) -> None:
+    """What an older job brought gives way to what a later one wrote, also where the older came home in two attempts."""
+    (here / "sub").mkdir()
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        older = written(runner, here, "older", "{out:c.txt}; echo x > {out:sub/d.txt}")
+        later = written(runner, here, "later")
+        (here / "sub").rmdir()
+        assert not home_of(runner, older).is_whole and (here / "c.txt").read_text() == "older\n"
+        (here / "sub").mkdir()
+        assert home_of(runner, older).is_whole
+        assert home_of(runner, later).is_whole and (here / "c.txt").read_text() == "later\n"
+
+
+def test_what_was_made_here_since_a_job_was_started_is_left(host: Served, here: Path) -> None:
+    """In the place of an output, and inside of a folder that is one; what is as it was then is replaced."""
+    (here / "out").mkdir()
+    for name in ("c.txt", "out/old", "out/edited"):
+        (here / name).write_text("mine")
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        script = "{out:c.txt}; cd {out:out/}; for each in old edited new; do echo there > $each; done"
+        started = written(runner, here, "there", script)
+        (here / "out/edited").write_text("edited")
+        (here / "out/new").write_text("new")
+        home = home_of(runner, started)
+    assert {each.place for each in home.problems} == {str(here / "out/edited"), str(here / "out/new")}
+    assert (here / "c.txt").read_text() == (here / "out/old").read_text() == "there\n"
+    assert ((here / "out/edited").read_text(), (here / "out/new").read_text()) == ("edited", "new")
 
 
 def test_a_damaged_record_hides_no_other(host: Served, here: Path) -> None:
