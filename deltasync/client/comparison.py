@@ -19,6 +19,7 @@ from deltasync.disk import Folder
 
 Read = Callable[[int, int], None]
 """Is told how many files, and bytes, were read here so far."""
+CHANGED = "changed here since the job was started, and was left; move it away, then fetch again"
 MayReplace = Callable[[str, os.stat_result], bool]
 """Tells of a path in DEST and of what is there whether something else may take its place."""
 
@@ -161,9 +162,7 @@ class Comparing:
         found = self.found
         read = self._read_as_wanted(folder, path, entry, status) if folder is not None and status is not None else None
         if read is None and status is not None and self._is_free is not None and not self._is_free(path, status):
-            found.problems[path] = (
-                "changed here since the job was started, and was left; move it away, then fetch again"
-            )
+            found.problems[path] = CHANGED
             return
         found.files += 1
         found.size_bytes += entry.size

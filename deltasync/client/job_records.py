@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from deltasync.client.comparison import MayReplace
 from deltasync.client.opening import home_of_states
 from deltasync.core.argv import pattern_of
 from deltasync.core.errors import NotFound
@@ -19,6 +19,9 @@ from deltasync.core.jobs import JOB_ID, Output
 from deltasync.core.names import NameRefused, parse_path, shown
 from deltasync.decoding import decoded
 from deltasync.disk import open_regular, space_guard, staged
+
+if TYPE_CHECKING:
+    from deltasync.client.comparison import MayReplace
 
 FOLDER, SUFFIX, LOOKED = "jobs", ".json", "looked"
 RECORD_BYTES_MAX = 256 << 20
