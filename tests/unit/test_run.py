@@ -240,6 +240,20 @@ def test_a_place_leads_where_it_was_named_or_nowhere(place: str, target: str | N
     assert record.target(place) == (target and Path(target))
 
 
+def test_a_name_with_brackets_leads_to_itself_alone(host: Served, here: Path) -> None:
+    """What a host returns for `c [1].txt` is never written to `c 1.txt`, which that would match as a pattern."""
+    (here / "c 1.txt").write_text("mine")
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        started = start(
+            runner, here, "sh", "-c", 'for each in "$@"; do echo there > "$each"; done', "x", "{out:c [1].txt}"
+        )
+        assert started.record.target(f"{here}/c 1.txt"[1:]) is None
+        runner.follow(started.job, Heard())
+        assert home_of(runner, started).is_whole
+    assert (here / "c [1].txt").read_text() == "there\n" and (here / "c 1.txt").read_text() == "mine"
+
+
 def test_what_is_home_is_acknowledged_and_what_is_not_stays(host: Served, here: Path) -> None:
     """While something could not be written here the host keeps everything; the record knows which jobs wait."""
     (here / "sub").mkdir()
