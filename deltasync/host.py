@@ -59,7 +59,7 @@ class Host:
             jobs=self._settings.jobs,
             proxies=self._settings.proxy,
             insecure=self._settings.insecure,
-            token_for=[address.resolved(each, os.environ) for each in self._settings.token_for],
+            token_for=address.known(self._settings.token_for, os.environ),
             ssh=SshOptions(
                 self._settings.ssh, self._settings.ssh_server, connect_seconds=self._settings.timeout_seconds
             ),

@@ -201,6 +201,22 @@ def test_a_file_of_a_folder_that_is_an_input_too_changes_in_place(user: User, he
     assert (here / "sub/a.txt").read_text() == "omega\n" and names(here / "sub") == {"a.txt"}
 
 
+def test_a_host_that_is_named_wins_over_variables_that_name_none(
+    user: User, here: Path, host: Served, monkeypatch: Any
+) -> None:
+    """With --on, a name in DELTASYNC_ON or DELTASYNC_TO that nobody knows is not looked up; without it, it is told."""
+    for name in ("DELTASYNC_ON", "DELTASYNC_TO"):
+        monkeypatch.setitem(user.environment, name, "nobody")
+        monkeypatch.setenv(name, "nobody")
+    assert run(user, here, "--on", host.url, "--", "cat", "a.txt").out == "alpha\n"
+    assert user.run("jobs", "ls", "--on", host.url).code == 0
+    refused = run(user, here, "--", "cat", "a.txt")
+    assert refused.code in (121, 122) and "nobody" in refused.err
+    monkeypatch.setenv("DELTASYNC_HOME", user.environment["DELTASYNC_HOME"])
+    with Host(host.url) as there:
+        assert there.run(["cat", "a.txt"], folder=here).stdout == b"alpha\n"
+
+
 # What it says, and how it ends
 
 
