@@ -162,6 +162,18 @@ def fsync_folder(path: Path | str) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path, *, durable: bool) -> None:
+    """Make a folder with those above it that are not there. durable: their names are so when this returns."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in dict.fromkeys((*reversed(missing), path)) if durable else ():
+        try:
+            fsync_folder(each.parent.resolve())  # also of one that is there: who made it may have been killed
+        except PermissionError:
+            if each in missing:
+                raise
+
+
 def make_private(folder: Path) -> None:
     """Make a folder that its owner alone may enter, or see to it that it is so (spec ST-5)."""
     folder.mkdir(0o700, exist_ok=True)

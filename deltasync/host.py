@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,10 @@ from deltasync.core.argv import Said
 from deltasync.core.errors import DeltasyncError, UsageError, of_run
 from deltasync.core.names import shown
 
+KEEP_BYTES = 16 << 20
+Take = Callable[[bytes], object]
+"""Takes a part of what a command says, such as the `write` of a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -27,11 +31,17 @@ class Result:
 
     exit_code: int
     stdout: bytes
+    """The end of its standard output, as much as was to be kept."""
     stderr: bytes
     outputs: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     """What did not come home, or went without something, and why."""
     job: str = ""
+    stdout_cut_bytes: int = 0
+    """How many bytes of its standard output came before those that are kept."""
+    stderr_cut_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What `deltasync run` would have said beside it, such as how much of a very long log the host did not keep."""
 
 
 class Host:
@@ -49,7 +59,7 @@ class Host:
             jobs=self._settings.jobs,
             proxies=self._settings.proxy,
             insecure=self._settings.insecure,
-            token_for=[address.resolved(each, os.environ) for each in self._settings.token_for],
+            token_for=address.known(self._settings.token_for, os.environ),
             ssh=SshOptions(
                 self._settings.ssh, self._settings.ssh_server, connect_seconds=self._settings.timeout_seconds
             ),
@@ -75,10 +85,15 @@ class Host:
         is_shut_in: bool = False,
         has_network: bool = False,
         folder: str | os.PathLike[str] | None = None,
+        stdout: Take | None = None,
+        stderr: Take | None = None,
+        keep_bytes: int = KEEP_BYTES,
     ) -> Result:
         """Run a command to its end, as if it were run here in `folder`; raises a RunTrouble where it was not run.
 
         is_shut_in: in the host's sandbox, where it reaches the network only with has_network.
+        stdout, stderr: take all that it says, in parts, as it says it. keep_bytes: how much of the end of each stream
+        is in the result; the rest is counted there. Where one of the two raises, the job is left to its host.
         """
         said = Said(frozenset(inputs), frozenset(outputs), frozenset(literals), is_in_place)
         words = [os.fspath(each) for each in argv]
@@ -99,7 +114,7 @@ class Host:
             draft = drafted(asked, str(Path(folder or ".").absolute()))
         except DeltasyncError as error:
             raise of_run(error) from error
-        started, sink = runner.start(draft, _Silent()), _Kept()
+        started, sink = runner.start(draft, _Silent()), _Kept(keep_bytes, stdout, stderr)
         job = runner.follow(started.job, sink)
         code = exit_code_of(job)
         problems = [f"{each.path}: {each.reason}" for each in started.inputs.problems]
@@ -108,7 +123,17 @@ class Host:
             home = runner.fetch(started.record, job, _Silent())
             paths = [Path(each) for each in home.paths]
             problems += [f"{each.place}: {each.reason}" for each in home.problems]
-        return Result(code, bytes(sink.stdout), bytes(sink.stderr), paths, problems, job.id)
+        return Result(
+            code,
+            sink.stdout.content(),
+            sink.stderr.content(),
+            paths,
+            problems,
+            job.id,
+            sink.stdout.cut_bytes,
+            sink.stderr.cut_bytes,
+            notes,
+        )
 
     def close(self) -> None:
         """Let the connections go."""
@@ -124,17 +149,46 @@ class Host:
         self.close()
 
 
-class _Kept:
-    """Keeps what a command says."""
+class Tail:
+    """The end of a stream, and how much came before it."""
 
-    def __init__(self) -> None:
-        self.stdout, self.stderr = bytearray(), bytearray()
+    def __init__(self, keep_bytes: int) -> None:
+        self._keep_bytes, self._kept = max(0, keep_bytes), bytearray()
+        self.cut_bytes = 0
+
+    def add(self, content: bytes) -> None:
+        """Take a part; no more than twice what is to be kept, and this part, is held at any time."""
+        self._kept += content
+        if len(self._kept) >= 2 * self._keep_bytes:
+            self._cut()
+
+    def content(self) -> bytes:
+        """Return what is kept."""
+        self._cut()
+        return bytes(self._kept)
+
+    def _cut(self) -> None:
+        surplus = max(0, len(self._kept) - self._keep_bytes)
+        del self._kept[:surplus]
+        self.cut_bytes += surplus
+
+
+class _Kept:
+    """Keeps the end of what a command says, and hands on all of it."""
+
+    def __init__(self, keep_bytes: int, stdout: Take | None, stderr: Take | None) -> None:
+        self.stdout, self.stderr = Tail(keep_bytes), Tail(keep_bytes)
+        self._stdout, self._stderr = stdout, stderr
 
     def out(self, content: bytes) -> None:
-        self.stdout += content
+        self.stdout.add(content)
+        if self._stdout is not None:
+            self._stdout(content)
 
     def err(self, content: bytes) -> None:
-        self.stderr += content
+        self.stderr.add(content)
+        if self._stderr is not None:
+            self._stderr(content)
 
 
 class _Silent:

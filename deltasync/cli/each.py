@@ -23,6 +23,7 @@ from deltasync.client.template import Template
 from deltasync.config import Settings
 from deltasync.core.errors import Cancelled, JobLost, PlanRefused
 from deltasync.core.names import shown
+from deltasync.disk import make_folder
 
 LINE_BYTES_MAX = 64 << 10
 """A line that is longer is told in parts."""
@@ -121,7 +122,7 @@ def run_each(
 
 def _make(folder: str) -> None:
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder).absolute(), durable=True)
     except OSError as error:
         raise PlanRefused(f"--out-dir: {shown(folder)} cannot be made: {error.strerror}") from error
 

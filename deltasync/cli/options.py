@@ -36,8 +36,8 @@ WIRE = ("jobs", "bwlimit", "timeout", "max-retries", "proxy", "insecure", "ssh",
 OUTBOX = ("keep-sent", "outbox-limit")
 
 
-_PLACES = {"from": "source", "on": "on"}
-"""Which setting, by its option, names the server that a command is about, and its field; any other is about `to`."""
+_PLACES = {"from": "source", "on": "on", "to": "to"}
+"""Which setting, by its option, names a server of a command's, and its field; no other is looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ class Call:
     def settings(self, root: Path | None = None) -> config.Settings:
         """Return the settings that hold for a workspace, or outside of any; a host's name has become its address."""
         found = self.given(root)
-        named = {"to": found.to, "source": found.source, "on": found.on}
+        named = {field: getattr(found, field) for key, field in _PLACES.items() if key in self.flags}
         found = structs.replace(
             found,
-            token_for=tuple(address.resolved(each, os.environ) for each in found.token_for),
-            **{key: text and address.resolved(text, os.environ) for key, text in named.items()},
+            token_for=address.known(found.token_for, os.environ),  # another one than the command's need not be known
+            **{field: text and address.resolved(text, os.environ) for field, text in named.items()},
         )
         return _parted(found, next((field for key, field in _PLACES.items() if key in self.flags), "to"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -63,6 +64,15 @@ def resolved(text: str, environment: Mapping[str, str]) -> str:
     from deltasync.client.hosts import HostBook
 
     return HostBook.of_user(environment).named(text).url
+
+
+def known(texts: Iterable[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the addresses that some names stand for; of those that nobody knows, and of what is none, nothing."""
+    found: list[str] = []
+    for text in texts:
+        with contextlib.suppress(UsageError):
+            found.append(normal_url(resolved(text, environment)))
+    return tuple(found)
 
 
 def is_exposed(url: str) -> bool:

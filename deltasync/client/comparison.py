@@ -19,6 +19,9 @@ from deltasync.disk import Folder
 
 Read = Callable[[int, int], None]
 """Is told how many files, and bytes, were read here so far."""
+CHANGED = "changed here since the job was started, and was left; move it away, then fetch again"
+MayReplace = Callable[[str, os.stat_result], bool]
+"""Tells of a path in DEST and of what is there whether something else may take its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,21 @@ class Comparison:
 class Comparing:
     """One walk through the wanted tree beside what is in DEST."""
 
-    def __init__(self, wanted: Wanted, *, delete: bool, read: Read, may_be_workspace: bool = False) -> None:
-        """Begin. delete: what is not wanted will be removed, so that it is counted. may_be_workspace: of DEST."""
+    def __init__(
+        self,
+        wanted: Wanted,
+        *,
+        delete: bool,
+        read: Read,
+        may_be_workspace: bool = False,
+        may_replace: MayReplace | None = None,
+    ) -> None:
+        """Begin. delete: what is not wanted will be removed, so that it is counted. may_be_workspace: of DEST.
+
+        may_replace: asked of each file or link that is not as it should be; without it any may be replaced.
+        """
         self._wanted, self._delete, self._read = wanted, delete, read
+        self._is_free = may_replace
         self._may_be_workspace = may_be_workspace
         self._digester = Digester()
         self._read_bytes = 0
@@ -145,9 +160,12 @@ class Comparing:
 
     def _file(self, folder: Folder | None, path: str, entry: Entry, status: os.stat_result | None) -> None:
         found = self.found
+        read = self._read_as_wanted(folder, path, entry, status) if folder is not None and status is not None else None
+        if read is None and status is not None and self._is_free is not None and not self._is_free(path, status):
+            found.problems[path] = CHANGED
+            return
         found.files += 1
         found.size_bytes += entry.size
-        read = self._read_as_wanted(folder, path, entry, status) if folder is not None and status is not None else None
         if read is not None:
             if is_touched(entry, read):
                 found.touches.append(replace(_place(path, entry, status), read=read))

@@ -30,6 +30,7 @@ from deltasync.disk import (
     Lock,
     copy_bytes,
     full,
+    make_folder,
     open_regular,
     reflink,
     remove_tree,
@@ -54,12 +55,13 @@ class Destination:
     def __init__(self, path: Path, *, may_delete: bool, waits: bool = False) -> None:
         """Hold the folder, made where there is none, and keep every other fetch out of it.
 
-        may_delete: a folder that is not empty may give way to a file or a link. waits: for a fetch that fills it.
+        may_delete: a folder that is not empty may give way to a file or a link. waits: for a fetch that fills it; what
+        comes is the only copy then, and the folder's own name is made durable before anything comes.
         """
         self.path, self._may_delete = path, may_delete
         try:
             with contextlib.ExitStack() as held, space_guard(path):
-                path.mkdir(parents=True, exist_ok=True)
+                make_folder(path, durable=waits)
                 self.folder = held.enter_context(Folder.open(path))
                 while not self._has_arrivals(waits=waits):
                     pass

@@ -313,12 +313,7 @@ class Course:
 
     def _inputs_of(self, draft: Draft) -> list[jobs.Input]:
         """Return where the host has what one command reads; what lies in another input of it comes with that."""
-        found: dict[str, jobs.Input] = {}
-        for need in sorted(draft.needs, key=lambda each: each.path):
-            place = place_of(need.path)
-            if not any(f"{place}/".startswith(f"{each}/") for each in found):
-                found[place] = self._input(place, is_in_place=need.is_in_place)
-        return list(found.values())
+        return [self._input(place, is_in_place=is_in_place) for place, is_in_place in _outermost(draft).items()]
 
     def _input(self, place: str, *, is_in_place: bool) -> jobs.Input:
         above = place
@@ -335,7 +330,7 @@ class Course:
 
     def _digests_of(self, draft: Draft) -> Mapping[str, bytes]:
         """Return the digests of what one command may change."""
-        places = [place_of(each) for each in draft.plan.in_place]
+        places = [place for place, is_in_place in _outermost(draft).items() if is_in_place]
         if not places or self._there is None:
             return {}
         known = self._there.digests
@@ -371,3 +366,13 @@ class Course:
             self.report.output_files += home.files
             self.report.output_bytes += home.bytes
             self._finished.add(draft, self._batch.path(file), posted.digest)
+
+
+def _outermost(draft: Draft) -> dict[str, bool]:
+    """Return the places of the inputs that lie in no other one, and whether the command may change them (spec J-20)."""
+    found: dict[str, bool] = {}
+    for need in sorted(draft.needs, key=lambda each: each.path):
+        place = place_of(need.path)
+        place = next((each for each in found if f"{place}/".startswith(f"{each}/")), place)
+        found[place] = found.get(place, False) or need.is_in_place
+    return found

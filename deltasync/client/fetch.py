@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from deltasync.client.comparison import Comparing, Comparison, Need, files_below
+from deltasync.client.comparison import Comparing, Comparison, MayReplace, Need, files_below
 from deltasync.client.destination import Destination, usable
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.download import Download, Source
@@ -53,6 +53,8 @@ class FetchOptions:
     is_own: bool = False
     """DEST is where somebody works, and what comes is the only copy: it may be a workspace, nothing but what is wanted
     is looked at in it, another fetch into it is waited for, and what came is made durable (spec J-62)."""
+    may_replace: MayReplace | None = None
+    """Asked of each file here that is not what is wanted, by its path in DEST; what it denies is left, and told."""
     delete: bool = False
     allow_mass_delete: bool = False
     dry_run: bool = False
@@ -156,7 +158,13 @@ def _chosen(origin: Origin, options: FetchOptions) -> tuple[int, bytes]:
 
 
 def _compared(folder: Folder | None, wanted: Wanted, options: FetchOptions, watcher: Watcher) -> Comparison:
-    found = Comparing(wanted, delete=options.delete, may_be_workspace=options.is_own, read=watcher.read).compare(folder)
+    found = Comparing(
+        wanted,
+        delete=options.delete,
+        may_be_workspace=options.is_own,
+        may_replace=options.may_replace,
+        read=watcher.read,
+    ).compare(folder)
     watcher.all_is_read()
     many = found.deleted > GUARD_ENTRIES and 2 * found.deleted > found.entries
     if found.deleted and (many or found.deleted == found.entries) and not options.allow_mass_delete:

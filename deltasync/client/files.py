@@ -20,7 +20,7 @@ from deltasync.client.listing import Listing, Seen, clamped, is_executable, sign
 from deltasync.client.moves import joined
 from deltasync.client.observation import Expect, Follow, Follower, IsSettled, Progress, ScanOptions, Waiting
 from deltasync.client.recipes import Edges, Known
-from deltasync.client.state import KEPT, RACY, Problem
+from deltasync.client.state import KEPT, RACY, UNREADABLE, Problem
 from deltasync.core.chunks import average_for
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import DEPTH_MAX, PATH_BYTES_MAX, NameRefused, parse_name, parse_target, shown
@@ -375,7 +375,7 @@ class Files:
         else:
             if item is None or item.inode != seen.inode:
                 self._claim(frame, seen, item)
-            self.trouble(frame, name, f"cannot be read ({error.strerror})")
+            self.trouble(frame, name, f"{UNREADABLE} ({error.strerror})")
 
     def _claim(self, frame: Frame, seen: Seen, item: Item | None) -> None:
         """Take the entry that an unreadable file had before it was renamed, where its stat proves that (spec S-20)."""

@@ -6,21 +6,25 @@ import contextlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deltasync.client.comparison import MayReplace
 from deltasync.client.digest import Digester, FileChanging
 from deltasync.client.fetch import JOBS, FetchOptions, Origin, Trouble, Watcher, fetch
+from deltasync.client.moves import joined
 from deltasync.client.wanted import Scope, find_entries
 from deltasync.core.errors import NotADeltasyncServer, RootUnavailable, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import JOB_ID, Returned
 from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import RESERVED, shown
-from deltasync.disk import Folder, open_regular, remove_tree
+from deltasync.disk import Folder, Lock, open_regular, remove_tree, space_guard
 
 NOTHING: Mapping[str, bytes] = {}
+LOCK = "home.lock"
+"""In the hidden folder of one in which inputs are replaced: held while that is done."""
 
 
 @dataclass(slots=True)
@@ -45,15 +49,18 @@ def bring_home(
     watcher: Watcher,
     *,
     in_place: Mapping[str, bytes] = NOTHING,
+    may_replace: MayReplace | None = None,
     job_id: str = "",
     jobs: int = JOBS,
 ) -> HomeReport:
     """Bring each returned place that has a target to it (spec J-62); trouble with one of them is data.
 
     in_place: of inputs that the command could write, by their places, the digest that was sent; b'' where nothing was.
+    may_replace: whether an output, by its place, may take the place of what is there; without it any may.
     Raises what a fetch raises where the host cannot be reached, or does not keep the sequence; a repetition goes on.
     """
-    home = _Home(origin, returned, watcher, jobs, job_id if JOB_ID.fullmatch(job_id) else f"job-{returned.sequence}")
+    name = job_id if JOB_ID.fullmatch(job_id) else f"job-{returned.sequence}"
+    home = _Home(origin, returned, watcher, jobs, name, may_replace)
     places = [place for place in returned.places if place in targets]
     if not places:
         return home.report
@@ -85,9 +92,17 @@ def bring_home(
 class _Home:
     """One homecoming."""
 
-    def __init__(self, origin: Origin, returned: Returned, watcher: Watcher, jobs: int, job_id: str) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        returned: Returned,
+        watcher: Watcher,
+        jobs: int,
+        job_id: str,
+        may_replace: MayReplace | None,
+    ) -> None:
         self._origin, self._returned, self._watcher = origin, returned, watcher
-        self._jobs, self._job_id = jobs, job_id
+        self._jobs, self._job_id, self._may_replace = jobs, job_id, may_replace
         self.report = HomeReport()
 
     def _refuse(self, target: Path, reason: str) -> bool:
@@ -129,6 +144,7 @@ class _Home:
             inside=inside,
             scope=Scope(tuple(sorted(names))),
             is_own=True,
+            may_replace=self._judge(inside) if told is None else None,
             jobs=self._jobs,
         )
         try:
@@ -143,6 +159,11 @@ class _Home:
         report.damaged += [f"{where}/{path}" for path in done.damaged]
         return True
 
+    def _judge(self, inside: str) -> MayReplace | None:
+        """Return what may be replaced in a DEST that stands for a folder of the tree."""
+        asked = self._may_replace
+        return None if asked is None else lambda path, status: asked(joined(inside, path) if inside else path, status)
+
     def replace(
         self, folder: Path, inside: str, found: Sequence[tuple[str, Path, Entry]], sent: Mapping[str, bytes]
     ) -> None:
@@ -150,21 +171,25 @@ class _Home:
 
         It arrives in a folder of its own, on the same file system, so that a look and a rename are all that is left.
         """
-        left = [each for each in found if not self._is_home(each[1], each[2])]
-        if not left:
-            return
-        name = f"home-{digest_of(f'{self._job_id}/{inside}'.encode()).hex()[:16]}"
-        if not self.fetch(folder / RESERVED / name, inside, [entry.name for _, _, entry in left], told=folder):
-            return
-        with Folder.open(folder) as held, Folder.open(folder / RESERVED) as ours, ours.enter(name) as arrived:
-            there = set(arrived.names())
-            for place, target, entry in left:
-                if entry.name in there:
-                    self._put(held, arrived, target, entry, sent.get(place))
-            held.fsync()
+        with contextlib.ExitStack() as stack:
+            try:
+                held = stack.enter_context(Folder.open(folder))
+                ours = stack.enter_context(_alone(held, folder))
+            except OSError as error:
+                self._refuse(folder, f"cannot be written ({error.strerror})")
+                return
+            left = [each for each in found if not self._is_home(each[1], each[2])]
+            name = f"home-{digest_of(f'{self._job_id}/{inside}'.encode()).hex()[:16]}"
+            names = [entry.name for _, _, entry in left]
+            if not left or not self.fetch(folder / RESERVED / name, inside, names, told=folder):
+                return
+            with ours.enter(name) as arrived:
+                there = set(arrived.names())
+                for place, target, entry in left:
+                    if entry.name in there:
+                        self._put(held, arrived, target, entry, sent.get(place))
+                held.fsync()
             remove_tree(ours, name)
-        with contextlib.suppress(OSError):
-            (folder / RESERVED).rmdir()
 
     def _is_home(self, target: Path, entry: Entry) -> bool:
         """Tell whether a target has the content already, as after a homecoming that was cut short."""
@@ -195,6 +220,30 @@ class _Home:
             os.rename(entry.name, name, src_dir_fd=arrived.fd, dst_dir_fd=folder.fd)
         except OSError as error:
             self._refuse(target.with_name(name), f"cannot be written ({error.strerror})")
+
+
+@contextlib.contextmanager
+def _alone(folder: Folder, path: Path) -> Iterator[Folder]:
+    """Hold the hidden folder inside a held one, while no other homecoming replaces anything there (spec J-62)."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                with space_guard(path):
+                    ours = stack.enter_context(folder.walk_to(RESERVED, create=True))
+                    lock = stack.enter_context(Lock(LOCK, "", at=ours.fd, wait=True))
+            except FileNotFoundError:
+                if not os.fstat(folder.fd).st_nlink:
+                    raise  # the folder itself was removed
+                continue
+            if not lock.is_named(LOCK, at=ours.fd):  # whoever had it before has removed it
+                continue
+            try:
+                yield ours
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(LOCK, dir_fd=ours.fd)
+                    os.rmdir(RESERVED, dir_fd=folder.fd)  # refused while it holds something else
+            return
 
 
 def _digest_at(path: Path) -> bytes | None:

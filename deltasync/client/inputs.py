@@ -21,14 +21,14 @@ from deltasync.client.push import Pusher, PushOptions
 from deltasync.client.report import PathProblem, Progress
 from deltasync.client.scan import scan
 from deltasync.client.selection import Selection
-from deltasync.client.state import State
+from deltasync.client.state import UNREADABLE, State
 from deltasync.core.errors import AlreadyRunning, InputsNotSent, UsageError
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Input
 from deltasync.core.manifest import Entry, Kind
-from deltasync.core.names import NameRefused, parse_path, shown
+from deltasync.core.names import RESERVED, NameRefused, parse_path, shown
 from deltasync.core.tree import find, walk
-from deltasync.disk import Lock, space_guard
+from deltasync.disk import Lock, open_regular, space_guard
 
 if TYPE_CHECKING:
     from deltasync.client.receiver import Transport
@@ -134,6 +134,8 @@ def delivered(
     placed = _placed(needs)
     held = {each.real: each.kept(transport.url, digests=digests_of_all) if may_keep else None for each in placed}
     rest = [each for each in placed if held[each.real] is None]
+    for each in rest:
+        _require_readable(each.real)
     with contextlib.ExitStack() as stack:
         private = None
         if rest:
@@ -168,7 +170,7 @@ def _input(placed: _Placed, there: Kept | _Private, report: Report) -> Input:
 
 
 def _placed(needs: Iterable[Need]) -> list[_Placed]:
-    """Return every input once; one that lies in another one comes with it."""
+    """Return every input once; one that lies in another one comes with it, and may be written as a part of it."""
     chosen: list[_Placed] = []
     unique = {each.path: each for each in sorted(needs, key=lambda each: not each.is_in_place, reverse=True)}
     for need in sorted(unique.values(), key=lambda each: each.path.split("/")):
@@ -181,6 +183,8 @@ def _placed(needs: Iterable[Need]) -> list[_Placed]:
                 f"{shown(need.path)} is reached through a link inside of {shown(around.need.path)}, which is an input "
                 "as well; name the file that it leads to"
             )
+        elif need.is_in_place:  # spec J-20
+            chosen[-1] = around._replace(need=around.need._replace(is_in_place=True))
     return chosen
 
 
@@ -191,6 +195,36 @@ def _real(path: str) -> str:
         raise UsageError(f"{shown(path)} cannot be read; the command reads it") from error
     place_of(real)
     return real
+
+
+def _require_readable(real: str) -> None:
+    """Raise InputsNotSent where the system says that a command's file or folder cannot be read (spec J-24)."""
+    todo = [real]
+    while todo:
+        path = todo.pop()
+        try:
+            if not os.path.isdir(path):  # noqa: PTH112 - one of many
+                _try_reading(path)
+                continue
+            with os.scandir(path) as listing:
+                for entry in listing:
+                    if entry.is_file(follow_symlinks=False):
+                        _try_reading(entry.path)
+                    elif entry.is_dir(follow_symlinks=False) and entry.name != RESERVED:
+                        todo.append(entry.path)
+        except FileNotFoundError:
+            continue  # gone again
+        except OSError as error:
+            raise InputsNotSent(
+                f"{shown(error.filename or path)} {UNREADABLE} ({error.strerror}), and the command would run without "
+                "it; make it readable, or move it out of the folder that the command reads"
+            ) from error
+
+
+def _try_reading(path: str) -> None:
+    """Raise what the system says where a file cannot be opened; most are not opened to know."""
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        os.close(open_regular(path))
 
 
 class _Private:
@@ -296,6 +330,8 @@ def _require_all(state: State, selection: Selection, problems: Sequence[PathProb
         if (each := unseen.get(shown(path))) is not None:  # it is there as it was in an earlier command
             raise InputsNotSent(f"/{each.path} {each.reason}; a former content of it is not sent in its place")
     for each in unseen.values():
+        if each.is_unreadable:  # such as a failing disk, which shows when it is read
+            raise InputsNotSent(f"/{each.path} {each.reason}, and the command would run without it")
         if each.waiting:  # a folder without it would be another input
             raise InputsNotSent(f"/{each.path} {each.reason}; run the command again when it is whole")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,8 +20,12 @@ from deltasync.core.names import NameRefused, parse_path, shown
 from deltasync.decoding import decoded
 from deltasync.disk import open_regular, space_guard, staged
 
-FOLDER, SUFFIX = "jobs", ".json"
+if TYPE_CHECKING:
+    from deltasync.client.comparison import MayReplace
+
+FOLDER, SUFFIX, LOOKED = "jobs", ".json", "looked"
 RECORD_BYTES_MAX = 256 << 20
+DAY_SECONDS = 86_400
 KEEP_DAYS = 31
 """What nobody brought home by then the host has forgotten (spec J-48)."""
 
@@ -32,6 +38,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str]
     """As it was typed, safe to print."""
     started_at: str
+    """Right before the host was asked for it, by the clock here."""
     outputs: list[Output] = []
     in_place: dict[str, str] = {}
     """The inputs that the command may have changed: place and local path, links resolved."""
@@ -39,6 +46,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What their files were when they were sent, by their places."""
     is_home: bool = False
     """Everything that it returned is here, and was acknowledged."""
+    came: list[tuple[int, int]] = []
+    """From when to when it was brought home, by the clock here in nanoseconds, each time."""
 
     def target(self, place: str) -> Path | None:
         """Return where something that came from a place belongs; None for a place that nobody named (spec J-66)."""
@@ -59,6 +68,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             for place in places
             if self.target(place) is not None and self._output(place) is None
         }
+
+    @property
+    def started_ns(self) -> int:
+        """When it was started, in nanoseconds."""
+        with contextlib.suppress(ValueError):
+            return round(datetime.fromisoformat(self.started_at).timestamp() * 1e6) * 1000
+        return 0
+
+    def has_brought(self, place: str, changed_ns: int) -> bool:
+        """Tell whether what is at a place, and changed last at that time, is what came home of this job.
+
+        That holds of a job that is home as a whole: every file was compared with what it returned at the end.
+        """
+        return self.is_home and any(start <= changed_ns <= end for start, end in self.came) and self.names(place)
 
     def _input(self, place: str) -> Path | None:
         for above, path in self.in_place.items():
@@ -88,15 +111,26 @@ class JobBook:
         return cls(home_of_states() / FOLDER)
 
     def write(self, record: Record) -> None:
-        """Keep a record from now on, and forget what is too old to be brought home."""
+        """Keep a record from now on; once a day, forget those that are too old to be brought home."""
         with space_guard(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with staged(self._folder / (record.id + SUFFIX)) as out:
                 out.write(msgspec.json.encode(record))
-        oldest = (datetime.now(UTC) - timedelta(days=KEEP_DAYS)).isoformat()
-        for each in self.records():
-            if each.started_at < oldest:
-                (self._folder / (each.id + SUFFIX)).unlink(missing_ok=True)
+            self._forget_old(time.time())
+
+    def _forget_old(self, now: float) -> None:
+        """Remove what was not written for too long, by the names and times alone: there may be very many records."""
+        looked = self._folder / LOOKED
+        with contextlib.suppress(FileNotFoundError):  # the first time
+            if abs(now - looked.stat().st_mtime) < DAY_SECONDS:
+                return
+        looked.touch(0o600)
+        with os.scandir(self._folder) as listing:
+            paths = [each.path for each in listing if each.name.endswith((SUFFIX, ".tmp"))]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                if os.lstat(path).st_mtime < now - KEEP_DAYS * DAY_SECONDS:
+                    os.unlink(path)  # noqa: PTH108 - one of very many
 
     def records(self) -> list[Record]:
         """Return every record that can be read, the newest first."""
@@ -106,6 +140,22 @@ class JobBook:
         ids = [name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)]
         found = (self._read(each) for each in ids if JOB_ID.fullmatch(each))
         return sorted((each for each in found if each is not None), key=lambda each: each.started_at, reverse=True)
+
+    def judge(self, record: Record) -> MayReplace:
+        """Return what tells whether an output of a job may take the place of what is there (spec J-62).
+
+        It may where that is as old as the job's start, or came home of a job that was started earlier.
+        """
+        older: list[Record] = []
+
+        def may_replace(place: str, status: os.stat_result) -> bool:
+            if status.st_ctime_ns <= record.started_ns:
+                return True
+            if not older:  # all are read, and only where it matters; this job is among them
+                older.extend(each for each in self.records() if each.started_at <= record.started_at)
+            return any(each.has_brought(place, status.st_ctime_ns) for each in older)
+
+        return may_replace
 
     def named(self, job_id: str) -> Record:
         """Return the record of a job, or raise NotFound."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from deltasync.client.inputs import Need, place_of
 from deltasync.client.looking import Looking
 from deltasync.core import jobs
-from deltasync.core.argv import Kind, Piece, Plan, Role, Said, pattern_of, plan, plan_lines, plan_values
+from deltasync.core.argv import Kind, Piece, Plan, Role, Said, is_series, pattern_of, plan, plan_lines, plan_values
 from deltasync.core.errors import UsageError
 from deltasync.core.names import shown
 
@@ -93,10 +93,13 @@ def drafted(asked: Asked, folder: str) -> Draft:
 
 def _output(path: str, found: Plan, said: Said, look: Looking) -> jobs.Output:
     pieces = (piece for word in found.words for piece in word.pieces if piece.role is Role.OUTPUT)
-    typed = {piece.text for piece in pieces if piece.path == path}
-    typed |= {text for text in said.outputs if look(text).path == path}
+    in_words = {piece.text for piece in pieces if piece.path == path}
+    typed = in_words | {text for text in said.outputs if look(text).path == path}
     is_folder = any(text.endswith("/") for text in typed) or look(path).kind is Kind.DIRECTORY
-    is_pattern = not is_folder and pattern_of(path.rpartition("/")[2]) is not None
+    name = path.rpartition("/")[2]
+    # Nobody expands a glob on its way to the command: that is what the file is called (spec J-16).
+    may_be_glob = not in_words and look(path).kind is Kind.ABSENT
+    is_pattern = not is_folder and (may_be_glob or is_series(name)) and pattern_of(name) is not None
     return jobs.Output(place=place_of(path), is_folder=is_folder, is_pattern=is_pattern)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from deltasync.client import inputs
 from deltasync.client.allowance import require_allowed
@@ -42,6 +45,8 @@ from deltasync.core.errors import (
 )
 from deltasync.core.names import shown
 
+GRAIN_NS = 20_000_000
+"""By how much a file system may note a change earlier than the clock says: its own goes on by ticks."""
 _OF_OTHERS = (Forbidden, HostBusy, HostUnreachable, HostUntrusted, NotADeltasyncServer, Unauthorized, UsageError)
 """What is no failure of the inputs or outputs, whenever it happens."""
 
@@ -148,6 +153,7 @@ class Runner:
         self, draft: Draft, key: str, found: list[jobs.Input], digests: Mapping[str, bytes]
     ) -> tuple[jobs.Job, Record]:
         """Have a command run with inputs that the host has, and record it here; raises SequenceGone, NotFound."""
+        started_at = datetime.now(UTC)
         try:
             job = self.jobs.start(draft.request(key, client_id(), found))
         except (SequenceGone, NotFound):
@@ -158,7 +164,7 @@ class Runner:
             id=job.id,
             url=self.jobs.url,
             command=[shown(each) for each in draft.asked.argv],
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            started_at=started_at.isoformat(timespec="microseconds"),
             outputs=list(draft.outputs),
             in_place={each.place: str(Path("/" + each.place).resolve()) for each in found if each.in_place},
             digests={place: digest.hex() for place, digest in digests.items()},
@@ -197,7 +203,7 @@ class Runner:
 
     def forget(self, record: Record) -> None:
         """Say that nothing more comes of a job."""
-        self._book.write(_home(record))
+        self._book.write(msgspec.structs.replace(record, is_home=True))
 
     def fetch(self, record: Record, job: jobs.Job, watcher: Watcher) -> Home:
         """Bring home what a job returned, and tell the host when everything is here (spec J-62, J-63)."""
@@ -205,11 +211,15 @@ class Runner:
         if job.returned is None or job.acknowledged:
             self.forget(record)
             return home
-        with _failing(OutputsNotHome):
-            is_here = self._bring(record, job.returned, home, watcher)
-            if is_here:
-                self.jobs.acknowledge(job.id)
-                self.forget(record)
+        began_ns, is_home = time.time_ns() - GRAIN_NS, False
+        try:
+            with _failing(OutputsNotHome):
+                if self._bring(record, job.returned, home, watcher):
+                    self.jobs.acknowledge(job.id)
+                    is_home = True
+        finally:
+            came = [*record.came, (began_ns, time.time_ns())]
+            self._book.write(msgspec.structs.replace(record, came=came, is_home=is_home))
         return home
 
     def _bring(self, record: Record, returned: jobs.Returned, home: Home, watcher: Watcher) -> bool:
@@ -217,7 +227,13 @@ class Runner:
         targets = {place: path for place in returned.places if (path := record.target(place)) is not None}
         others = [place for place in returned.places if place not in targets]
         report = bring_home(
-            self._transport, returned, targets, watcher, in_place=record.sent(targets), job_id=record.id
+            self._transport,
+            returned,
+            targets,
+            watcher,
+            in_place=record.sent(targets),
+            may_replace=self._book.judge(record),
+            job_id=record.id,
         )
         wrong = {each.path for each in report.problems} | set(report.damaged)
         home.paths = [told for path in targets.values() if (told := shown(str(path))) not in wrong]
@@ -256,9 +272,3 @@ def _failing(kind: type[RunTrouble]) -> Iterator[None]:
         yield
     except DeltasyncError as error:
         raise (of_run(error) if isinstance(error, _OF_OTHERS) else kind.of(error)) from error
-
-
-def _home(record: Record) -> Record:
-    import msgspec
-
-    return msgspec.structs.replace(record, is_home=True)

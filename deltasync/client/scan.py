@@ -24,7 +24,7 @@ from deltasync.client.listing import Listing, clamped, list_folder, signed
 from deltasync.client.moves import LIMBO, ROOT_ID, Stats, former_entries, joined
 from deltasync.client.observation import Expect, Follow, IsSettled, Progress, ScanOptions, ScanReport, Waiting
 from deltasync.client.opening import DATABASE, damaged
-from deltasync.client.state import REHASH_DUE, Problem, Row, State
+from deltasync.client.state import REHASH_DUE, UNREADABLE, Problem, Row, State
 from deltasync.core.errors import GuardStopped, RootUnavailable
 from deltasync.core.manifest import EMPTY_ROOT, Kind
 from deltasync.core.names import RESERVED, shown
@@ -231,7 +231,7 @@ class _Scan:
                 self._lose(above, name, error)
             else:
                 self._claim_folder(above, name)
-                self._leave(path, f"cannot be read ({error.strerror})")
+                self._leave(path, f"{UNREADABLE} ({error.strerror})")
         if found is None:
             if descriptor >= 0:
                 os.close(descriptor)

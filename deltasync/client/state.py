@@ -73,6 +73,8 @@ REHASH_DUE = "rehash_due"
 """The meta key that says that size and mtime were trusted and every file is to be read again."""
 TAKEN_BACK = "taken_back"
 """The meta key that names the directories which bundles moved that were taken back."""
+UNREADABLE = "cannot be read"
+"""The reason of such a problem begins so."""
 _SWEEP_SLACK = 1_000
 _moves = msgspec.json.Decoder(dict[str, str])
 
@@ -84,6 +86,11 @@ class Problem:
     path: str
     reason: str
     waiting: bool
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether something is there that the system does not let us read."""
+        return self.reason.startswith(UNREADABLE)
 
 
 @dataclass(slots=True)

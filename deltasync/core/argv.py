@@ -124,9 +124,14 @@ class Plan:
         ]
 
 
+def is_series(name: str) -> bool:
+    """Tell whether a path's last component is a series (`%04d`), which the command itself fills in."""
+    return _SERIES.search(name) is not None
+
+
 def pattern_of(name: str) -> re.Pattern[str] | None:
     """Return what a series (`%04d`) or a glob in a path's last component matches; None where it is neither."""
-    if _SERIES.search(name):
+    if is_series(name):
         if len(_SERIES.findall(name)) > SERIES_MAX or any(len(width) > 3 for width in _SERIES.findall(name)):
             raise UsageError(f"{shown(name)} has more than {SERIES_MAX} series like %04d, or one of a thousand digits")
         digits = (rf"\d{{{int(width)},}}" if width.strip("0") else r"\d+" for width in _SERIES.findall(name))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from corpus_good import noise
+from remote_runs import Terminal
 from serving import Bundle, Served, Writer, serving, until
 
 from deltasync.core.hashing import digest_of
@@ -117,3 +118,20 @@ def test_a_tree_that_cannot_copy_a_blob_goes_on_without_it(environment: dict[str
         assert_asked_for(server, "w", content)
         assert server.get("/api/v1/workspaces/w").json["tree_sequence"] == 1
         mark.unlink()
+
+
+def test_no_command_runs_without_a_file_that_the_disk_does_not_give(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A file of an input folder whose reading fails is named, and the command that would lack it is not run."""
+    content = noise("input", 10_000)
+    with serving(tmp_path / "data", "--run-without-token") as served:
+        terminal = Terminal.at(tmp_path / "home", served.url)
+        (terminal.folder / "in").mkdir()
+        (terminal.folder / "in/fine").write_bytes(b"fine")
+        path = terminal.folder / "in" / digest_of(content).hex()
+        path.write_bytes(content)
+        harm(environment, content, 4_096)
+        done = terminal.run("--settle", "0", "--", "ls", "in", **environment)
+        assert (done.code, done.out) == (123, ""), done
+        assert f"{path} cannot be read (Input/output error)" in done.err and "run without it" in done.err

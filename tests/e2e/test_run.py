@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from user import BINARY, SECONDS, Done, User
 
 from deltasync import Host
 from deltasync.core.errors import JobLost, PlanRefused
+from deltasync.host import Tail
 
 EDIT = "s/alpha/omega/"
 
@@ -173,6 +175,46 @@ def test_a_folder_changes_in_place(user: User, here: Path) -> None:
     assert done.code == 0, done.err
     assert (here / "sub/edited").read_text() == "alpha\nmore\n" and (here / "sub/made").read_text() == "new\n"
     assert as_it_is(here / "sub/left") == before and names(here / "sub") == {"edited", "left", "made"}
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_file_of_a_folder_that_is_an_input_too_changes_in_place(user: User, here: Path, *, each: bool) -> None:
+    """A file that may change comes home also where a variable names its folder, of one command and of many."""
+    (here / "sub").mkdir()
+    (here / "sub/a.txt").write_text("alpha\n")
+    words = ("--each", "sub/*.txt") if each else ()
+    done = run(
+        user,
+        here,
+        "--in-place",
+        "--env",
+        "DIR=sub",
+        *words,
+        "--",
+        "sed",
+        "-i",
+        "-e",
+        EDIT,
+        "{}" if each else "sub/a.txt",
+    )
+    assert done.code == 0, done.err
+    assert (here / "sub/a.txt").read_text() == "omega\n" and names(here / "sub") == {"a.txt"}
+
+
+def test_a_host_that_is_named_wins_over_variables_that_name_none(
+    user: User, here: Path, host: Served, monkeypatch: Any
+) -> None:
+    """With --on, a name in DELTASYNC_ON or DELTASYNC_TO that nobody knows is not looked up; without it, it is told."""
+    for name in ("DELTASYNC_ON", "DELTASYNC_TO"):
+        monkeypatch.setitem(user.environment, name, "nobody")
+        monkeypatch.setenv(name, "nobody")
+    assert run(user, here, "--on", host.url, "--", "cat", "a.txt").out == "alpha\n"
+    assert user.run("jobs", "ls", "--on", host.url).code == 0
+    refused = run(user, here, "--", "cat", "a.txt")
+    assert refused.code in (121, 122) and "nobody" in refused.err
+    monkeypatch.setenv("DELTASYNC_HOME", user.environment["DELTASYNC_HOME"])
+    with Host(host.url) as there:
+        assert there.run(["cat", "a.txt"], folder=here).stdout == b"alpha\n"
 
 
 # What it says, and how it ends
@@ -388,6 +430,28 @@ def test_a_host_runs_commands_from_python(user: User, here: Path, host: Served, 
             there.run(["cat", "{in:none}"], folder=here)
         with pytest.raises(JobLost, match="no-such-command"):
             there.run(["no-such-command"], folder=here)
+
+
+def test_python_keeps_the_end_of_what_a_command_says(user: User, here: Path, host: Served, monkeypatch: Any) -> None:
+    """The result has no more of a stream than was to be kept, and says how much it lacks; who asks hears all of it."""
+    monkeypatch.setenv("DELTASYNC_HOME", user.environment["DELTASYNC_HOME"])
+    said, heard = b"".join(b"%d\n" % number for number in range(500_000)), io.BytesIO()
+    with Host(host.url) as there:
+        done = there.run(["sh", "-c", "seq 0 499999; echo err >&2"], folder=here, stdout=heard.write, keep_bytes=1000)
+    assert heard.getvalue() == said
+    assert (done.stdout, done.stdout_cut_bytes) == (said[-1000:], len(said) - 1000)
+    assert (done.stderr, done.stderr_cut_bytes) == (b"err\n", 0)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1, 1000])
+def test_the_end_of_a_stream_is_all_that_is_held(keep_bytes: int) -> None:
+    """However long a stream is, no more than twice what is to be kept lies in memory."""
+    tail = Tail(keep_bytes)
+    for number in range(10_000):
+        tail.add(b"%04d" % number)
+        assert sys.getsizeof(tail._kept) <= 2 * keep_bytes + 1000
+    assert tail.content() == b"".join(b"%04d" % number for number in range(10_000))[40_000 - keep_bytes :]
+    assert tail.cut_bytes == 40_000 - keep_bytes
 
 
 def test_the_program_starts_without_what_runs_commands() -> None:

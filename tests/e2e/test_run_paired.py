@@ -10,25 +10,30 @@ from secured import Secured, secured
 from serving import BINARY
 from user import User
 
+PAIR = "deltasync-server pair "
+README = Path(__file__).parents[2] / "README.md"
 
-def paired(terminal: Terminal, host: Secured, scope: str) -> None:
+
+def paired(terminal: Terminal, host: Secured, *flags: str) -> None:
     """Pair a user with a host, which is called box from then on."""
-    words = [BINARY, "pair", "--data", host.data, "--scope", scope]
+    words = [BINARY, "pair", "--data", host.data, *flags]
     code = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     added = terminal.user.run("host", "add", "box", f"https://127.0.0.1:{host.port}", code)
     assert added.code == 0, added.err
 
 
 def test_a_paired_host_runs_commands_where_the_pairing_says_so(tmp_path: Path) -> None:
-    """With `pair --scope push,run` a command runs and its output comes home; with `push` alone it is 122, and why."""
+    """Paired as README says a command runs and its output comes home; by `pair` alone it is 122, and what mends it."""
+    (words,) = (line.split("#")[0].split() for line in README.read_text().splitlines() if line.startswith(PAIR))
     with secured(tmp_path, listen="0.0.0.0:0") as host:
         terminal = Terminal.at(tmp_path / "home", "box")
         (terminal.folder / "a.txt").write_text("alpha\n")
-        paired(terminal, host, "push")
+        paired(terminal, host)
         refused = terminal.run("--", "cp", "a.txt", "b.txt")
-        assert refused.code == 122 and "run" in refused.err and refused.err.count("\n") == 1, refused
+        assert refused.code == 122 and refused.err.count("\n") == 1, refused
+        assert "`deltasync-server pair --scope push,run`" in refused.err and "`deltasync host rm NAME`" in refused.err
         assert terminal.user.run("host", "rm", "box").code == 0
-        paired(terminal, host, "push,run")
+        paired(terminal, host, *words[2:])
         done = terminal.run("--", "cp", "a.txt", "b.txt")
         assert (done.code, done.err) == (0, ""), done
         assert (terminal.folder / "b.txt").read_text() == "alpha\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deltasync.disk import MANY_FILES, Folder, fsync_each
+from deltasync.disk import MANY_FILES, Folder, fsync_each, make_folder
 
 
 @pytest.mark.parametrize("count", [0, 1, MANY_FILES - 1, MANY_FILES, 4 * MANY_FILES])
@@ -32,3 +32,13 @@ def test_every_file_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {name: type(error) for name, error in failed.items()} == dict.fromkeys(
         ["gone", "gone too"], FileNotFoundError
     )
+
+
+def test_a_folder_behind_a_link_is_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that a link leads to holds the new name, and is what is fsynced."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(os.fstat(descriptor).st_ino))
+    make_folder(tmp_path / "link/made", durable=True)
+    assert (tmp_path / "real").stat().st_ino in synced

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,11 @@ def _in_place(job: Finished) -> None:
         job.inputs.append(Input(workspace="w", sequence=1, place=place, in_place=True))
 
 
+def _later_in_place(job: Finished) -> None:
+    job.leave("p/a.txt", b"edited by another one", top="inputs")
+    job.inputs.append(Input(workspace="w", sequence=1, place="p/a.txt", in_place=True))
+
+
 def _large(job: Finished) -> None:
     job.out("p/large.bin", LARGE)
 
@@ -97,6 +104,7 @@ JOBS: Mapping[str, Callable[[Finished], None]] = {
     "folder": _folder,
     "many": _many,
     "in place": _in_place,
+    "later in place": _later_in_place,
     "large": _large,
 }
 
@@ -433,6 +441,29 @@ def test_what_came_home_is_durable_before_anybody_says_so(
     assert {path for path in ("p/a.txt", "p/new.txt", "p") if (home / path).stat().st_ino not in synced} == set()
 
 
+def test_the_name_of_a_folder_that_is_made_is_durable(
+    way: Way, returned: dict[str, Returned], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder above an output folder is fsynced once that is there, also where a killed homecoming had made it."""
+    synced: list[tuple[int, frozenset[str]]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append((os.fstat(descriptor).st_ino, frozenset(os.listdir(descriptor) if is_folder else ())))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for _ in range(2):
+        synced.clear()
+        brought(way, returned["folder"], home)
+        assert any(inode == (home / "p").stat().st_ino and "out" in names for inode, names in synced)
+    synced.clear()
+    Destination(home / "a/b/c", may_delete=False, waits=True).close(is_done=True)
+    made = {(above.stat().st_ino, frozenset({name})) for above, name in ((home / "a", "b"), (home / "a/b", "c"))}
+    assert made <= set(synced) and any(inode == home.stat().st_ino and "a" in names for inode, names in synced)
+
+
 def test_two_homecomings_into_one_folder_wait_for_each_other(
     server: Served, returned: dict[str, Returned], home: Path
 ) -> None:
@@ -460,15 +491,56 @@ def test_two_homecomings_into_one_folder_wait_for_each_other(
     assert not (home / "p/.deltasync").exists()
 
 
+@pytest.mark.parametrize("names", [("in place", "in place"), ("in place", "later in place")])
+def test_two_homecomings_never_replace_one_file_twice(
+    server: Served, returned: dict[str, Returned], home: Path, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks at an input when the first is done with it: the same job is home, another one's is beside."""
+    target = folders.write(home, "p/a.txt", "as sent")
+    sent = {"p/a.txt": digest_of(b"as sent"), "p/new.txt": b""}
+    has_looked, is_over = threading.Event(), threading.Event()
+    rename = os.rename
+
+    def renaming(source: str, to: str, **where: Any) -> None:
+        if to == "a.txt" and not has_looked.is_set():  # between the look of the first and its replacing
+            has_looked.set()
+            until(lambda: is_over.is_set() or _is_waited_for(target.parent / ".deltasync/home.lock"))
+        rename(source, to, **where)
+
+    def bring(name: str) -> HomeReport:
+        with closing(Way(server.url)) as way:
+            return brought(way, returned[name], home, in_place=sent)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(bring, names[0])
+        assert has_looked.wait(20)
+        second = pool.submit(bring, names[1])
+        second.add_done_callback(lambda _: is_over.set())
+        reports = [first.result(20), second.result(20)]
+    assert target.read_bytes() == b"edited there" and not (home / "p/.deltasync").exists()
+    if names[0] == names[1]:
+        assert [(each.files, each.problems) for each in reports] == [(2, [])] * 2
+    else:
+        assert [len(each.problems) for each in reports] == [0, 1]
+        assert (home / f"p/a.txt.from-{JOB}").read_bytes() == b"edited by another one"
+
+
+def _is_waited_for(lock: Path) -> bool:
+    """Tell whether somebody waits for a lock on a file."""
+    waited = f":{lock.stat().st_ino} " if lock.exists() else None
+    lines = Path("/proc/locks").read_text().splitlines()
+    return waited is not None and any("->" in line and waited in line for line in lines)
+
+
 def test_who_waited_for_a_folder_gets_one_that_is_there(tmp_path: Path) -> None:
     """The fetch before removes its arrivals with the lock: who got that one holds nothing, and begins anew."""
     first = Destination(tmp_path, may_delete=False)
     lock = tmp_path / ".deltasync/fetch/lock"
-    waited = f":{lock.stat().st_ino} "
     second: list[Destination] = []
     thread = threading.Thread(target=lambda: second.append(Destination(tmp_path, may_delete=False, waits=True)))
     thread.start()
-    until(lambda: any("->" in line and waited in line for line in Path("/proc/locks").read_text().splitlines()))
+    until(lambda: _is_waited_for(lock))
     first.close(is_done=True)
     thread.join()
     second[0].write("arrival", b"content")

@@ -381,3 +381,40 @@ def test_a_folder_on_the_way_need_not_be_listed(
         os.listdir(homes)
     done = carry(transport, old(homes / "mine/in/file", b"content"), homes / "mine/in")
     assert set(tree(transport, done.inputs[0].workspace, done.inputs[0].sequence)) == {f"{homes}/mine/in/file"[1:]}
+
+
+def test_a_file_that_may_change_inside_another_input_may_change(transport: HttpTransport, media: Path) -> None:
+    """A folder with such a file in it may change as a whole: it is one input, and every file is known as it was."""
+    files = [old(media / "in/file", b"file"), old(media / "in/deep/other", b"other")]
+    for needs in ([Need(str(media / "in")), Need(str(files[0]), True)], [Need(str(files[1]), True), Need(str(media))]):
+        with delivered(transport, needs, watcher=Meter(), note=[].append, settle_seconds=0.0) as done:
+            assert [each.in_place for each in done.inputs] == [True]
+            assert done.digests == {str(file)[1:]: digest_of(file.read_bytes()) for file in files}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.parametrize("closed", ["file", "folder", "passage", "named"])
+def test_what_cannot_be_read_is_refused_before_anything_is_sent(
+    transport: HttpTransport, media: Path, homes: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """A file or folder inside of an input without which the command would run is named, and what to do about it."""
+    folder = homes / "mine/in"
+    old(folder / "deep/secret", b"x")
+    old(folder / "fine", b"fine")
+    path, mode = {"folder": (folder / "deep", 0), "passage": (folder / "deep", 0o644)}.get(
+        closed, (folder / "deep/secret", 0)
+    )
+    for each in (folder, folder / "deep", folder / "deep/secret"):
+        os.chown(each, 65534, 65534)
+    path.chmod(mode)
+    carry(transport, old(media / "file", b"x"))  # what is imported late is there by now
+    os.setegid(65534)
+    os.seteuid(65534)
+    monkeypatch.setenv("DELTASYNC_HOME", str(homes / "mine/own"))
+    asked = transport.requests
+    with pytest.raises(InputsNotSent, match="make it readable, or move it") as caught:
+        carry(transport, path if closed == "named" else folder)
+    named = path / "secret" if closed == "passage" else path
+    assert f"{named} cannot be read (Permission denied)" in caught.value.sentence and caught.value.exit_code == 123
+    assert transport.requests == asked

@@ -128,3 +128,15 @@ def test_what_a_pattern_stands_for_may_change_in_place(here: Path) -> None:
     """A pattern that no shell has expanded names files that come home when the command changed them."""
     found = draft(here, "mogrify", "f_*.png", said=Said(is_in_place=True))
     assert found.needs == (Need(f"{here}/f_0001.png", True), Need(f"{here}/f_0002.png", True))
+
+
+@pytest.mark.parametrize("name", ["clip [1].mp4", "what?.txt", "a*b"])
+def test_an_output_in_a_word_is_called_what_it_is_called(here: Path, name: str) -> None:
+    """Brackets and stars in a word of the command are letters of a name; beside the words they are a glob."""
+    for words in (["tool", "-o", name], ["tool", f"{{out:{name}}}"], ["ffmpeg", "-i", "a.txt", name]):
+        assert draft(here, *words).outputs == (Output(place=f"{here}/{name}"[1:]),)
+    beside = Said(outputs=frozenset({name}))
+    assert draft(here, "tool", said=beside).outputs == (Output(place=f"{here}/{name}"[1:], is_pattern=True),)
+    assert draft(here, "tool", name, said=beside).outputs == (Output(place=f"{here}/{name}"[1:]),)
+    (here / name).write_text("here")
+    assert draft(here, "tool", said=beside).outputs == (Output(place=f"{here}/{name}"[1:]),)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from deltasync.client.job_records import JobBook, Record
 from deltasync.client.job_request import Asked, drafted
 from deltasync.client.job_transport import JobTransport
 from deltasync.client.push import Pusher, PushOptions
-from deltasync.client.run import Runner, Started, exit_code_of
+from deltasync.client.run import Home, Runner, Started, exit_code_of
 from deltasync.client.scan import ScanOptions, scan
 from deltasync.client.state import State
 from deltasync.client.transport import HttpTransport
@@ -63,6 +65,11 @@ def request(*argv: str) -> JobRequest:
 
 def start(runner: Runner, here: Path, *argv: str) -> Started:
     return runner.start(drafted(Asked(argv), str(here)), Meter())
+
+
+def a_record(number: int) -> Record:
+    """Return a record of a job that was never started."""
+    return Record(id=f"ds_1_{number:08x}", url="u", command=[], started_at="2999")
 
 
 class Heard:
@@ -233,6 +240,20 @@ def test_a_place_leads_where_it_was_named_or_nowhere(place: str, target: str | N
     assert record.target(place) == (target and Path(target))
 
 
+def test_a_name_with_brackets_leads_to_itself_alone(host: Served, here: Path) -> None:
+    """What a host returns for `c [1].txt` is never written to `c 1.txt`, which that would match as a pattern."""
+    (here / "c 1.txt").write_text("mine")
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        started = start(
+            runner, here, "sh", "-c", 'for each in "$@"; do echo there > "$each"; done', "x", "{out:c [1].txt}"
+        )
+        assert started.record.target(f"{here}/c 1.txt"[1:]) is None
+        runner.follow(started.job, Heard())
+        assert home_of(runner, started).is_whole
+    assert (here / "c [1].txt").read_text() == "there\n" and (here / "c 1.txt").read_text() == "mine"
+
+
 def test_what_is_home_is_acknowledged_and_what_is_not_stays(host: Served, here: Path) -> None:
     """While something could not be written here the host keeps everything; the record knows which jobs wait."""
     (here / "sub").mkdir()
@@ -250,14 +271,105 @@ def test_what_is_home_is_acknowledged_and_what_is_not_stays(host: Served, here: 
         assert runner.jobs.job(job.id).acknowledged and JobBook.of_user().named(job.id).is_home
 
 
+def written(runner: Runner, here: Path, content: str, out: str = "{out:c.txt}") -> Started:
+    """Have a command write an output, and wait for its end; nothing comes home yet."""
+    started = start(runner, here, "sh", "-c", f"echo {content} > {out}")
+    assert exit_code_of(runner.follow(started.job, Heard())) == 0
+    return started
+
+
+def home_of(runner: Runner, started: Started) -> Home:
+    """Bring home what a command wrote, as a later process does."""
+    return runner.fetch(JobBook.of_user().named(started.job.id), runner.jobs.job(started.job.id), Meter())
+
+
+def test_an_older_job_never_replaces_what_a_later_one_brought(host: Served, here: Path) -> None:
+    """Its output is told and stays on the host, until what is there was moved away; then it comes."""
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        older = written(runner, here, "older")
+        later = written(runner, here, "later")
+        assert home_of(runner, later).is_whole
+        home = home_of(runner, older)
+        assert (here / "c.txt").read_text() == "later\n" and not home.is_whole
+        assert [(each.place, "changed here since" in each.reason) for each in home.problems] == [
+            (str(here / "c.txt"), True)
+        ]
+        assert not runner.jobs.job(older.job.id).acknowledged
+        (here / "c.txt").rename(here / "kept.txt")
+        assert home_of(runner, older).is_whole and (here / "c.txt").read_text() == "older\n"
+
+
+def test_of_two_jobs_that_come_home_late_the_later_one_stays(host: Served, here: Path) -> None:
+    """What an older job brought gives way to what a later one wrote, also where the older came home in two attempts."""
+    (here / "sub").mkdir()
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        older = written(runner, here, "older", "{out:c.txt}; echo x > {out:sub/d.txt}")
+        later = written(runner, here, "later")
+        (here / "sub").rmdir()
+        assert not home_of(runner, older).is_whole and (here / "c.txt").read_text() == "older\n"
+        (here / "sub").mkdir()
+        assert home_of(runner, older).is_whole
+        assert home_of(runner, later).is_whole and (here / "c.txt").read_text() == "later\n"
+
+
+def test_what_was_made_here_since_a_job_was_started_is_left(host: Served, here: Path) -> None:
+    """In the place of an output, and inside of a folder that is one; what is as it was then is replaced."""
+    (here / "out").mkdir()
+    for name in ("c.txt", "out/old", "out/edited"):
+        (here / name).write_text("mine")
+    with reaching(host.url) as transport:
+        runner = Runner(transport, note=[].append, settle_seconds=0.0)
+        script = "{out:c.txt}; cd {out:out/}; for each in old edited new; do echo there > $each; done"
+        started = written(runner, here, "there", script)
+        (here / "out/edited").write_text("edited")
+        (here / "out/new").write_text("new")
+        home = home_of(runner, started)
+    assert {each.place for each in home.problems} == {str(here / "out/edited"), str(here / "out/new")}
+    assert (here / "c.txt").read_text() == (here / "out/old").read_text() == "there\n"
+    assert ((here / "out/edited").read_text(), (here / "out/new").read_text()) == ("edited", "new")
+
+
 def test_a_damaged_record_hides_no_other(host: Served, here: Path) -> None:
     """A record that cannot be read is left out of the book, and can be asked for no more."""
     book = JobBook.of_user()
     for number in range(2):
-        book.write(Record(id=f"ds_1_0000000{number}", url="u", command=[], started_at="2999"))
+        book.write(a_record(number))
     (here.parent / "home/jobs/ds_1_00000000.json").write_bytes(b"{")
     (here.parent / "home/jobs/other.txt").write_bytes(b"")
     assert [each.id for each in book.records()] == ["ds_1_00000001"]
+
+
+def test_a_record_costs_the_same_however_many_there_are(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing one lists no folder and opens no other record: thousands of files in a row are no slower at the end."""
+    book = JobBook.of_user()
+    book.write(a_record(0))
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            patch.setattr(os, name, lambda *_: pytest.fail("a folder was listed"))
+        opened, real = [], os.open
+        patch.setattr(os, "open", lambda path, *rest, **more: opened.append(str(path)) or real(path, *rest, **more))
+        for number in range(1, 40):
+            book.write(a_record(number))
+        assert len(opened) <= 3 * 39 and not [each for each in opened if each.endswith(".json")]
+    assert len(book.records()) == 40
+
+
+def test_records_are_forgotten_when_the_host_has_forgotten_their_jobs(here: Path) -> None:
+    """What was not written for a month goes, also where it cannot be read; that is looked for once a day."""
+    book, folder = JobBook.of_user(), here.parent / "home/jobs"
+    month_ago = time.time() - 32 * 86_400
+    for number in range(3):
+        book.write(a_record(number))
+    (folder / "ds_1_00000001.json").write_bytes(b"{")
+    for name in ("ds_1_00000000.json", "ds_1_00000001.json"):
+        os.utime(folder / name, (month_ago, month_ago))
+    book.write(a_record(3))
+    assert len(list(folder.glob("*.json"))) == 4
+    os.utime(folder / "looked", (month_ago, month_ago))
+    book.write(a_record(4))
+    assert sorted(each.name[-6:-5] for each in folder.glob("*.json")) == ["2", "3", "4"]
 
 
 def test_a_host_that_would_refuse_is_asked_before_anything_is_sent(tmp_path: Path, here: Path) -> None:

@@ -39,7 +39,10 @@ def why_not(request: Request) -> str:
     if config.no_run:
         return "this server runs no commands (--no-run)"
     if Scope.RUN not in caller.scopes:
-        return "this token is not good for running commands: it lacks the scope 'run'"
+        return (
+            "this token lacks the scope 'run': there `deltasync-server pair --scope push,run` prints a code (here "
+            "`deltasync host rm NAME`, then `host add`), or `deltasync-server token create --scope push,run` a token"
+        )
     if caller.token is None and source_of(request.scope) and not config.run_without_token:
         return (
             "commands run only for who shows a token: `deltasync-server token create --scope 'push run'` there makes "
