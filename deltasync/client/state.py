@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -190,19 +190,26 @@ class State:
         else:
             self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
+    def _row(self, query: str, *parameters: object) -> tuple[Any, ...]:
+        """Return a row that every state has; raises what damage raises where it is gone, as after a page of zeros."""
+        row: tuple[Any, ...] | None = self.db.execute(query, parameters).fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError("a row is gone that is always there")
+        return row
+
     # The observed tree
 
     def observed_root(self) -> bytes:
         """Return the root of the tree as it was last observed; always a complete tree."""
-        return bytes(self.db.execute("SELECT digest FROM directories WHERE id = ?", (ROOT_ID,)).fetchone()[0])
+        return bytes(self._row("SELECT digest FROM directories WHERE id = ?", ROOT_ID)[0])
 
     def sealed_root(self) -> bytes:
         """Return the root of the tree that the sealed bundles lead to."""
-        return bytes(self.db.execute("SELECT sealed_root FROM head").fetchone()[0])
+        return bytes(self._row("SELECT sealed_root FROM head")[0])
 
     def counts(self) -> tuple[int, int]:
         """Return how many files were observed, and their bytes; one row is read."""
-        files, size = self.db.execute("SELECT files, bytes FROM directories WHERE id = ?", (ROOT_ID,)).fetchone()
+        files, size = self._row("SELECT files, bytes FROM directories WHERE id = ?", ROOT_ID)
         return files, size
 
     def load(self, digest: bytes) -> list[Entry]:
@@ -270,9 +277,7 @@ class State:
 
     def link(self, identity: int) -> Link:
         """Return where a directory hangs."""
-        return Link(
-            *self.db.execute("SELECT parent, name, moved_from FROM directories WHERE id = ?", (identity,)).fetchone()
-        )
+        return Link(*self._row("SELECT parent, name, moved_from FROM directories WHERE id = ?", identity))
 
     def packed_stats(self, identity: int) -> bytes:
         """Return the packed stats of a directory's entries; b'' for one that was never written."""
@@ -281,7 +286,7 @@ class State:
 
     def last_id(self) -> int:
         """Return the highest id of a directory row."""
-        return int(self.db.execute("SELECT max(id) FROM directories").fetchone()[0])
+        return int(self._row("SELECT id FROM directories ORDER BY id DESC LIMIT 1")[0])
 
     # Moves since the last sealing
 

@@ -328,8 +328,9 @@ def test_a_name_for_the_workspace_that_a_disk_lost_is_none(tmp_path: Path, monke
     assert kept.read_bytes() == named
 
 
-def test_damage_met_by_a_scan_is_set_aside_by_the_next_opening(tmp_path: Path) -> None:
-    """Only the pages of the directories rot: the opening does not read them, the scan does."""
+@pytest.mark.parametrize("rot", [None, b"\r" + bytes(4), b"\n" + bytes(4)])
+def test_damage_met_by_a_scan_is_set_aside_by_the_next_opening(tmp_path: Path, rot: bytes | None) -> None:
+    """Only the pages of the directories rot, some into empty ones: the opening does not read them, the scan does."""
     write(tmp_path / "ws", {f"d{n}/f{m}": f"{n}" for n in range(60) for m in range(40)})
     with State.open(tmp_path / "ws") as state:
         look(state)
@@ -341,7 +342,7 @@ def test_damage_met_by_a_scan_is_set_aside_by_the_next_opening(tmp_path: Path) -
     with open(path, "r+b") as out:
         for (page,) in pages:
             out.seek((page - 1) * 4096)
-            out.write(os.urandom(4096))
+            out.write(os.urandom(4096) if rot is None else (rot + b"\x10").ljust(4096, b"\0"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     (path.parent / "lock").write_text(f"closed {status.st_size} {status.st_mtime_ns}")
     with pytest.raises(Corrupt, match="run the command again"), State.open(tmp_path / "ws") as state:
