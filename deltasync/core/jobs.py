@@ -130,7 +130,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """None: what the host allows."""
     gpus: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
-    """Higher goes first; among equals the older."""
+    """Higher goes first among a tenant's own; among equals the older."""
     keep_seconds: Annotated[float, msgspec.Meta(ge=0, le=10**8)] = 0.0
     """How long the session's folder stays after the end."""
     reuse: bool = False
@@ -181,7 +181,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     ahead: _Count | None = None
-    """Jobs that go first; None unless it is queued."""
+    """Jobs of the same tenant that go first; None unless it is queued."""
     gpus: list[int] = []
     input_files: _Count = 0
     input_bytes: _Count = 0

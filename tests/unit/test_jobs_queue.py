@@ -24,8 +24,9 @@ from deltasync_server.jobs.leftovers import start_of
 from deltasync_server.jobs.log import Kind, Log
 from deltasync_server.jobs.table import note
 from deltasync_server.receive import Store
-from deltasync_server.tenants import DEFAULT
+from deltasync_server.tenants import DEFAULT, Tenant
 
+ALICE, BOB = Tenant("alice"), Tenant("bob")
 GPUS = [Gpu(name="one", memory_bytes=2, memory_free_bytes=1), Gpu(name="two")]
 
 
@@ -40,15 +41,15 @@ def working(data: Path, *, gpus: list[Gpu] | None = None, starts: bool = True, *
             yield jobs
 
 
-def submitted(jobs: Jobs, request: JobRequest) -> str:
-    job, is_new = jobs.submit(DEFAULT, request)
+def submitted(jobs: Jobs, request: JobRequest, tenant: Tenant = DEFAULT) -> str:
+    job, is_new = jobs.submit(tenant, request)
     assert is_new
     return job.id
 
 
-def reached(jobs: Jobs, job_id: str, state: State) -> Job:
-    until(lambda: jobs.job(DEFAULT, job_id).state is state)
-    return jobs.job(DEFAULT, job_id)
+def reached(jobs: Jobs, job_id: str, state: State, tenant: Tenant = DEFAULT) -> Job:
+    until(lambda: jobs.job(tenant, job_id).state is state)
+    return jobs.job(tenant, job_id)
 
 
 def waits_for(folder: Path, name: str) -> str:
@@ -105,6 +106,45 @@ def test_kept_sessions_are_bounded(tmp_path: Path) -> None:
         jobs.cancel(DEFAULT, kept)  # it is over: this forgets it
         assert not folder.exists()
         reached(jobs, submitted(jobs, wanted("true")), State.DONE)
+
+
+def test_no_tenant_keeps_all_sessions(tmp_path: Path) -> None:
+    """One that keeps half of them is refused, its jobs that came before wait, and another one's run."""
+    with working(tmp_path / "data", job_sessions=4, slots=4) as jobs:
+        script = waits_for(tmp_path, "go")
+        kept = [submitted(jobs, shell(script, keep_seconds=1000), ALICE) for _ in range(4)]
+        for job_id in kept[:2]:
+            reached(jobs, job_id, State.RUNNING, ALICE)
+        reached(jobs, submitted(jobs, wanted("true"), BOB), State.DONE, BOB)  # the queue was looked at since
+        assert [jobs.job(ALICE, job_id).state for job_id in kept[2:]] == [State.QUEUED] * 2
+        (tmp_path / "go").touch()
+        for job_id in kept[:2]:
+            reached(jobs, job_id, State.DONE, ALICE)
+        with pytest.raises(NoSpace, match="2 sessions of yours are kept here, and no more than 2 may"):
+            jobs.submit(ALICE, wanted("true"))
+        reached(jobs, submitted(jobs, shell("true", keep_seconds=1000), BOB), State.DONE, BOB)
+        assert [jobs.job(ALICE, job_id).state for job_id in kept[2:]] == [State.QUEUED] * 2
+        jobs.cancel(ALICE, kept[0])  # it is over: this forgets it
+        reached(jobs, kept[2], State.DONE, ALICE)
+
+
+def test_tenants_take_turns(tmp_path: Path) -> None:
+    """Who has many jobs, and urgent ones, holds up nobody else's: they take turns; each tells its own place."""
+    with working(tmp_path / "data", slots=1) as jobs:
+        first = submitted(jobs, shell(waits_for(tmp_path, "go")), ALICE)
+        reached(jobs, first, State.RUNNING, ALICE)
+        order = tmp_path / "order"
+
+        def asked(tenant: Tenant, number: int, **fields: Any) -> tuple[Tenant, str]:
+            return tenant, submitted(jobs, shell(f"echo {tenant}{number} >> '{order}'", **fields), tenant)
+
+        queued = [asked(ALICE, number, priority=1000) for number in range(3)]
+        queued += [asked(BOB, 0), asked(BOB, 1, priority=1)]
+        assert [jobs.job(*each).ahead for each in queued] == [0, 1, 2, 1, 0]
+        (tmp_path / "go").touch()
+        for tenant, job_id in queued:
+            reached(jobs, job_id, State.DONE, tenant)
+        assert order.read_text().split() == ["bob1", "alice0", "bob0", "alice1", "alice2"]
 
 
 def test_a_job_that_is_over_holds_nothing(tmp_path: Path) -> None:
@@ -208,6 +248,16 @@ def test_every_wait_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             jobs.submit(DEFAULT, wanted("true"))
         with pytest.raises(NoSpace, match="2 jobs wait here, and no more than 2 may"):
             jobs.submit(DEFAULT, wanted("true"))
+
+
+def test_no_tenant_takes_the_whole_queue(tmp_path: Path) -> None:
+    """One that has as many jobs waiting as it may is refused with both figures; another one is not."""
+    with working(tmp_path / "data", starts=False, tenant_queued=2) as jobs:
+        for _ in range(2):
+            jobs.submit(ALICE, wanted("true"))
+        with pytest.raises(NoSpace, match="2 jobs of yours wait here, and no more than 2 may"):
+            jobs.submit(ALICE, wanted("true"))
+        assert submitted(jobs, wanted("true"), BOB)
 
 
 def test_the_ledger_counts_sessions_and_logs(tmp_path: Path) -> None:
