@@ -14,6 +14,8 @@ from deltasync.core.errors import UsageError
 from deltasync.core.job_metrics import Metrics
 from deltasync.core.names import NameRefused, RelPath, parse_path
 
+LEFT_MAX = 1000
+"""Outputs in one page."""
 WORDS_MAX = 20_000
 """How many words a command may have."""
 JOB_ID = re.compile(r"ds_[0-9]{1,12}_[0-9a-f]{8}")
@@ -161,6 +163,28 @@ class Returned(msgspec.Struct, frozen=True, kw_only=True):
     places: list[str]
     """The outputs that are there, by their places; a pattern's as the command named them."""
     problems: list[Trouble] = []
+
+
+class LeftOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """One file or folder that a job left."""
+
+    path: str
+    """Its place below outputs/, or below inputs/ of an input in place."""
+    kind: str | None = None
+    """`file` or `directory`; None where the host does not have it any more."""
+    size: _Count = 0
+    digest: str = ""
+    """Of a file's bytes."""
+
+
+class LeftOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/jobs/{id}/outputs: a page of what a job left (spec J-68)."""
+
+    outputs: list[LeftOutput]
+    waits: bool
+    """The host keeps them until somebody acknowledges them."""
+    next: str | None = None
+    """What `after` is for the page behind this one; None where this is the last."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from deltasync.core.errors import Forbidden, NoSpace, NotFound, UsageError
-from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, State, Word
+from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, LeftOutputs, State, Word
 from deltasync.core.names import bytes_text
 from deltasync.disk import DiskFull, Folder, make_private
 from deltasync_server.jobs import returns
@@ -223,6 +223,13 @@ class Jobs:
         """Return every job of a tenant, the newest first."""
         with self._state.read() as db:
             return jobs_of(db, tenant, self._sessions.path)
+
+    def outputs(self, tenant: Tenant, job_id: str, after: str) -> LeftOutputs:
+        """Return a page of what a job left, behind a path; raises NotFound as `job` does (spec J-68)."""
+        self.job(tenant, job_id)
+        with self._state.read() as db:
+            row = job_row(db, job_id)
+        return returns.left(self._store, row, row.returned, after) if row else LeftOutputs(outputs=[], waits=False)
 
     def reader(self, job_id: str, place: int) -> LogReader:
         """Return what reads a job's log from a place on."""
