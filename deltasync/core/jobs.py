@@ -269,6 +269,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     seconds_max: float
 
 
+def inputs_of(client_id: str) -> str:
+    """Return the name of the workspace that a client's inputs go through (spec J-22)."""
+    return f"inputs-{client_id[:8]}"
+
+
 def require_place(text: str) -> RelPath:
     """Return a place below inputs/ or outputs/; raises UsageError for what is no relative path of plain components."""
     try:

@@ -439,6 +439,7 @@ MALFORMED = {
     "a short key": changed(key="abc"),
     "no time": changed(timeout_seconds=0),
     "a negative number of GPUs": changed(gpus=-1),
+    "the host's own id": changed(client_id="0" * 32),
 }
 
 

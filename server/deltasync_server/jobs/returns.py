@@ -139,7 +139,7 @@ def release_others(store: Store, held: Iterable[tuple[Tenant, Returned]]) -> Non
     named = {(qualified(tenant, WorkspaceName(each.workspace)), each.sequence) for tenant, each in held}
     with _one_at_a_time:
         with store.state.read() as db:
-            returns = {WorkspaceName(row.name): pinned(db, row.name) for row in workspace_rows(db) if not row.has_tree}
+            returns = {WorkspaceName(row.name): pinned(db, row.name) for row in workspace_rows(db) if row.is_of_returns}
         for name, sequences in returns.items():
             for sequence in sequences:
                 if (name, sequence) not in named:
@@ -223,7 +223,8 @@ def _send(store: Store, name: WorkspaceName, root: bytes, objects: Mapping[bytes
     for metadata in composed:
         sealed = b"".join(bundle.seal(metadata, (), lambda operation: ()))
         source = io.BytesIO(sealed)
-        store.receive(name, source, expected_identity=metadata.identity, gives_back=root == EMPTY_ROOT)
+        gives_back = root == EMPTY_ROOT
+        store.receive(name, source, expected_identity=metadata.identity, gives_back=gives_back, may_be_host=True)
     return head.sequence + len(runs)
 
 
