@@ -200,7 +200,7 @@ class Run:
         if self._why is not Why.ITSELF:
             self._cut_short()
             return True
-        former = reuse.take(self._shop.store, self.job, key)
+        former = reuse.take(self._shop.store, self.job, key, self._shop.logs)
         if former is None:
             return False
         self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)

@@ -88,7 +88,7 @@ def step(db: sqlite3.Connection, job_id: str, to: State, **columns: Any) -> bool
     if before is None or to not in NEXT[before]:
         return False
     if to.is_over:
-        columns = {"ended_at": now(), "pid": None, "pid_start": None, "gpus": b"[]", **columns}
+        columns = {"ended_at": now(), "pid": None, "pid_start": None, "gpus": b"[]", "result_root": None, **columns}
     note(db, job_id, state=to.value, **columns)
     return True
 
