@@ -101,6 +101,11 @@ class StoreConfig:
     """What is kept of a job's output on its two streams (spec J-47)."""
 
     @property
+    def sessions(self) -> Path:
+        """The folder in which sessions are made."""
+        return self.sessions_dir or self.data / "sessions"
+
+    @property
     def tenant_kept_max(self) -> int:
         """How many sessions a tenant may keep after its jobs (spec J-33)."""
         return max(1, self.job_sessions // 2) if self.tenant_sessions is None else self.tenant_sessions

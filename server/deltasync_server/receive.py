@@ -34,6 +34,7 @@ from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.evict import Evictor
 from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
+from deltasync_server.jobs.leftovers import kill_left
 from deltasync_server.jobs.removal import remove_all
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.ledger import Ledger
@@ -81,6 +82,7 @@ class Store:
             data.mkdir(0o755, parents=True, exist_ok=True)
             self._lock = Lock(data / "lock", f"another server uses {data}; stop it first, or name another folder")
         try:
+            kill_left(data / "state.db", config.sessions)  # first: one of them may hold what fills the disk
             self._make_room_for(lambda: self._open_rooms(link))
         except BaseException:
             self._lock.close()

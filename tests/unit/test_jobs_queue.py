@@ -14,13 +14,13 @@ from commands import given, shell, wanted
 from sender import Sender
 from serving import SECONDS, until
 
-from deltasync.core.errors import LimitExceeded, NoSpace, SequenceGone
+from deltasync.core.errors import Corrupt, LimitExceeded, NoSpace, SequenceGone
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Gpu, Job, JobRequest, Output, Returned, State
 from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs.desk import LOST, Jobs
-from deltasync_server.jobs.leftovers import start_of
+from deltasync_server.jobs.leftovers import MARK, start_of
 from deltasync_server.jobs.log import Kind, Log
 from deltasync_server.jobs.table import note
 from deltasync_server.receive import Store
@@ -213,6 +213,30 @@ def test_what_a_dead_server_worked_on_is_lost(tmp_path: Path, state: State) -> N
         assert (found.state, found.reason, found.log_bytes) == (State.LOST, LOST, 6)
         assert process.wait(SECONDS) == -9
         assert os.listdir(tmp_path / "data/sessions") == [".lock"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("what", ["group", "mark"])
+def test_a_store_that_does_not_open_has_ended_what_ran(tmp_path: Path, what: str, elsewhere: bool) -> None:
+    """By the pid that its row has, or, where the database cannot be read, by the sessions that are there."""
+    settings: dict[str, Any] = {"sessions_dir": tmp_path / "elsewhere"} if elsewhere else {}
+    with working(tmp_path / "data", starts=False, **settings) as jobs:
+        job_id = submitted(jobs, shell("true"))
+        environment = {} if what == "group" else {MARK: job_id}
+        process = subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True, env=environment)
+        with jobs._store.state.write() as db:
+            note(db, job_id, state=State.RUNNING.value, pid=process.pid, pid_start=start_of(process.pid))
+        (jobs._sessions.path / job_id).mkdir()
+    try:
+        if what == "mark":
+            (tmp_path / "data/state.db").write_bytes(b"no database" * 1000)
+            with pytest.raises(Corrupt):
+                Store(StoreConfig(tmp_path / "data", **settings))
+        else:
+            Store(StoreConfig(tmp_path / "data", **settings)).stop()
+        assert process.wait(SECONDS) == -9
+    finally:
+        process.kill()
 
 
 def test_a_start_keeps_the_sessions_that_are_to_be_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from sender import DAY, NAME, Sender, assert_tree, give, tree_of
+from serving import SECONDS, until
 
 from deltasync.core import bundle, wire
 from deltasync.core.errors import NoSpace, NotFound
@@ -19,6 +20,7 @@ from deltasync.core.part import Part
 from deltasync.disk import Folder
 from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
+from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.receive import Store
 from deltasync_server.room import space_of
 from deltasync_server.state import blob_rows
@@ -300,6 +302,27 @@ def test_parts_that_nobody_can_send_again_stay_on_a_full_disk(disk: Path, late: 
     with Store(config) as store:
         store.recover()
         assert store.figures()["stream_bytes"] == 8_000_000
+
+
+def test_a_store_starts_on_a_disk_that_a_command_of_its_last_life_fills(disk: Path) -> None:
+    """It holds what it has written also when its session is removed: it is killed before that, and the store opens."""
+    config, job_id = StoreConfig(disk / "data"), "ds_1_00000001"
+    with Store(config) as store:
+        store.recover()
+    work = disk / "data/sessions" / job_id / "work"
+    work.mkdir(parents=True)
+    script = "exec 3> fill; cat /dev/zero >&3 2>/dev/null; touch full; exec sleep 1000"
+    environment = {**os.environ, MARK: job_id}
+    with subprocess.Popen(["sh", "-c", script], cwd=work, env=environment, start_new_session=True) as process:
+        try:
+            until((work / "full").exists)
+            assert free(disk) == 0
+            with Store(config) as store:
+                store.recover()
+                assert process.wait(SECONDS) == -9
+                assert free(disk) > 10_000_000
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000, 80_000])

@@ -58,7 +58,7 @@ class Sessions:
         """Open the folder, or make it; raises AlreadyRunning while another server has it."""
         config = store.config
         self._store, self._account = store, account
-        self.path = (config.sessions_dir or config.data / "sessions").absolute()
+        self.path = config.sessions.absolute()
         if not self.path.is_dir():
             self.path.mkdir(0o711 if account else 0o700, parents=True)
         elif config.sessions_dir is None:
