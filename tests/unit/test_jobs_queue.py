@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,6 +238,63 @@ def test_a_store_that_does_not_open_has_ended_what_ran(tmp_path: Path, what: str
         assert process.wait(SECONDS) == -9
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED])
+def test_an_end_is_recorded_when_the_database_takes_it_again(tmp_path: Path, state: State) -> None:
+    """What the database refuses for a while is no other end, and the job does not stay where it was."""
+    with working(tmp_path / "data") as jobs:
+        with jobs._store.state.write() as db:
+            refuse = f"BEFORE UPDATE OF state ON jobs WHEN NEW.state = '{state}' BEGIN SELECT RAISE(FAIL, 'busy'); END"
+            db.execute(f"CREATE TRIGGER refuse {refuse}")
+        command = {State.DONE: ["true"], State.FAILED: ["no-such-command"], State.CANCELLED: ["sleep", "1000"]}[state]
+        job_id = submitted(jobs, wanted(*command))
+        session = Path(jobs.job(DEFAULT, job_id).session_path)
+        if state is State.CANCELLED:
+            reached(jobs, job_id, State.RUNNING)
+            jobs.cancel(DEFAULT, job_id)
+        until(lambda: jobs.job(DEFAULT, job_id).state is not State.QUEUED and not session.exists())
+        with jobs._store.state.write() as db:
+            db.execute("DROP TRIGGER refuse")
+        until(lambda: jobs.job(DEFAULT, job_id).state.is_over)
+        assert jobs.job(DEFAULT, job_id).state is state
+
+
+def test_an_end_that_cannot_be_recorded_holds_up_no_stop(tmp_path: Path) -> None:
+    """A server that stops does not wait for a database that takes nothing; the next start says that the job is lost."""
+    with working(tmp_path / "data") as jobs:
+        with jobs._store.state.write() as db:
+            db.execute("CREATE TRIGGER refuse BEFORE UPDATE OF ended ON jobs BEGIN SELECT RAISE(FAIL, 'full'); END")
+        job_id = submitted(jobs, wanted("no-such-command"))
+        reached(jobs, job_id, State.RUNNING)
+        stopping = threading.Thread(target=jobs.stop)
+        stopping.start()
+        try:
+            until(lambda: not stopping.is_alive())
+        finally:
+            with jobs._store.state.write() as db:
+                db.execute("DROP TRIGGER refuse")
+            stopping.join()
+    with working(tmp_path / "data") as jobs:
+        assert jobs.job(DEFAULT, job_id).state is State.LOST
+
+
+def test_outputs_wait_until_room_is_made(tmp_path: Path) -> None:
+    """While the store removes what nothing needs, a command that has ended is not thrown away."""
+    quota = 12_000_000
+    with working(tmp_path / "data", keep_sequences=1, evict_after_seconds=0.0, quota=quota) as jobs:
+        store, sender = jobs._store, Sender()
+        flat = sender.tree(old=os.urandom(8_000_000))
+        sender.send(store, flat)
+        sender.send(store, {})
+        store.catch_up()
+        store.upkeep()
+        store.start()  # from here on room is made beside whoever asks for it
+        script = "head -c 5000000 /dev/urandom > ../outputs/o"
+        job_id = submitted(jobs, shell(script, outputs=[Output(place="o")]))
+        returned = reached(jobs, job_id, State.DONE).returned
+        assert returned is not None and (returned.bytes, returned.problems) == (5_000_000, [])
+        assert store.cache.status(flat["old"].digest) is None
 
 
 def test_a_start_keeps_the_sessions_that_are_to_be_kept(tmp_path: Path) -> None:
