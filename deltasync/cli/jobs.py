@@ -16,7 +16,7 @@ from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
 from deltasync.client.job_records import JobBook, Record
 from deltasync.config import parse_seconds
 from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, UsageError
-from deltasync.core.jobs import Job, State
+from deltasync.core.jobs import Job, LeftOutput, State
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
@@ -47,14 +47,29 @@ def list_jobs(call: Call) -> int:
 
 
 @command(app, "on", *WIRE)
-def show(call: Call, job_id: Id) -> int:
+def show(
+    call: Call,
+    job_id: Id,
+    has_outputs: Annotated[bool, typer.Option("--outputs", help="List what it left, a line for each.")] = False,
+) -> int:
     """Show one job: its state, what it was given, and what it returned."""
     with _at(call, job_id) as runner:
         job = runner.jobs.job(job_id)
-    call.out.answer(job)
+        left = runner.jobs.outputs(job_id) if has_outputs else None
+    call.out.answer(job if left is None else {**msgspec.to_builtins(job), "left": msgspec.to_builtins(left)})
     for name, value in _facts(job).items():
         call.out.say(f"{name:<10} {value}")
+    for each in left.outputs if left is not None else ():
+        call.out.say(f"output     {_output(each)}")
     return 0
+
+
+def _output(left: LeftOutput) -> str:
+    """Return a line on what a job left, by its path here."""
+    path = f"/{shown(left.path)}"
+    if left.kind is None:
+        return f"{path}  is not on the host any more"
+    return f"{path}  {bytes_text(left.size)}  {shown(left.digest)}" if left.kind == "file" else f"{path}/"
 
 
 @command(app, "on", *WIRE)

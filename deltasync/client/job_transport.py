@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 
 import msgspec
@@ -10,11 +11,13 @@ import msgspec
 from deltasync.client.job_events import STREAMS, Event, events
 from deltasync.client.transport import HttpTransport
 from deltasync.core.errors import HostBusy, HostUnreachable, NotADeltasyncServer, UsageError
-from deltasync.core.jobs import JOB_ID, Capabilities, Job, JobList, JobRequest
+from deltasync.core.jobs import JOB_ID, Capabilities, Job, JobList, JobRequest, LeftOutput, LeftOutputs
 from deltasync.core.names import shown
 
 LOSSES_MAX = 12
 """How often in a row a log that breaks off is asked for again: some minutes, by the pauses of `back_off`."""
+OUTPUT_PAGES_MAX = 1000
+"""How many pages of outputs are asked for."""
 SILENCE_SECONDS = 60.0
 """How much longer than any other answer a log may be silent."""
 
@@ -46,6 +49,18 @@ class JobTransport:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; one that is over is forgotten."""
         return self._ask(job_id, "DELETE")
+
+    def outputs(self, job_id: str) -> LeftOutputs:
+        """Return all that a job left, by path (spec J-68); raises NotADeltasyncServer where that has no end."""
+        path, after, found = f"{_path(job_id)}/outputs", "", list[LeftOutput]()
+        for _ in range(OUTPUT_PAGES_MAX):
+            query = {"after": after}
+            page = self._transport.patiently(partial(self._transport.ask, LeftOutputs, "GET", path, query=query))
+            found += page.outputs
+            if page.next is None:
+                return LeftOutputs(outputs=found, waits=page.waits)
+            after = page.next
+        raise NotADeltasyncServer(f"the outputs of {job_id} have no end")
 
     def acknowledge(self, job_id: str) -> Job:
         """Say that everything that a job returned is here, so that the server need not keep it (spec J-63)."""

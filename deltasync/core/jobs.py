@@ -14,6 +14,8 @@ from deltasync.core.errors import UsageError
 from deltasync.core.job_metrics import Metrics
 from deltasync.core.names import NameRefused, RelPath, parse_path
 
+LEFT_MAX = 1000
+"""Outputs in one page."""
 WORDS_MAX = 20_000
 """How many words a command may have."""
 JOB_ID = re.compile(r"ds_[0-9]{1,12}_[0-9a-f]{8}")
@@ -130,7 +132,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """None: what the host allows."""
     gpus: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
-    """Higher goes first; among equals the older."""
+    """Higher goes first among a tenant's own; among equals the older."""
     keep_seconds: Annotated[float, msgspec.Meta(ge=0, le=10**8)] = 0.0
     """How long the session's folder stays after the end."""
     reuse: bool = False
@@ -163,6 +165,28 @@ class Returned(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[Trouble] = []
 
 
+class LeftOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """One file or folder that a job left."""
+
+    path: str
+    """Its place below outputs/, or below inputs/ of an input in place."""
+    kind: str | None = None
+    """`file` or `directory`; None where the host does not have it any more."""
+    size: _Count = 0
+    digest: str = ""
+    """Of a file's bytes."""
+
+
+class LeftOutputs(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /api/v1/jobs/{id}/outputs: a page of what a job left (spec J-68)."""
+
+    outputs: list[LeftOutput]
+    waits: bool
+    """The host keeps them until somebody acknowledges them."""
+    next: str | None = None
+    """What `after` is for the page behind this one; None where this is the last."""
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """GET /api/v1/jobs/{id}."""
 
@@ -181,7 +205,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     ahead: _Count | None = None
-    """Jobs that go first; None unless it is queued."""
+    """Jobs of the same tenant that go first; None unless it is queued."""
     gpus: list[int] = []
     input_files: _Count = 0
     input_bytes: _Count = 0
@@ -243,6 +267,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     session_bytes_max: _Count
     sessions_max: _Count
     seconds_max: float
+
+
+def inputs_of(client_id: str) -> str:
+    """Return the name of the workspace that a client's inputs go through (spec J-22)."""
+    return f"inputs-{client_id[:8]}"
 
 
 def require_place(text: str) -> RelPath:

@@ -29,6 +29,19 @@ def walk(root: bytes, load: Loader, prefix: str = "") -> Iterator[tuple[str, Ent
             yield from walk(entry.digest, load, path + "/")
 
 
+def walk_behind(root: bytes, load: Loader, behind: str, prefix: str = "") -> Iterator[tuple[str, Entry]]:
+    """Yield what `walk` yields behind a path, whether that is there or not; folders before it are not loaded."""
+    first, _, rest = behind.partition("/")
+    for entry in entries_of(root, load):
+        if entry.name < first:
+            continue
+        path, is_told = prefix + entry.name, entry.name == first
+        if not is_told:
+            yield path, entry
+        if entry.kind is Kind.DIRECTORY:
+            yield from walk_behind(entry.digest, load, rest if is_told else "", path + "/")
+
+
 def find(root: bytes, path: str, load: Loader) -> Entry | None:
     """Return the entry at a path, or None."""
     digest, entry = root, None

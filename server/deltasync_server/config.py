@@ -91,10 +91,24 @@ class StoreConfig:
     """What all inputs of a job may have."""
     job_sessions: int = 10
     """Sessions at once, those that are kept after their jobs among them."""
+    tenant_sessions: int | None = None
+    """Of those, how many a tenant may keep after its jobs; by default half."""
+    tenant_queued: int = 500
+    """How many jobs of a tenant may wait for their turn."""
     job_seconds: float = 86_400.0
     """How long a command may run."""
     job_log_bytes: int = 64 * 2**20
     """What is kept of a job's output on its two streams (spec J-47)."""
+
+    @property
+    def sessions(self) -> Path:
+        """The folder in which sessions are made."""
+        return self.sessions_dir or self.data / "sessions"
+
+    @property
+    def tenant_kept_max(self) -> int:
+        """How many sessions a tenant may keep after its jobs (spec J-33)."""
+        return max(1, self.job_sessions // 2) if self.tenant_sessions is None else self.tenant_sessions
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ from deltasync_server.journal import Adopted, Spool
 from deltasync_server.offer import opened_blob
 from deltasync_server.room import Room
 from deltasync_server.state import (
+    HOST,
+    NO_CLIENT,
     BlobRow,
     State,
     blob_rows,
@@ -232,6 +234,7 @@ class Intake:
     take_over: bool
     hook: DecideHook | None
     permit: Permit
+    may_be_host: bool
     _lease: int = field(default=0, init=False)
     _has_wrong_recipe: bool = field(default=False, init=False)
     _writer: Writer | None = field(default=None, init=False)
@@ -264,6 +267,8 @@ class Intake:
         metadata = reader.metadata()
         if expected_identity is not None and metadata.identity != expected_identity:
             raise Refused("B-26", f"the bundle's identity is {metadata.identity.hex()}, not the one announced")
+        if metadata.header.client_id == HOST and not self.may_be_host:
+            raise Refused("J-61", NO_CLIENT)
         self.rooms.arrivals.note_header(self.arrival, metadata.header)
         first = self._judge(metadata, may_wait=True)
         if first is not None:

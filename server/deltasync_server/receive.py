@@ -34,6 +34,7 @@ from deltasync_server.config import LinkMode, StoreConfig
 from deltasync_server.evict import Evictor
 from deltasync_server.files import Files
 from deltasync_server.intake import LEASE_SECONDS, Arrival, Arrivals, DecideHook, Intake, Permit, Rooms
+from deltasync_server.jobs.leftovers import kill_left
 from deltasync_server.jobs.removal import remove_all
 from deltasync_server.journal import Adopted, Assembled, Journal, Spool
 from deltasync_server.ledger import Ledger
@@ -81,6 +82,7 @@ class Store:
             data.mkdir(0o755, parents=True, exist_ok=True)
             self._lock = Lock(data / "lock", f"another server uses {data}; stop it first, or name another folder")
         try:
+            kill_left(data / "state.db", config.sessions)  # first: one of them may hold what fills the disk
             self._make_room_for(lambda: self._open_rooms(link))
         except BaseException:
             self._lock.close()
@@ -484,22 +486,22 @@ class Store:
         arrival: Arrival | None = None,
         permit: Permit = lambda: None,
         gives_back: bool = False,
+        may_be_host: bool = False,
     ) -> wire.Receipt:
         """Take one bundle and return its receipt; nothing of it stays when this raises (spec ST-10 to ST-15).
 
         expected_identity: what the sender announced, or None where the route has no place for it.
         arrival: the bundle's place among those on their way in, where it has one already.
         permit: asked before the commit whether the sender still may; raises where not. gives_back: it brings nothing
-        and lets content go, for which the reserve is there.
+        and lets content go, for which the reserve is there. may_be_host: the bundle may be one of the host's own.
         """
         self._upkeep.note_arrival()
         try:
             if not gives_back:
                 self.room.require_disk()
             with self._arrivals.arriving(name, arrival) as coming, self._spool(source) as spool:
-                done = Intake(self._rooms, coming, spool, take_over=take_over, hook=decide_hook, permit=permit).run(
-                    expected_identity
-                )
+                intake = Intake(self._rooms, coming, spool, take_over, decide_hook, permit, may_be_host)
+                done = intake.run(expected_identity)
         except DeltasyncError:
             self._count(bundles_refused_total=1)
             raise

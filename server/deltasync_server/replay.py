@@ -141,7 +141,8 @@ class _Replay:
         each = self._files[link.name]
         try:
             with each.path.open("rb") as source:
-                return self._store.receive(self._name, source, expected_identity=each.metadata.identity)
+                identity = each.metadata.identity
+                return self._store.receive(self._name, source, expected_identity=identity, may_be_host=True)
         except Refused as error:
             name_file(error, each.path.name)
             raise

@@ -16,15 +16,17 @@ from typing import NamedTuple
 from deltasync.core import wire
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import DIGEST_BYTES
+from deltasync.core.jobs import inputs_of
 from deltasync.core.manifest import EMPTY_ROOT, Entry, decode_directory
 from deltasync.core.sequence import Head
 from deltasync.core.tree import Loader
 from deltasync.db import connect, damaged, make_private, transaction
 from deltasync.decoding import decoded
-from deltasync_server.tenants import Tenant, tenant_of
+from deltasync_server.tenants import Tenant, own_name, tenant_of
 
 HOST = "0" * 32
 """The client id of what the host itself writes: the workspaces of returns, which have no plain tree (spec J-61)."""
+NO_CLIENT = f"the client id {HOST} is the host's own, and no client's; remove the file that holds it, to get another"
 BATCH = 500
 """Digests in one query; SQLite takes 999 parameters everywhere."""
 
@@ -284,9 +286,14 @@ class WorkspaceRow(NamedTuple):
     """The root of the tree as it was last made durable, folder by folder (spec ST-50)."""
 
     @property
+    def is_of_returns(self) -> bool:
+        """Whether the host itself writes the workspace."""
+        return self.client_id == HOST
+
+    @property
     def has_tree(self) -> bool:
-        """Whether the workspace has a plain folder on the host."""
-        return self.client_id != HOST
+        """Whether the workspace has a plain folder on the host: nobody looks at returns, and at inputs of commands."""
+        return not self.is_of_returns and own_name(self.name) != inputs_of(self.client_id)
 
 
 class BlobRow(NamedTuple):

@@ -152,7 +152,7 @@ class Trees:
                 if row is None or not (is_suspect or healed or row.tree_sequence != row.sequence):
                     return
                 # A move that was cut short may have put anything in the place of anything.
-                was_cut = row.moving_to is not None
+                was_cut = row.moving_to is not None or not row.has_tree
                 durable, objects = shared(EMPTY_ROOT if was_cut else row.durable_root, row.tree_root, loader(db))
                 row = row._replace(durable_root=durable)
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
@@ -167,7 +167,8 @@ class Trees:
                     self._move(placer, row, healed, is_suspect=is_suspect)
                     self._settle(row, healed, placer.lost)
             else:
-                self._settle(row._replace(root=EMPTY_ROOT), healed, ())  # spec J-61: nobody waits for it
+                self._drop(name)  # it may have had one before
+                self._settle(row, healed, ())  # spec J-22, J-61: nobody waits for it
             self._suspect.discard(name)
         with self._changed:
             self._changed.notify_all()
@@ -212,11 +213,18 @@ class Trees:
                 db.executemany("INSERT OR IGNORE INTO objects VALUES (?, ?)", objects.items())
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (root, name))
 
+    def _drop(self, name: str) -> None:
+        """Remove a tree that is not to be."""
+        home = self._data / folder_of(name)
+        if home.is_dir():
+            with Folder.open(home.parent) as above:
+                remove_tree(above, home.name)
+
     def _settle(self, row: WorkspaceRow, healed: Mapping[bytes, int], lost: Collection[bytes]) -> None:
         with self._state.write() as db:
             db.execute(
                 "UPDATE workspaces SET tree_sequence = ?, tree_root = ?, moving_to = NULL WHERE name = ?",
-                (row.sequence, row.root, row.name),
+                (row.sequence, row.root if row.has_tree else EMPTY_ROOT, row.name),
             )
             if healed:  # the files came to places that count as durable
                 db.execute("UPDATE workspaces SET durable_root = ? WHERE name = ?", (EMPTY_ROOT, row.name))
@@ -355,10 +363,11 @@ class Trees:
     def _take_out(self, wrong: Collection[bytes], inodes: Mapping[bytes, _Inode | None]) -> None:
         with self._state.read() as db:
             rows, load = workspace_rows(db), loader(db)
-            trees = [row for row in rows if row.has_tree]  # what was returned nobody brings again
-            named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in trees}
-        for name, found in named.items():
-            self._unlink_inodes(name, {path for path, _ in found}, set(inodes.values()))
+            clients = [row for row in rows if not row.is_of_returns]  # what was returned nobody brings again
+            named = {row.name: _paths_of(wrong, {row.root, row.tree_root}, load) for row in clients}
+        for row in clients:
+            if row.has_tree:
+                self._unlink_inodes(row.name, {path for path, _ in named[row.name]}, set(inodes.values()))
         with self._state.hold():
             # A receipt may have published one of them again by now: that file is right.
             gone = {digest for digest in wrong if self._inode(digest) == inodes[digest]}

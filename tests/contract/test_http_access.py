@@ -62,6 +62,7 @@ ROUTES = (
     ("GET", f"{API}/jobs/{JOB}", 404),
     ("GET", f"{API}/jobs/{JOB}/logs", 404),
     ("POST", f"{API}/jobs/{JOB}/acknowledge", 404),
+    ("GET", f"{API}/jobs/{JOB}/outputs", 404),
     ("DELETE", f"{API}/jobs/{JOB}", 404),
     ("GET", f"{API}/capabilities", 200),
     ("POST", f"{API}/token/rotate", 400),

@@ -34,6 +34,10 @@ from commands import (
 from serving import BINARY, SECONDS, Answer, Served, Writer, serving, until
 from spec.test_openapi import check
 
+from deltasync.client.job_transport import JobTransport
+from deltasync.client.transport import open_transport
+from deltasync.core.errors import NotADeltasyncServer
+from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Capabilities, JobRequest, List, Output, Piece, State, Variable
 from deltasync_server.access import Access, Scope
 from deltasync_server.tenants import Tenant
@@ -98,6 +102,50 @@ def test_a_command_runs_with_its_inputs_and_is_followed_to_its_end(server: Serve
     assert done["command"][-1] == f"{done['session_path']}/inputs/home/dir/a.txt"
     check(server.get(f"{API}/jobs/{done['id']}"), "get", JOB_PATH)
     until(lambda: not Path(done["session_path"]).exists())
+
+
+def test_what_a_job_left_is_listed_while_it_waits_and_after(server: Served) -> None:
+    """Files have size and digest, folders are there, what only leads to an output is not; then the places remain."""
+    script = "cd ../outputs; printf abc > home/b.txt; mkdir -p home/m/deep/empty; printf x > home/m/a"
+    outputs = [Output(place="home/m", is_folder=True), Output(place="home/b.txt"), Output(place="home/none")]
+    job_id = begun(server, shell(script, outputs=outputs), State.DONE)
+    path = f"{JOB_PATH}/outputs"
+    answer = server.get(path.format(job=job_id))
+    check(answer, "get", path)
+    digests = {name: digest_of(content).hex() for name, content in (("b.txt", b"abc"), ("a", b"x"))}
+    assert answer.json["outputs"] == [
+        {"path": "home/b.txt", "kind": "file", "size": 3, "digest": digests["b.txt"]},
+        {"path": "home/m", "kind": "directory", "size": 0, "digest": ""},
+        {"path": "home/m/a", "kind": "file", "size": 1, "digest": digests["a"]},
+        {"path": "home/m/deep", "kind": "directory", "size": 0, "digest": ""},
+        {"path": "home/m/deep/empty", "kind": "directory", "size": 0, "digest": ""},
+    ]
+    assert (answer.json["waits"], answer.json["next"]) == (True, None)
+    assert server.request("POST", f"{API}/jobs/{job_id}/acknowledge", b"").status == 200
+    answer = server.get(path.format(job=job_id))
+    check(answer, "get", path)
+    assert [(each["path"], each["kind"]) for each in answer.json["outputs"]] == [("home/b.txt", None), ("home/m", None)]
+    assert answer.json["waits"] is False
+    nothing = server.get(path.format(job=begun(server, wanted("true"), State.DONE)))
+    assert nothing.json == {"outputs": [], "waits": False, "next": None}
+
+
+def test_many_outputs_come_in_pages(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No page has more than 1,000, the client puts them together, and one that is told of ever more of them stops."""
+    script = "cd ../outputs/m; mkdir a a/b c; seq 400 | xargs touch; cd a/b; seq 700 | xargs touch; cd ../../c; touch 1"
+    job_id = begun(server, shell(script, outputs=[Output(place="m", is_folder=True)]), State.DONE)
+    first = server.get(f"{API}/jobs/{job_id}/outputs").json
+    assert len(first["outputs"]) == 1000 and first["next"] == first["outputs"][-1]["path"]
+    transport = open_transport(server.url, timeout=SECONDS)
+    try:
+        paths = [each.path for each in JobTransport(transport).outputs(job_id).outputs]
+        assert paths == sorted(paths, key=lambda path: path.split("/")) and len(set(paths)) == len(paths) == 1105
+        assert [each["path"] for each in first["outputs"]] == paths[:1000]
+        monkeypatch.setattr("deltasync.client.job_transport.OUTPUT_PAGES_MAX", 1)
+        with pytest.raises(NotADeltasyncServer, match="no end"):
+            JobTransport(transport).outputs(job_id)
+    finally:
+        transport.close()
 
 
 def test_a_signal_is_told_as_one(server: Served) -> None:
@@ -304,7 +352,8 @@ def test_only_the_scope_run_runs(guarded: Served) -> None:
     for scopes in ((Scope.READ,), (Scope.PUSH,), (Scope.PUSH, Scope.ADMIN)):
         caller = token(guarded, "narrow", *scopes)
         refused(submit(caller, wanted("true")), 403, "'run'")
-        for method, path in (("GET", ""), ("GET", f"/{ABSENT}"), ("GET", f"/{ABSENT}/logs"), ("DELETE", f"/{ABSENT}")):
+        of_one = (("GET", ""), ("GET", "/logs"), ("GET", "/outputs"), ("DELETE", ""))
+        for method, path in (("GET", ""), *((method, f"/{ABSENT}{path}") for method, path in of_one)):
             assert caller.request(method, f"{API}/jobs{path}").status == 403
         assert "'run'" in caller.get(f"{API}/capabilities").json["why"]
 
@@ -315,7 +364,7 @@ def test_a_foreign_job_is_like_one_that_never_was(guarded: Served) -> None:
     assert alice.send("w", Writer("w").file("a", b"a")).status == 200
     asked = shell("true", inputs=[given("a", "a")])
     job_id = begun(alice, asked, State.DONE)
-    for method, path in (("GET", ""), ("GET", "/logs"), ("DELETE", ""), ("POST", "/acknowledge")):
+    for method, path in (("GET", ""), ("GET", "/logs"), ("GET", "/outputs"), ("DELETE", ""), ("POST", "/acknowledge")):
         answers = [
             bob.request(method, f"{API}/jobs/{each}{path}", b"" if method == "POST" else None)
             for each in (job_id, ABSENT)
@@ -390,6 +439,7 @@ MALFORMED = {
     "a short key": changed(key="abc"),
     "no time": changed(timeout_seconds=0),
     "a negative number of GPUs": changed(gpus=-1),
+    "the host's own id": changed(client_id="0" * 32),
 }
 
 

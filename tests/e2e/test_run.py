@@ -348,8 +348,9 @@ def test_a_job_goes_on_alone_and_is_brought_home_later(user: User, here: Path) -
     job = run(user, here, "--detach", "--shell", "cp {in:a.txt} {out:c.txt}; echo said").out.strip()
     assert user.run("jobs", "wait", job).code == 0
     assert user.run("jobs", "ls", "--json").json["jobs"][0]["id"] == job
-    shown = user.run("jobs", "show", job)
+    shown = user.run("jobs", "show", "--outputs", job)
     assert "done" in shown.out and "1 file" in shown.out
+    assert f"output     {here}/c.txt  6 B  " in shown.out
     assert user.run("jobs", "logs", "-f", job).out == "said\n"
     assert "c.txt" not in names(here)
     done = user.run("jobs", "fetch", "--json")

@@ -27,8 +27,8 @@ DEFECTS = (
         "a damaged file stays in the tree",
         "TR-40",
         "server/deltasync_server/tree.py",
-        "            self._unlink_inodes(name, {path for path, _ in found}, set(inodes.values()))\n",
-        "            pass\n",
+        "                self._unlink_inodes(row.name, {path for path, _ in named[row.name]}, set(inodes.values()))\n",
+        "                pass\n",
     ),
     Defect(
         "a blob is never read to prove it",

@@ -25,6 +25,7 @@ from deltasync.client.state import State
 from deltasync.client.transport import HttpTransport
 from deltasync.core.errors import InputsNotSent, UsageError
 from deltasync.core.hashing import digest_of
+from deltasync.core.jobs import inputs_of
 from deltasync.core.manifest import Entry, parse_directory
 from deltasync.core.tree import walk
 
@@ -94,7 +95,7 @@ def test_the_host_has_the_inputs_and_nothing_beside_them(transport: HttpTranspor
     (file, folder) = done.inputs
     top = str(media)[1:]
     assert (file.path, file.place) == (f"{top}/a/one.bin",) * 2 and folder.path == f"{top}/all"
-    assert file.workspace == f"inputs-{client_id()[:8]}" == folder.workspace
+    assert file.workspace == inputs_of(client_id()) == folder.workspace  # as the host knows it
     found = tree(transport, file.workspace, file.sequence)
     assert set(found) == {f"{top}/a/one.bin", f"{top}/all/deep/two.bin", f"{top}/all/near"}
     assert found[f"{top}/all/near"].target == "deep/two.bin"

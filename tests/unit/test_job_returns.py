@@ -14,7 +14,7 @@ import pytest
 from finished import CLIENT, RETURNS, Finished
 from sender import NAME, Sender, blob_of
 
-from deltasync.core.errors import LimitExceeded, NoSpace, NotOwner
+from deltasync.core.errors import LimitExceeded, NoSpace, NotOwner, Refused
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Input, Output, Returned
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind
@@ -27,7 +27,8 @@ from deltasync_server.config import StoreConfig
 from deltasync_server.jobs import returns
 from deltasync_server.overview import lines, overview
 from deltasync_server.receive import Store
-from deltasync_server.state import loader
+from deltasync_server.replay import replay
+from deltasync_server.state import HOST, loader
 from deltasync_server.tenants import Tenant
 
 HERE = WorkspaceName(RETURNS)
@@ -506,6 +507,29 @@ def test_returns_have_no_plain_tree_and_nobody_waits_for_one(data: Path, job: Fi
         store.upkeep()
     assert sorted(each.name for each in (data / "workspaces").iterdir()) == [NAME]
     assert check(StoreConfig(data)).findings == []
+
+
+def test_the_hosts_own_id_is_no_clients(store: Store) -> None:
+    """A bundle whose client id is the host's is refused with one sentence, whatever workspace it names."""
+    for name in (NAME, HERE):
+        sender = Sender(client_id=HOST, name=name)
+        with pytest.raises(Refused, match=r"J-61: the client id 0{32} is the host's own"):
+            sender.send(store, sender.tree(a=b"a"))
+        assert store.workspace(name).sequence == 0
+
+
+def test_what_the_host_returned_is_replayed(data: Path, tmp_path: Path, job: Finished) -> None:
+    """The bundle files of returns are the host's own: a store that has the content takes them, without a plain tree."""
+    with opened(data, keep_bundles=True) as store:
+        job.out("x", b"made")
+        job.collect(store)
+        store.upkeep()
+    with opened(tmp_path / "other") as store:
+        sender = Sender()
+        sender.send(store, sender.tree(a=b"made"))
+    for config, applied in ((StoreConfig(tmp_path / "other"), 1), (StoreConfig(data), 0)):
+        (found,) = replay(config, data / "bundles" / RETURNS, workspace=None, say=lambda line: None)
+        assert (found.sequence, found.applied, found.skipped, found.tree_path) == (1, applied, 1 - applied, "")
 
 
 def test_a_damaged_return_is_asked_for_from_nobody(store: Store, job: Finished) -> None:

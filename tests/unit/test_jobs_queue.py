@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +15,19 @@ from commands import given, shell, wanted
 from sender import Sender
 from serving import SECONDS, until
 
-from deltasync.core.errors import LimitExceeded, NoSpace, SequenceGone
+from deltasync.core.errors import Corrupt, LimitExceeded, NoSpace, SequenceGone
 from deltasync.core.hashing import digest_of
 from deltasync.core.jobs import Gpu, Job, JobRequest, Output, Returned, State
 from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs.desk import LOST, Jobs
-from deltasync_server.jobs.leftovers import start_of
+from deltasync_server.jobs.leftovers import MARK, start_of
 from deltasync_server.jobs.log import Kind, Log
 from deltasync_server.jobs.table import note
 from deltasync_server.receive import Store
-from deltasync_server.tenants import DEFAULT
+from deltasync_server.tenants import DEFAULT, Tenant
 
+ALICE, BOB = Tenant("alice"), Tenant("bob")
 GPUS = [Gpu(name="one", memory_bytes=2, memory_free_bytes=1), Gpu(name="two")]
 
 
@@ -40,15 +42,15 @@ def working(data: Path, *, gpus: list[Gpu] | None = None, starts: bool = True, *
             yield jobs
 
 
-def submitted(jobs: Jobs, request: JobRequest) -> str:
-    job, is_new = jobs.submit(DEFAULT, request)
+def submitted(jobs: Jobs, request: JobRequest, tenant: Tenant = DEFAULT) -> str:
+    job, is_new = jobs.submit(tenant, request)
     assert is_new
     return job.id
 
 
-def reached(jobs: Jobs, job_id: str, state: State) -> Job:
-    until(lambda: jobs.job(DEFAULT, job_id).state is state)
-    return jobs.job(DEFAULT, job_id)
+def reached(jobs: Jobs, job_id: str, state: State, tenant: Tenant = DEFAULT) -> Job:
+    until(lambda: jobs.job(tenant, job_id).state is state)
+    return jobs.job(tenant, job_id)
 
 
 def waits_for(folder: Path, name: str) -> str:
@@ -105,6 +107,45 @@ def test_kept_sessions_are_bounded(tmp_path: Path) -> None:
         jobs.cancel(DEFAULT, kept)  # it is over: this forgets it
         assert not folder.exists()
         reached(jobs, submitted(jobs, wanted("true")), State.DONE)
+
+
+def test_no_tenant_keeps_all_sessions(tmp_path: Path) -> None:
+    """One that keeps half of them is refused, its jobs that came before wait, and another one's run."""
+    with working(tmp_path / "data", job_sessions=4, slots=4) as jobs:
+        script = waits_for(tmp_path, "go")
+        kept = [submitted(jobs, shell(script, keep_seconds=1000), ALICE) for _ in range(4)]
+        for job_id in kept[:2]:
+            reached(jobs, job_id, State.RUNNING, ALICE)
+        reached(jobs, submitted(jobs, wanted("true"), BOB), State.DONE, BOB)  # the queue was looked at since
+        assert [jobs.job(ALICE, job_id).state for job_id in kept[2:]] == [State.QUEUED] * 2
+        (tmp_path / "go").touch()
+        for job_id in kept[:2]:
+            reached(jobs, job_id, State.DONE, ALICE)
+        with pytest.raises(NoSpace, match="2 sessions of yours are kept here, and no more than 2 may"):
+            jobs.submit(ALICE, wanted("true"))
+        reached(jobs, submitted(jobs, shell("true", keep_seconds=1000), BOB), State.DONE, BOB)
+        assert [jobs.job(ALICE, job_id).state for job_id in kept[2:]] == [State.QUEUED] * 2
+        jobs.cancel(ALICE, kept[0])  # it is over: this forgets it
+        reached(jobs, kept[2], State.DONE, ALICE)
+
+
+def test_tenants_take_turns(tmp_path: Path) -> None:
+    """Who has many jobs, and urgent ones, holds up nobody else's: they take turns; each tells its own place."""
+    with working(tmp_path / "data", slots=1) as jobs:
+        first = submitted(jobs, shell(waits_for(tmp_path, "go")), ALICE)
+        reached(jobs, first, State.RUNNING, ALICE)
+        order = tmp_path / "order"
+
+        def asked(tenant: Tenant, number: int, **fields: Any) -> tuple[Tenant, str]:
+            return tenant, submitted(jobs, shell(f"echo {tenant}{number} >> '{order}'", **fields), tenant)
+
+        queued = [asked(ALICE, number, priority=1000) for number in range(3)]
+        queued += [asked(BOB, 0), asked(BOB, 1, priority=1)]
+        assert [jobs.job(*each).ahead for each in queued] == [0, 1, 2, 1, 0]
+        (tmp_path / "go").touch()
+        for tenant, job_id in queued:
+            reached(jobs, job_id, State.DONE, tenant)
+        assert order.read_text().split() == ["bob1", "alice0", "bob0", "alice1", "alice2"]
 
 
 def test_a_job_that_is_over_holds_nothing(tmp_path: Path) -> None:
@@ -175,6 +216,87 @@ def test_what_a_dead_server_worked_on_is_lost(tmp_path: Path, state: State) -> N
         assert os.listdir(tmp_path / "data/sessions") == [".lock"]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("what", ["group", "mark"])
+def test_a_store_that_does_not_open_has_ended_what_ran(tmp_path: Path, what: str, elsewhere: bool) -> None:
+    """By the pid that its row has, or, where the database cannot be read, by the sessions that are there."""
+    settings: dict[str, Any] = {"sessions_dir": tmp_path / "elsewhere"} if elsewhere else {}
+    with working(tmp_path / "data", starts=False, **settings) as jobs:
+        job_id = submitted(jobs, shell("true"))
+        environment = {} if what == "group" else {MARK: job_id}
+        process = subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True, env=environment)
+        with jobs._store.state.write() as db:
+            note(db, job_id, state=State.RUNNING.value, pid=process.pid, pid_start=start_of(process.pid))
+        (jobs._sessions.path / job_id).mkdir()
+    try:
+        if what == "mark":
+            (tmp_path / "data/state.db").write_bytes(b"no database" * 1000)
+            with pytest.raises(Corrupt):
+                Store(StoreConfig(tmp_path / "data", **settings))
+        else:
+            Store(StoreConfig(tmp_path / "data", **settings)).stop()
+        assert process.wait(SECONDS) == -9
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED, State.CANCELLED])
+def test_an_end_is_recorded_when_the_database_takes_it_again(tmp_path: Path, state: State) -> None:
+    """What the database refuses for a while is no other end, and the job does not stay where it was."""
+    with working(tmp_path / "data") as jobs:
+        with jobs._store.state.write() as db:
+            refuse = f"BEFORE UPDATE OF state ON jobs WHEN NEW.state = '{state}' BEGIN SELECT RAISE(FAIL, 'busy'); END"
+            db.execute(f"CREATE TRIGGER refuse {refuse}")
+        command = {State.DONE: ["true"], State.FAILED: ["no-such-command"], State.CANCELLED: ["sleep", "1000"]}[state]
+        job_id = submitted(jobs, wanted(*command))
+        session = Path(jobs.job(DEFAULT, job_id).session_path)
+        if state is State.CANCELLED:
+            reached(jobs, job_id, State.RUNNING)
+            jobs.cancel(DEFAULT, job_id)
+        until(lambda: jobs.job(DEFAULT, job_id).state is not State.QUEUED and not session.exists())
+        with jobs._store.state.write() as db:
+            db.execute("DROP TRIGGER refuse")
+        until(lambda: jobs.job(DEFAULT, job_id).state.is_over)
+        assert jobs.job(DEFAULT, job_id).state is state
+
+
+def test_an_end_that_cannot_be_recorded_holds_up_no_stop(tmp_path: Path) -> None:
+    """A server that stops does not wait for a database that takes nothing; the next start says that the job is lost."""
+    with working(tmp_path / "data") as jobs:
+        with jobs._store.state.write() as db:
+            db.execute("CREATE TRIGGER refuse BEFORE UPDATE OF ended ON jobs BEGIN SELECT RAISE(FAIL, 'full'); END")
+        job_id = submitted(jobs, wanted("no-such-command"))
+        reached(jobs, job_id, State.RUNNING)
+        stopping = threading.Thread(target=jobs.stop)
+        stopping.start()
+        try:
+            until(lambda: not stopping.is_alive())
+        finally:
+            with jobs._store.state.write() as db:
+                db.execute("DROP TRIGGER refuse")
+            stopping.join()
+    with working(tmp_path / "data") as jobs:
+        assert jobs.job(DEFAULT, job_id).state is State.LOST
+
+
+def test_outputs_wait_until_room_is_made(tmp_path: Path) -> None:
+    """While the store removes what nothing needs, a command that has ended is not thrown away."""
+    quota = 12_000_000
+    with working(tmp_path / "data", keep_sequences=1, evict_after_seconds=0.0, quota=quota) as jobs:
+        store, sender = jobs._store, Sender()
+        flat = sender.tree(old=os.urandom(8_000_000))
+        sender.send(store, flat)
+        sender.send(store, {})
+        store.catch_up()
+        store.upkeep()
+        store.start()  # from here on room is made beside whoever asks for it
+        script = "head -c 5000000 /dev/urandom > ../outputs/o"
+        job_id = submitted(jobs, shell(script, outputs=[Output(place="o")]))
+        returned = reached(jobs, job_id, State.DONE).returned
+        assert returned is not None and (returned.bytes, returned.problems) == (5_000_000, [])
+        assert store.cache.status(flat["old"].digest) is None
+
+
 def test_a_start_keeps_the_sessions_that_are_to_be_kept(tmp_path: Path) -> None:
     """A restart takes no folder that somebody asked to keep, and no log of a job that is remembered."""
     with working(tmp_path / "data") as jobs:
@@ -208,6 +330,16 @@ def test_every_wait_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             jobs.submit(DEFAULT, wanted("true"))
         with pytest.raises(NoSpace, match="2 jobs wait here, and no more than 2 may"):
             jobs.submit(DEFAULT, wanted("true"))
+
+
+def test_no_tenant_takes_the_whole_queue(tmp_path: Path) -> None:
+    """One that has as many jobs waiting as it may is refused with both figures; another one is not."""
+    with working(tmp_path / "data", starts=False, tenant_queued=2) as jobs:
+        for _ in range(2):
+            jobs.submit(ALICE, wanted("true"))
+        with pytest.raises(NoSpace, match="2 jobs of yours wait here, and no more than 2 may"):
+            jobs.submit(ALICE, wanted("true"))
+        assert submitted(jobs, wanted("true"), BOB)
 
 
 def test_the_ledger_counts_sessions_and_logs(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from commands import output, shell, words
+from commands import output, shell, wanted, words
 from serving import until
 
 from deltasync.core.hashing import digest_of
@@ -15,9 +18,10 @@ from deltasync.core.jobs import Job, Piece, State
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs import reuse
 from deltasync_server.jobs.desk import Jobs
-from deltasync_server.jobs.log import LogReader
+from deltasync_server.jobs.log import SEGMENTS, LogReader
 from deltasync_server.jobs.table import note
 from deltasync_server.receive import Store
+from deltasync_server.state import kept_roots
 from deltasync_server.tenants import DEFAULT, Tenant
 
 BOB = Tenant("bob")
@@ -85,6 +89,45 @@ def test_a_former_log_names_the_session_of_today(jobs: Jobs, tmp_path: Path) -> 
     said = LogReader(tmp_path / "data/jobs" / again.id, 0).read(1000)
     assert again.reused == first.id
     assert [each.content.decode() for each in said] == [f"{again.session_path}/outputs/o/made\n"]
+
+
+@pytest.mark.parametrize("what", ["middle", "end", "all"])
+def test_a_log_that_is_not_whole_is_not_given_again(tmp_path: Path, what: str) -> None:
+    """Where the limit took the middle of a log, or the disk lost some of it, the command runs again."""
+    settings: dict[str, Any] = {"job_log_bytes": 100 * SEGMENTS} if what == "middle" else {}
+    with Store(StoreConfig(tmp_path / "data", **settings)) as store, Jobs(store, list) as jobs:
+        jobs.start()
+        ran, asked = tmp_path / "ran", 'echo ran >> "$0"; for n in 1 2 3 4 5; do printf "%0500d" "$n"; done'
+
+        def ended() -> Job:
+            request = wanted("sh", "-c", asked, str(ran), reuse=True)
+            job_id = jobs.submit(DEFAULT, request)[0].id
+            until(lambda: jobs.job(DEFAULT, job_id).state.is_over)
+            return jobs.job(DEFAULT, job_id)
+
+        first = ended()
+        log = tmp_path / "data/jobs" / first.id
+        if what == "end":
+            (segment,) = log.iterdir()
+            os.truncate(segment, 1000)
+        elif what == "all":
+            shutil.rmtree(log)
+        assert ended().reused == "" and runs(ran) == 2
+
+
+def test_a_result_that_a_lost_job_was_to_get_is_let_go(tmp_path: Path) -> None:
+    """The server died while it gave a result again: the next start holds nothing for the job that is lost."""
+    config, lost = StoreConfig(tmp_path / "data"), digest_of(b"root")
+    with Store(config) as store, Jobs(store, list) as jobs:
+        job_id = jobs.submit(DEFAULT, shell("true", reuse=True))[0].id
+        with store.state.write() as db:
+            note(db, job_id, state=State.RUNNING.value, result_root=lost)
+            assert lost in kept_roots(db, 1)
+    with Store(config) as store, Jobs(store, list) as jobs:
+        jobs.start()
+        assert jobs.job(DEFAULT, job_id).state is State.LOST
+        with store.state.read() as db:
+            assert lost not in kept_roots(db, 1)
 
 
 def test_what_was_damaged_is_made_again(jobs: Jobs, tmp_path: Path) -> None:

@@ -293,6 +293,45 @@ def test_no_folder_is_too_deep_to_remove(tmp_path: Path) -> None:
     removed(tmp_path)
 
 
+class Meanwhile(Folder):
+    """A real folder of which something else happens just before an entry is moved aside."""
+
+    __slots__ = ("happens",)
+
+    def stat(self, name: str) -> os.stat_result:
+        happens, self.happens = self.happens, lambda: None
+        happens()
+        return super().stat(name)
+
+
+def test_two_removals_at_once_leave_nothing(tmp_path: Path) -> None:
+    """Of two that remove the same session one finds it gone, and its own folder goes as well."""
+    (tmp_path / "it/sub").mkdir(parents=True)
+    with Meanwhile.open(tmp_path) as parent, Folder.open(tmp_path) as same:
+        parent.happens = lambda: remove_all(same, "it")
+        remove_all(parent, "it")
+    assert names(tmp_path) == []
+
+
+def test_the_next_removal_takes_what_is_left_over(store: Store, tmp_path: Path) -> None:
+    """A removal that was broken off is finished by the next one, but not one that is still under way."""
+    folder = tmp_path / "shared"
+    for name in (JOB, "ds_1_00000002/sub", ".going-00/0/sub"):
+        (folder / name).mkdir(parents=True)
+    sessions = Sessions(_elsewhere(store, folder), None)
+
+    def meanwhile() -> None:
+        assert sessions.stuck == 1
+        assert sessions.remove(JOB) and sessions.stuck == 0
+        assert len(names(folder)) == 2  # what is being removed, and where to
+
+    with Meanwhile.open(folder) as parent:
+        parent.happens = meanwhile
+        remove_all(parent, "ds_1_00000002")
+    sessions.close()
+    assert names(folder) == []
+
+
 @as_root
 def test_what_is_read_only_is_removed_by_its_owner(tmp_path: Path) -> None:
     """Folders without any permission go too, although the server is no root who needs none."""

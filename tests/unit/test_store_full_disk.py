@@ -10,15 +10,24 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from commands import shell
+from finished import RETURNS, Finished
 from sender import DAY, NAME, Sender, assert_tree, give, tree_of
+from serving import SECONDS, until
 
 from deltasync.core import bundle, wire
 from deltasync.core.errors import NoSpace, NotFound
 from deltasync.core.hashing import digest_of
+from deltasync.core.jobs import State
+from deltasync.core.manifest import EMPTY_ROOT
+from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
 from deltasync.disk import Folder
 from deltasync_server.collect import Collection
 from deltasync_server.config import StoreConfig
+from deltasync_server.jobs import returns
+from deltasync_server.jobs.desk import Jobs
+from deltasync_server.jobs.leftovers import MARK
 from deltasync_server.receive import Store
 from deltasync_server.room import space_of
 from deltasync_server.state import blob_rows
@@ -300,6 +309,76 @@ def test_parts_that_nobody_can_send_again_stay_on_a_full_disk(disk: Path, late: 
     with Store(config) as store:
         store.recover()
         assert store.figures()["stream_bytes"] == 8_000_000
+
+
+@pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000])
+def test_a_store_starts_on_a_disk_that_sessions_have_filled(disk: Path, leave_bytes: int) -> None:
+    """The sessions of a server that died are given up before a store is not opened (spec J-42)."""
+    sender, config = Sender(), StoreConfig(disk / "data", keeps_streams=True)
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(a=b"first"))
+    work = disk / "data/sessions/ds_1_00000001/work"
+    work.mkdir(parents=True)
+    fill(disk, leave_bytes).rename(work / "file")
+    with Store(config) as store:
+        store.recover()
+        sender.send(store, sender.tree(c=b"second"))
+        assert_tree(store, sender)
+        assert not os.listdir(disk / "data/sessions")
+
+
+def test_what_was_fetched_is_let_go_on_a_low_disk(disk: Path) -> None:
+    """Below the reserve nothing is taken, but that what was acknowledged gives way to nothing, and its content goes."""
+    with Store(StoreConfig(disk / "data")) as store:
+        store.recover()
+        job = Finished(disk / "data/sessions/ds_1_00000001")
+        job.out("x", noise(1, 100_000))
+        returned = job.collect(store)
+        store.upkeep()
+        fill(disk, 600_000)
+        assert store.room.is_low()
+        with pytest.raises(NoSpace):
+            give(store, *Sender().seal({}))
+        returns.release(store, job.tenant, returned)
+        assert store.workspace(WorkspaceName(RETURNS)).root == EMPTY_ROOT.hex()
+        store.upkeep()
+        assert store.collect().blobs == 1
+
+
+def test_the_end_of_a_command_that_fills_the_disk_is_recorded(disk: Path) -> None:
+    """Its session goes first, which is what fills it; then its row says that it failed, and why."""
+    with Store(StoreConfig(disk / "data", low_disk_bytes=0)) as store:
+        store.recover()
+        with Jobs(store, list) as jobs:
+            jobs.start()
+            job_id = jobs.submit(DEFAULT, shell("cat /dev/zero > file"))[0].id
+            until(lambda: jobs.job(DEFAULT, job_id).state.is_over)
+            found = jobs.job(DEFAULT, job_id)
+            assert found.state is State.FAILED and "space" in found.reason
+            until(lambda: free(disk) > 10_000_000 and not jobs.is_busy)
+            assert os.listdir(disk / "data/sessions") == [".lock"]
+
+
+def test_a_store_starts_on_a_disk_that_a_command_of_its_last_life_fills(disk: Path) -> None:
+    """It holds what it has written also when its session is removed: it is killed before that, and the store opens."""
+    config, job_id = StoreConfig(disk / "data"), "ds_1_00000001"
+    with Store(config) as store:
+        store.recover()
+    work = disk / "data/sessions" / job_id / "work"
+    work.mkdir(parents=True)
+    script = "exec 3> fill; cat /dev/zero >&3 2>/dev/null; touch full; exec sleep 1000"
+    environment = {**os.environ, MARK: job_id}
+    with subprocess.Popen(["sh", "-c", script], cwd=work, env=environment, start_new_session=True) as process:
+        try:
+            until((work / "full").exists)
+            assert free(disk) == 0
+            with Store(config) as store:
+                store.recover()
+                assert process.wait(SECONDS) == -9
+                assert free(disk) > 10_000_000
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("leave_bytes", [0, 4096, 40_000, 80_000])

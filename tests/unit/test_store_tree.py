@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sender import DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of
+from sender import ALICE, DAY, NAME, Sender, assert_tree, blob_of, give, seen, tree_of
 from trees import Flat
 
 from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import digest_of
+from deltasync.core.jobs import inputs_of
 from deltasync.core.manifest import Entry, Kind
+from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
 from deltasync_server.tenants import DEFAULT
@@ -340,3 +342,30 @@ def test_tree_files_cannot_be_written(linked: Store) -> None:
     sender.send(linked, {"a": sender.file("a", b"1"), "b": sender.file("b", b"1", mtime_ns=2 * DAY, executable=True)})
     assert_tree(linked, sender)
     assert [(tree_of(linked) / name).stat().st_mode & 0o222 for name in "ab"] == [0, 0]
+
+
+def test_the_inputs_of_commands_have_no_plain_tree(tmp_path: Path) -> None:
+    """Nobody looks at them there: no folder is made, one of before goes, and lost content is asked for all the same."""
+    sender = Sender(name=WorkspaceName(inputs_of(ALICE)))
+    home = tmp_path / "data/workspaces" / sender.name
+    with Store(StoreConfig(tmp_path / "data", low_disk_bytes=0)) as store:
+        (home / "tree/old").mkdir(parents=True)
+        flat = sender.tree(a=b"one", d__b=b"two")
+        sender.send(store, flat)
+        store.catch_up()
+        assert not home.exists()
+        state = store.workspace(sender.name)
+        assert (state.tree_path, state.tree_sequence, state.wanted) == ("", 1, [])
+        store.upkeep()  # nothing of it is in the journal from here on
+        blob_of(store.config.data, flat["a"]).unlink()
+        store.doubt(flat["a"].digest)
+        sender.send(store, {**flat, **sender.tree(c=b"three")})  # the head moves on, and still names it
+        store.catch_up()
+        assert store.workspace(sender.name).wanted == [flat["a"].digest.hex()]
+        sender.heal(store, [flat["a"].digest])
+        store.catch_up()
+        assert store.workspace(sender.name).wanted == [] and not home.exists()
+        other = Sender(name=WorkspaceName("inputs-of-mine"))
+        other.send(store, other.tree(a=b"one"))
+        store.catch_up()
+        assert (tree_of(store, other.name) / "a").read_bytes() == b"one"

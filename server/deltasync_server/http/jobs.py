@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from deltasync.core import wire
 from deltasync.core.errors import Forbidden, UsageError
-from deltasync.core.jobs import Capabilities, Job, JobList, JobRequest
+from deltasync.core.jobs import Capabilities, Job, JobList, JobRequest, LeftOutputs
+from deltasync.core.names import PATH_BYTES_MAX
 from deltasync.decoding import decoded
 from deltasync_server.access import Scope
 from deltasync_server.http import openapi
@@ -31,6 +32,7 @@ _NOTED_WORDS, _NOTED_LETTERS = 50, 200
 """How much of a command the audit log takes."""
 _JSON = "application/json"
 After = Annotated[int | None, Query(ge=0, le=2**63 - 1, description="the id of the last event that came")]
+AfterPath = Annotated[str, Query(max_length=PATH_BYTES_MAX, description="`next` of the page before")]
 
 
 def why_not(request: Request) -> str:
@@ -99,6 +101,13 @@ async def cancel_job(request: Request, job: str) -> Response:
 async def acknowledge_job(request: Request, job: str) -> Response:
     """Take the pin from what a job returned: the caller has all of it (J-63)."""
     return await _of(request, context_of(request).jobs.acknowledge, job)
+
+
+@router.get("/jobs/{job}/outputs", summary="What a job left", **openapi.gives(LeftOutputs, 400, 404))
+async def job_outputs(request: Request, job: str, after: AfterPath = "") -> Response:
+    """List the files and folders that a job left, a page of them by path, and whether they wait here (J-68)."""
+    here, tenant = context_of(request), caller_of(request).tenant
+    return answer(await here.workers.quick(partial(here.jobs.outputs, tenant, job, after)))
 
 
 @router.get("/jobs/{job}/logs", summary="Follow a job", **openapi.gives_events(400, 404))

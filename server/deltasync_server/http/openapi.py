@@ -45,6 +45,7 @@ TYPES = (
     jobs.JobRequest,
     jobs.Job,
     jobs.JobList,
+    jobs.LeftOutputs,
     jobs.Capabilities,
     wire.Health,
     wire.SeedUploadAnswer,

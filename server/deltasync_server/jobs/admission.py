@@ -15,7 +15,7 @@ from deltasync.core.manifest import Entry, Kind
 from deltasync.core.names import NameRefused, bytes_text, parse_workspace, shown
 from deltasync.core.tree import Loader, entries_of
 from deltasync_server.config import StoreConfig
-from deltasync_server.state import kept_receipts, loader, workspace_row
+from deltasync_server.state import HOST, NO_CLIENT, kept_receipts, loader, workspace_row
 from deltasync_server.tenants import Tenant, qualified
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -37,6 +37,8 @@ class Admitted(NamedTuple):
 
 def check(request: JobRequest) -> None:
     """Raise UsageError unless a request can be read, and says no more than it may (spec J-30, J-46)."""
+    if request.client_id == HOST:
+        raise UsageError(NO_CLIENT)  # spec J-61
     if not request.argv:
         raise UsageError("a job has a command")
     lines = [line for each in request.lists for line in each.lines]

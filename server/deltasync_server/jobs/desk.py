@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -13,7 +15,7 @@ from typing import Self
 import msgspec
 
 from deltasync.core.errors import Forbidden, NoSpace, NotFound, UsageError
-from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, State, Word
+from deltasync.core.jobs import Capabilities, Gpu, Job, JobRequest, LeftOutputs, State, Word
 from deltasync.core.names import bytes_text
 from deltasync.disk import DiskFull, Folder, make_private
 from deltasync_server.jobs import returns
@@ -39,6 +41,7 @@ from deltasync_server.jobs.table import (
     job_of,
     job_row,
     jobs_of,
+    kept_by_tenant,
     kept_sessions,
     left_over,
     note,
@@ -167,11 +170,19 @@ class Jobs:
             known = by_key(db, tenant, request.key)
             if known is None:
                 require_kept(db, self._config, tenant, request, admitted)
-                _require_turn(len(waiting(db)), QUEUED_MAX, "jobs wait")
-                _require_turn(len(kept_sessions(db, time.time())), self._config.job_sessions, "sessions are kept")
+                self._require_turn(db, tenant)
                 insert(db, job_id, tenant, request, admitted, self._command(job_id, request.argv))
         self._queue.wake()
         return self.job(tenant, known or job_id), known is None
+
+    def _require_turn(self, db: sqlite3.Connection, tenant: Tenant) -> None:
+        """Raise NoSpace where a job could wait for no turn, or its turn might never come (spec J-33)."""
+        queued = Counter(each.tenant for each in waiting(db))
+        kept = kept_by_tenant(db, time.time())
+        _require_fewer(queued.total(), QUEUED_MAX, "jobs wait")
+        _require_fewer(queued[tenant], self._config.tenant_queued, "jobs of yours wait")
+        _require_fewer(kept.total(), self._config.job_sessions, "sessions are kept")
+        _require_fewer(kept[tenant], self._config.tenant_kept_max, "sessions of yours are kept")
 
     def _require_room(self, admitted: Admitted) -> None:
         """Raise NoSpace where the disk has no room for a session (spec J-33)."""
@@ -213,6 +224,13 @@ class Jobs:
         with self._state.read() as db:
             return jobs_of(db, tenant, self._sessions.path)
 
+    def outputs(self, tenant: Tenant, job_id: str, after: str) -> LeftOutputs:
+        """Return a page of what a job left, behind a path; raises NotFound as `job` does (spec J-68)."""
+        self.job(tenant, job_id)
+        with self._state.read() as db:
+            row = job_row(db, job_id)
+        return returns.left(self._store, row, row.returned, after) if row else LeftOutputs(outputs=[], waits=False)
+
     def reader(self, job_id: str, place: int) -> LogReader:
         """Return what reads a job's log from a place on."""
         return LogReader(self._logs / job_id, place)
@@ -222,6 +240,7 @@ class Jobs:
         found = self.job(tenant, job_id)
         if found.state.is_over:
             self._forget(job_id)
+            self._queue.wake()  # its session may be what others wait for
             return found
         run = self._queue.run_of(job_id)
         if run is None:
@@ -318,6 +337,6 @@ class Jobs:
         )
 
 
-def _require_turn(found: int, most: int, what: str) -> None:
+def _require_fewer(found: int, most: int, what: str) -> None:
     if found >= most:
         raise NoSpace(f"{found} {what} here, and no more than {most} may; try again later", found=found, limit=most)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from deltasync.core.errors import DeltasyncError
+from deltasync.core.jobs import JOB_ID
+from deltasync.db import connect
+from deltasync.disk import Folder, Lock
+from deltasync_server.jobs.table import Left, left_over
+from deltasync_server.state import MIGRATIONS
 
 MARK = "DELTASYNC_JOB"
 """The variable with a job's id, which every process of it inherits."""
@@ -25,6 +33,35 @@ def start_of(pid: int) -> str | None:
         return f"{_BOOT.read_text().strip()} {fields[_START_FIELD].decode()}"
     except (OSError, IndexError):
         return None
+
+
+def kill_left(database: Path, sessions: Path) -> None:
+    """Kill what the jobs of a server that died have left running; nothing of this needs space (spec J-45).
+
+    sessions: the folder of their sessions, which name them where a full disk keeps the database closed.
+    """
+    left = _recorded(database)
+    for each in left or ():
+        if each.pid is not None:
+            kill_group(each.pid, each.pid_start)
+    if job_ids := _in_sessions(sessions) if left is None else [each.id for each in left]:
+        kill_marked(job_ids)
+
+
+def _recorded(database: Path) -> list[Left] | None:
+    """Return the jobs that were worked on; None where that cannot be read."""
+    try:
+        with contextlib.closing(connect(database, MIGRATIONS, read_only=True)) as db:
+            return left_over(db)
+    except (DeltasyncError, sqlite3.Error, OSError):
+        return None
+
+
+def _in_sessions(path: Path) -> list[str]:
+    """Return the jobs that a folder has sessions of; none where it is another server's, or cannot be read."""
+    with contextlib.suppress(DeltasyncError, OSError), Folder.open(path) as folder, Lock(".lock", "", at=folder.fd):
+        return [name for name in folder.names() if JOB_ID.fullmatch(name)]
+    return []
 
 
 def kill_group(pid: int, start: str | None) -> None:
@@ -47,14 +84,24 @@ def terminate_others(group: int) -> None:
 def kill_marked(job_ids: Collection[str]) -> None:
     """Kill every process whose environment names one of these jobs: it may have left its group."""
     marks = {f"{MARK}={job_id}".encode() for job_id in job_ids}
+    killed: set[int] = set()
     for _ in range(_ROUNDS):  # again: one may have started another in between
         found = list(_marked(marks))
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        if not found:
+        killed.update(found)
+        if not (found or any(map(_holds, killed))):
             return
         time.sleep(_PAUSE_SECONDS)
+
+
+def _holds(pid: int) -> bool:
+    """Tell whether a process may still have files open, whose space is in use."""
+    try:
+        return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):
+        return False
 
 
 def _marked(marks: set[bytes]) -> Iterator[int]:

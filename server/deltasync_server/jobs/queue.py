@@ -1,4 +1,4 @@
-"""The queue: which job is worked on when, by slots, GPUs, priority and age (spec J-41); and what time does to jobs."""
+"""The queue: which job is worked on when: turns, slots, GPUs, priority, age (spec J-41); what time does to jobs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -14,7 +15,8 @@ from deltasync.core.jobs import State
 from deltasync_server.intake import now
 from deltasync_server.jobs.process import Why
 from deltasync_server.jobs.run import Run, Shop
-from deltasync_server.jobs.table import Waiting, job_row, kept_sessions, note, waiting
+from deltasync_server.jobs.table import Waiting, job_row, kept_by_tenant, note, waiting
+from deltasync_server.tenants import Tenant
 
 LOOK_SECONDS = 30.0
 """How often what time does to jobs is looked at."""
@@ -34,6 +36,8 @@ class Queue:
         self._is_asked = False
         self._active: dict[str, Run] = {}
         self._threads: dict[str, threading.Thread] = {}
+        self._turns: dict[Tenant, int] = {}
+        """The number of each tenant's last turn."""
         self._thread = threading.Thread(target=self._attend, name="deltasync-jobs")
 
     def start(self) -> None:
@@ -116,14 +120,16 @@ class Queue:
             if self._is_stopping or len(self._active) >= self._config.slots:
                 return False
             with self._shop.store.state.read() as db:
-                if len(self._active) + len(kept_sessions(db, time.time())) >= self._config.job_sessions:
+                kept = kept_by_tenant(db, time.time())
+                if len(self._active) + kept.total() >= self._config.job_sessions:
                     return False
-                chosen = self._chosen(db)
+                chosen = self._chosen(db, kept)
                 job = job_row(db, chosen.id) if chosen else None
             if chosen is None or job is None:
                 return False
             run = Run(self._shop, job, self._free()[: chosen.gpus])
             self._active[job.id] = run  # before its state says so: whoever cancels it finds it there
+            self._turns[job.tenant] = max(self._turns.values(), default=0) + 1
         is_taken = False
         try:
             gpus = msgspec.json.encode(run.gpus)
@@ -135,11 +141,17 @@ class Queue:
             self._begin(run)
         return True
 
-    def _chosen(self, db: sqlite3.Connection) -> Waiting | None:
-        """Return the job whose turn it is; one that waits for GPUs holds up only those that need some as well."""
+    def _chosen(self, db: sqlite3.Connection, kept: Counter[Tenant]) -> Waiting | None:
+        """Return the job whose turn it is; one that waits for GPUs holds up only those that need some as well.
+
+        kept: how many sessions each tenant keeps; one that may keep no more has no turn (spec J-33).
+        """
+        runs = self._active.values()
+        busy = Counter(run.job.tenant for run in runs)
+        kept = kept + Counter(run.job.tenant for run in runs if run.job.request.keep_seconds)
         free, is_held_up = len(self._free()), False
-        for each in waiting(db):
-            if each.id in self._active:
+        for each in sorted(waiting(db), key=lambda each: (busy[each.tenant], self._turns.get(each.tenant, 0))):
+            if each.id in self._active or kept[each.tenant] >= self._config.tenant_kept_max:
                 continue
             if not each.gpus or (each.gpus <= free and not is_held_up):
                 return each

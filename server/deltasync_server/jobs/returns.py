@@ -6,8 +6,9 @@ import io
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import accumulate, islice
 from typing import Protocol
 
 import msgspec
@@ -15,10 +16,10 @@ import msgspec
 from deltasync.core import bundle, delta
 from deltasync.core.bundle import Metadata
 from deltasync.core.errors import DeltasyncError, NotOwner
-from deltasync.core.jobs import JobRequest, Returned
+from deltasync.core.jobs import LEFT_MAX, JobRequest, LeftOutput, LeftOutputs, Returned
 from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, decode_directory
 from deltasync.core.names import WorkspaceName
-from deltasync.core.tree import Detached, Tree
+from deltasync.core.tree import Detached, Tree, walk_behind
 from deltasync.disk import Folder
 from deltasync_server.jobs.contents import Contents
 from deltasync_server.jobs.outputs import FILE_BYTES_MAX, Gathered, Gathering
@@ -89,6 +90,37 @@ def again(store: Store, job: JobLike, former: Returned | None) -> Returned | Non
     return msgspec.structs.replace(former, workspace=workspace, sequence=sequence)
 
 
+def left(store: Store, job: JobLike, returned: Returned | None, after: str) -> LeftOutputs:
+    """Return a page of what a job left, behind a path (spec J-68); of what the host let go of, the places alone."""
+    if returned is None:
+        return LeftOutputs(outputs=[], waits=False)
+    name = qualified(job.tenant, WorkspaceName(returned.workspace))
+    with store.state.snapshot() as db:  # what is pinned in it is whole
+        waits = returned.sequence in pinned(db, name)
+        if waits:
+            told = _told(returned, walk_behind(bytes.fromhex(returned.root), loader(db), after))
+        else:
+            places = sorted(returned.places, key=_parts)
+            told = (LeftOutput(path=place) for place in places if _parts(place) > _parts(after))
+        page = list(islice(told, LEFT_MAX + 1))
+    is_last = len(page) <= LEFT_MAX
+    return LeftOutputs(outputs=page[:LEFT_MAX], waits=waits, next=None if is_last else page[LEFT_MAX - 1].path)
+
+
+def _told(returned: Returned, entries: Iterable[tuple[str, Entry]]) -> Iterator[LeftOutput]:
+    """Yield the outputs among the entries of a tree: no folder that only leads to them."""
+    places = set(returned.places)
+    for path, entry in entries:
+        if entry.kind is Kind.FILE:
+            yield LeftOutput(path=path, kind=entry.kind, size=entry.size, digest=entry.digest.hex())
+        elif not places.isdisjoint(accumulate(path.split("/"), "{}/{}".format)):
+            yield LeftOutput(path=path, kind=entry.kind)
+
+
+def _parts(path: str) -> list[str]:
+    return path.split("/") if path else []
+
+
 def release(store: Store, tenant: Tenant, returned: Returned | None) -> None:
     """Let go of what a job of a tenant returned, if it is still held (spec J-63)."""
     if returned is None or not returned.sequence:
@@ -107,7 +139,7 @@ def release_others(store: Store, held: Iterable[tuple[Tenant, Returned]]) -> Non
     named = {(qualified(tenant, WorkspaceName(each.workspace)), each.sequence) for tenant, each in held}
     with _one_at_a_time:
         with store.state.read() as db:
-            returns = {WorkspaceName(row.name): pinned(db, row.name) for row in workspace_rows(db) if not row.has_tree}
+            returns = {WorkspaceName(row.name): pinned(db, row.name) for row in workspace_rows(db) if row.is_of_returns}
         for name, sequences in returns.items():
             for sequence in sequences:
                 if (name, sequence) not in named:
@@ -191,7 +223,8 @@ def _send(store: Store, name: WorkspaceName, root: bytes, objects: Mapping[bytes
     for metadata in composed:
         sealed = b"".join(bundle.seal(metadata, (), lambda operation: ()))
         source = io.BytesIO(sealed)
-        store.receive(name, source, expected_identity=metadata.identity, gives_back=root == EMPTY_ROOT)
+        gives_back = root == EMPTY_ROOT
+        store.receive(name, source, expected_identity=metadata.identity, gives_back=gives_back, may_be_host=True)
     return head.sequence + len(runs)
 
 

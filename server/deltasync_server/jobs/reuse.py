@@ -19,7 +19,7 @@ from deltasync.core.jobs import Returned
 from deltasync.core.manifest import EMPTY_ROOT
 from deltasync.core.tree import entries_of
 from deltasync_server.jobs import returns
-from deltasync_server.jobs.log import FRAME_BYTES_MAX, Kind, Log, LogReader
+from deltasync_server.jobs.log import FRAME_BYTES_MAX, Log, LogReader
 from deltasync_server.jobs.table import JobRow, note
 from deltasync_server.receive import Store
 from deltasync_server.state import loader
@@ -58,19 +58,25 @@ def key_of(db: sqlite3.Connection, job: JobRow, version: bytes, inherited: Mappi
     return digest_of(msgspec.json.encode((job.tenant, asked, inputs, own, version.hex())))
 
 
-def take(store: Store, job: JobRow, key: bytes) -> Former | None:
-    """Have the result of a former job held for this one; None where none is remembered, or can be had any more."""
+def take(store: Store, job: JobRow, key: bytes, logs: Path) -> Former | None:
+    """Have the result of a former job held for this one; None where none is remembered, or can be had any more.
+
+    logs: the folder of the jobs' logs.
+    """
     with store.state.write() as db:
         found = db.execute(
-            "SELECT id, returned, result_root FROM jobs WHERE tenant = ? AND result_key = ? AND result_root NOTNULL "
-            "AND ended > ? ORDER BY number DESC LIMIT 1",
+            "SELECT id, returned, result_root, log_bytes FROM jobs WHERE tenant = ? AND result_key = ? "
+            "AND result_root NOTNULL AND ended > ? ORDER BY number DESC LIMIT 1",
             (job.tenant, key, int(time.time() - REMEMBERED_SECONDS)),
         ).fetchone()
         if found is None:
             return None
-        former_id, packed, root = found
+        former_id, packed, root, log_bytes = found
         note(db, job.id, result_root=root)  # from here on it stays, whatever becomes of the other job
     try:
+        if not _is_whole(logs / former_id, log_bytes):
+            _log.warning("the result of %s is not given again: its log is not whole", former_id)
+            return None
         former = msgspec.json.decode(packed, type=Returned) if packed else None
         return Former(former_id, returns.again(store, job, former))
     except DeltasyncError as error:  # such as content that was damaged since: the command makes it once more
@@ -105,8 +111,16 @@ def replay(former: Path, log: Log) -> None:
     with contextlib.closing(LogReader(former, 0)) as reader:
         while events := reader.read(FRAME_BYTES_MAX):
             for event in events:
-                if event.kind is not Kind.GAP:
-                    log.append(event.kind, event.content.replace(before, now))
+                log.append(event.kind, event.content.replace(before, now))
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    """Tell whether a log has all that its job said, which may have been too much for it, or for the disk."""
+    found_bytes = 0
+    with contextlib.closing(LogReader(path, 0)) as reader:
+        while events := reader.read(FRAME_BYTES_MAX):
+            found_bytes += sum(len(event.content) for event in events)
+    return found_bytes == size_bytes
 
 
 def said(log: Path) -> bytes:

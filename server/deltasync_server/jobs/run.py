@@ -86,6 +86,7 @@ class Run:
         self._process: Process | None = None
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._is_stopping = threading.Event()
 
     def end(self, why: Why) -> None:
         """Have the job ended; the first reason counts."""
@@ -93,6 +94,8 @@ class Run:
             if self._why is Why.ITSELF:
                 self._why = why
             self._ended.set()
+            if why is Why.STOPPED:
+                self._is_stopping.set()
             if self._process is not None:
                 self._process.end(why)
 
@@ -101,28 +104,28 @@ class Run:
         try:
             self._work()
         except Cancelled:
-            self._surely(self._cut_short)
+            self._cut_short()
         except Exception as error:  # noqa: BLE001 - a worker reports what nobody foresaw
             known = error if isinstance(error, DeltasyncError) else refusal(error)
             if known is None:
                 _log.error("the job %s failed", self.job.id, exc_info=error)
             reason = known.sentence if known else "the server failed; its log says why"
-            self._surely(lambda: self._over(State.FAILED, reason))
+            self._over(State.FAILED, reason)
         finally:
             self._tidy()
 
-    def _surely(self, end: Callable[[], None]) -> None:
+    def _surely(self, end: Callable[[], object]) -> None:
         """Record the end of the job; where the disk is full its session goes first, which may be what fills it."""
         for number in range(END_TRIES):
             try:
-                return end()
+                end()
+                return
             except Exception as error:  # noqa: BLE001 - the next start calls it lost
                 _log.error("the end of the job %s could not be recorded", self.job.id, exc_info=error)
-            if number:
-                threading.Event().wait(ROOM_PAUSE_SECONDS)
-            else:
+            if not number:
                 self._shop.sessions.remove(self.job.id)
-        return None
+            elif self._is_stopping.wait(ROOM_PAUSE_SECONDS):
+                return
 
     def _work(self) -> None:
         session = self._shop.sessions.make(self.job, self._go_on)
@@ -200,7 +203,7 @@ class Run:
         if self._why is not Why.ITSELF:
             self._cut_short()
             return True
-        former = reuse.take(self._shop.store, self.job, key)
+        former = reuse.take(self._shop.store, self.job, key, self._shop.logs)
         if former is None:
             return False
         self.log = Log(self._shop.logs / self.job.id, self._shop.store.config.job_log_bytes)
@@ -280,18 +283,16 @@ class Run:
     def _over(self, state: State, reason: str = "", *, returned: Returned | None = None, **columns: Any) -> None:
         keep = min(self.job.request.keep_seconds, KEPT_SECONDS_MAX) if self._why is not Why.STOPPED else 0.0
         at = time.time()
-        self._shop.step(
-            self.job.id,
-            state,
-            reason=reason,
-            ended=int(at),
-            ended_at=now(),
-            keep_until=at + keep if keep else 0,
-            log_bytes=self.log.end if self.log else 0,
-            returned=msgspec.json.encode(returned) if returned else None,
-            metrics=msgspec.json.encode(self._metrics(state, returned)),
-            **columns,
-        )
+        columns |= {
+            "reason": reason,
+            "ended": int(at),
+            "ended_at": now(),
+            "keep_until": at + keep if keep else 0,
+            "log_bytes": self.log.end if self.log else 0,
+            "returned": msgspec.json.encode(returned) if returned else None,
+            "metrics": msgspec.json.encode(self._metrics(state, returned)),
+        }
+        self._surely(lambda: self._shop.step(self.job.id, state, **columns))
 
     def _metrics(self, state: State, returned: Returned | None) -> Metrics:
         """Return what is recorded of the job with its end (spec J-80)."""

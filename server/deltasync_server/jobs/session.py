@@ -22,7 +22,7 @@ from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import filled
-from deltasync_server.jobs.removal import GOING, remove_all
+from deltasync_server.jobs.removal import GOING, left_over, remove_all
 from deltasync_server.jobs.table import JobRow
 from deltasync_server.offer import opened_blob
 from deltasync_server.receive import Store
@@ -58,7 +58,7 @@ class Sessions:
         """Open the folder, or make it; raises AlreadyRunning while another server has it."""
         config = store.config
         self._store, self._account = store, account
-        self.path = (config.sessions_dir or config.data / "sessions").absolute()
+        self.path = config.sessions.absolute()
         if not self.path.is_dir():
             self.path.mkdir(0o711 if account else 0o700, parents=True)
         elif config.sessions_dir is None:
@@ -66,8 +66,6 @@ class Sessions:
         self.folder = Folder.open(self.path)
         self._lock = Lock(".lock", f"another server makes its sessions in {self.path}", at=self.folder.fd)
         self.links = self._probed(config)
-        self.stuck = 0
-        """How many could not be removed since the start, and lie there under another name."""
 
     def _probed(self, config: StoreConfig) -> str:
         """Find out how a blob comes to a session (spec J-43)."""
@@ -122,15 +120,27 @@ class Sessions:
         return session
 
     def remove(self, job_id: str) -> bool:
-        """Remove a session, whatever the command has made of it; False, and a line in the log, where that fails."""
-        try:
-            with contextlib.suppress(FileNotFoundError):  # somebody else removes it as well
-                remove_all(self.folder, job_id)
-        except OSError as error:
-            _log.warning("the session %s could not be removed: %s", job_id, error)
-            self.stuck += 1
-            return False
-        return True
+        """Remove a session, whatever the command has made of it; False, and a line in the log, where that fails.
+
+        What an earlier removal has left goes as well.
+        """
+        return not self._unremoved([job_id, *left_over(self.folder)])
+
+    def _unremoved(self, names: Iterable[str]) -> list[str]:
+        """Remove some entries; return those of them that could not be removed."""
+        failed = []
+        for name in names:
+            try:
+                remove_all(self.folder, name)
+            except OSError as error:
+                _log.warning("the session %s could not be removed: %s", name, error)
+                failed.append(name)
+        return failed
+
+    @property
+    def stuck(self) -> int:
+        """How many could not be removed, and lie there under another name."""
+        return len(left_over(self.folder))
 
     def names(self) -> set[str]:
         """Return the ids of the sessions that are there."""
@@ -138,12 +148,11 @@ class Sessions:
 
     def sweep(self, kept: Collection[str]) -> None:
         """Remove every session that no job needs, and what was being made or removed."""
-        for name in self.folder.names():
-            if name.startswith((_MAKING, GOING)) or (JOB_ID.fullmatch(name) and name not in kept):
-                try:
-                    remove_all(self.folder, name)
-                except OSError as error:
-                    _log.warning("the session %s could not be removed: %s", name, error)
+        self._unremoved(
+            name
+            for name in self.folder.names()
+            if name.startswith((_MAKING, GOING)) or (JOB_ID.fullmatch(name) and name not in kept)
+        )
 
     def free_bytes(self) -> int:
         """Return how much its disk has free."""

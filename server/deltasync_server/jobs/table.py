@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,9 +44,10 @@ class JobRow(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A queued job, and how many GPUs it needs."""
+    """A queued job, whose it is, and how many GPUs it needs."""
 
     id: str
+    tenant: Tenant
     gpus: int
 
 
@@ -86,7 +88,7 @@ def step(db: sqlite3.Connection, job_id: str, to: State, **columns: Any) -> bool
     if before is None or to not in NEXT[before]:
         return False
     if to.is_over:
-        columns = {"ended_at": now(), "pid": None, "pid_start": None, "gpus": b"[]", **columns}
+        columns = {"ended_at": now(), "pid": None, "pid_start": None, "gpus": b"[]", "result_root": None, **columns}
     note(db, job_id, state=to.value, **columns)
     return True
 
@@ -132,8 +134,8 @@ def jobs_of(db: sqlite3.Connection, tenant: Tenant, sessions: Path) -> list[Job]
 
 
 def waiting(db: sqlite3.Connection) -> list[Waiting]:
-    """Return the queued jobs, the one that goes first at the head (spec J-41)."""
-    select = "SELECT id, gpus_wanted FROM jobs WHERE state = ? ORDER BY priority DESC, number"
+    """Return the queued jobs; of each tenant's the one that goes first comes first (spec J-41)."""
+    select = "SELECT id, tenant, gpus_wanted FROM jobs WHERE state = ? ORDER BY priority DESC, number"
     return [Waiting._make(row) for row in db.execute(select, (State.QUEUED.value,))]
 
 
@@ -147,6 +149,12 @@ def kept_sessions(db: sqlite3.Connection, at: float) -> dict[str, float]:
     """Return which jobs that are over keep their session, and until when. at: the time, in seconds since 1970."""
     select = f"SELECT id, keep_until FROM jobs WHERE {_is_in(_OVER)} AND keep_until > ?"
     return dict(db.execute(select, (at,)))
+
+
+def kept_by_tenant(db: sqlite3.Connection, at: float) -> Counter[Tenant]:
+    """Return how many sessions each tenant keeps of jobs that are over. at: the time, in seconds since 1970."""
+    select = f"SELECT tenant, count(*) FROM jobs WHERE {_is_in(_OVER)} AND keep_until > ? GROUP BY tenant"
+    return Counter({Tenant(tenant): count for tenant, count in db.execute(select, (at,))})
 
 
 def over_with_inputs(db: sqlite3.Connection) -> list[str]:
@@ -207,9 +215,10 @@ def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
     ahead = None
     if state == State.QUEUED:
         select = (
-            "SELECT count(*) FROM jobs WHERE state = ? AND (priority > ? OR (priority = ? AND number < ?))"  # spec J-41
+            "SELECT count(*) FROM jobs WHERE state = ? AND tenant = (SELECT tenant FROM jobs WHERE id = ?) "
+            "AND (priority > ? OR (priority = ? AND number < ?))"  # spec J-41
         )
-        (ahead,) = db.execute(select, (state, priority, priority, number)).fetchone()
+        (ahead,) = db.execute(select, (state, job_id, priority, priority, number)).fetchone()
     return Job(
         id=job_id,
         state=State(state),
