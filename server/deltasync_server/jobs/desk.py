@@ -170,19 +170,20 @@ class Jobs:
             known = by_key(db, tenant, request.key)
             if known is None:
                 require_kept(db, self._config, tenant, request, admitted)
-                self._require_turn(db, tenant)
+                self._require_turn(db, tenant, request)
                 insert(db, job_id, tenant, request, admitted, self._command(job_id, request.argv))
         self._queue.wake()
         return self.job(tenant, known or job_id), known is None
 
-    def _require_turn(self, db: sqlite3.Connection, tenant: Tenant) -> None:
+    def _require_turn(self, db: sqlite3.Connection, tenant: Tenant, request: JobRequest) -> None:
         """Raise NoSpace where a job could wait for no turn, or its turn might never come (spec J-33)."""
         queued = Counter(each.tenant for each in waiting(db))
         kept = kept_by_tenant(db, time.time())
         _require_fewer(queued.total(), QUEUED_MAX, "jobs wait")
         _require_fewer(queued[tenant], self._config.tenant_queued, "jobs of yours wait")
         _require_fewer(kept.total(), self._config.job_sessions, "sessions are kept")
-        _require_fewer(kept[tenant], self._config.tenant_kept_max, "sessions of yours are kept")
+        if request.keep_seconds:
+            _require_fewer(kept[tenant], self._config.tenant_kept_max, "sessions of yours are kept")
 
     def _require_room(self, admitted: Admitted) -> None:
         """Raise NoSpace where the disk has no room for a session (spec J-33)."""

@@ -144,14 +144,16 @@ class Queue:
     def _chosen(self, db: sqlite3.Connection, kept: Counter[Tenant]) -> Waiting | None:
         """Return the job whose turn it is; one that waits for GPUs holds up only those that need some as well.
 
-        kept: how many sessions each tenant keeps; one that may keep no more has no turn (spec J-33).
+        kept: how many sessions each tenant keeps; where that is all it may, jobs that would keep theirs wait (spec J-33).
         """
         runs = self._active.values()
         busy = Counter(run.job.tenant for run in runs)
         kept = kept + Counter(run.job.tenant for run in runs if run.job.request.keep_seconds)
         free, is_held_up = len(self._free()), False
         for each in sorted(waiting(db), key=lambda each: (busy[each.tenant], self._turns.get(each.tenant, 0))):
-            if each.id in self._active or kept[each.tenant] >= self._config.tenant_kept_max:
+            if each.id in self._active:
+                continue
+            if kept[each.tenant] >= self._config.tenant_kept_max and _keeps(db, each):
                 continue
             if not each.gpus or (each.gpus <= free and not is_held_up):
                 return each
@@ -186,3 +188,8 @@ class Queue:
             self._threads.pop(job_id, None)
             self._is_asked = True
             self._changed.notify_all()
+
+
+def _keeps(db: sqlite3.Connection, waits: Waiting) -> bool:
+    job = job_row(db, waits.id)
+    return job is not None and job.request.keep_seconds > 0
