@@ -144,7 +144,7 @@ class Queue:
     def _chosen(self, db: sqlite3.Connection, kept: Counter[Tenant]) -> Waiting | None:
         """Return the job whose turn it is; one that waits for GPUs holds up only those that need some as well.
 
-        kept: how many sessions each tenant keeps; where that is all it may, jobs that would keep theirs wait (spec J-33).
+        kept: how many sessions each tenant keeps; where it may keep no more, jobs that would wait (spec J-33).
         """
         runs = self._active.values()
         busy = Counter(run.job.tenant for run in runs)
