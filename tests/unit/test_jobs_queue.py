@@ -231,3 +231,11 @@ def test_what_is_released_is_released_once(tmp_path: Path) -> None:
         with jobs._store.state.write() as db:
             note(db, job_id, returned=msgspec.json.encode(returned))
         assert [jobs.acknowledge(DEFAULT, job_id).acknowledged for _ in range(2)] == [True, True]
+
+
+def test_what_a_command_leaves_in_its_folder_is_a_problem_of_its_job(tmp_path: Path) -> None:
+    """A file that a command that ends with 0 makes by a bare name is told; one that fails tells none."""
+    with working(tmp_path / "data") as jobs:
+        job = reached(jobs, submitted(jobs, shell("echo 1 > d.tgz")), State.DONE)
+        assert job.returned is not None and "d.tgz was written" in job.returned.problems[0].reason
+        assert reached(jobs, submitted(jobs, shell("echo 1 > d.tgz; exit 3")), State.DONE).returned is None
