@@ -333,7 +333,8 @@ def test_of_inputs_in_place_what_changed_comes_home(store: Store, job: Finished)
     returned = job.collect(store, staged)
     assert returned is not None and returned.places == ["a.txt", "folder/fresh"]
     assert files(store, returned) == {"a.txt": b"new", "folder/fresh": b"2"}
-    assert list(reasons(returned)) == ["folder/pipe"]
+    assert list(reasons(returned)) == ["folder/pipe", "folder/gone"]
+    assert reasons(returned)["folder/gone"] == "was removed on the host and stays here"
     assert blobs(store) == 2
 
 

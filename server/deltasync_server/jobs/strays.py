@@ -38,8 +38,8 @@ def next_tick(session: Folder) -> int:
 def of(
     session: Folder, request: JobRequest, staged: Mapping[str, bytes], since_ns: int, go_on: Callable[[], None]
 ) -> list[Trouble]:
-    """Return all of them. staged: the files of inputs in place, by their places; since_ns: when inputs were there."""
-    return in_work(session)
+    """Return all of them. staged: the files of inputs in place, by their places; since_ns: next_tick, or 0."""
+    return [*in_work(session), *in_inputs(session, request, since_ns, go_on), *removed(session, staged, go_on)]
 
 
 def in_work(session: Folder) -> list[Trouble]:
@@ -60,7 +60,7 @@ def in_work(session: Folder) -> list[Trouble]:
 
 def in_inputs(session: Folder, request: JobRequest, since_ns: int, go_on: Callable[[], None]) -> list[Trouble]:
     """Return what was changed or made among the inputs since the session was staged (spec J-69)."""
-    if not (request.inputs or request.lists):
+    if not since_ns:
         return []
     named = {each.place for each in request.inputs} | {each.place for each in request.lists}
     skipped = {each.place for each in request.inputs if each.in_place}
