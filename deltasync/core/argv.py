@@ -31,6 +31,15 @@ _EXTENSION = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9_]{0,11}$")
 _MARK = re.compile(r"\{(in|out):([^{}]+)\}")
 _SERIES = re.compile(r"%(0?\d*)d")
 _GLOB = re.compile(r"[*?\[]")
+_SHELL_SIGNS = re.compile(r"[><|;&$`]")
+_RUNS_WORDS = (
+    (re.compile(r"sh|bash|dash|zsh|python[\d.]*"), re.compile(r"-[A-Za-z]*c")),
+    (re.compile(r"perl[\d.]*"), re.compile(r"-[A-Za-z]*[eE]")),
+)
+"""Programs that run a word of theirs, and the flag before it."""
+_TAKE_A_WORD = frozenset({"-o", "+o", "-O", "+O", "-W", "-X", "-I"})
+"""Flags of those, of which each takes the word behind it."""
+_REDIRECTS = "a redirect in it is text"
 _LINE = re.compile(r"(?P<before>\s*(?:file\s+|File\d+=)?(?P<quote>['\"]?))(?P<path>.*?)(?P<after>(?P=quote)\s*)")
 
 
@@ -319,9 +328,23 @@ class _Planner:
             return Word((self._input(text),), "it is here")
         if found.kind is Kind.OTHER:
             return literal._replace(why="no file")
-        if (embedded := self._embedded(text)) is not None or "=" in text:
+        embedded = self._embedded(text)
+        if (why := self._why_program(number, text, is_last=is_last)) is not None:
+            return embedded._replace(why=f"{embedded.why}; {_REDIRECTS}") if embedded else literal._replace(why=why)
+        if embedded is not None or "=" in text:
             return embedded or literal
         return self._absent(text, found, is_last=is_last, is_value=is_value) or literal
+
+    def _why_program(self, number: int, text: str, *, is_last: bool) -> str | None:
+        """Return why a word is no name of an output: something runs it (spec J-13); None where it may be one."""
+        before = self.argv[1:number]
+        are_flags = all(_is_flag(word) or (at > 0 and before[at - 1] in _TAKE_A_WORD) for at, word in enumerate(before))
+        for program, flag in _RUNS_WORDS:
+            if before and program.fullmatch(self._program) and flag.fullmatch(before[-1]) and are_flags:
+                return f"what {self._program} runs; {_REDIRECTS}"
+        if _SHELL_SIGNS.search(text) and (is_last or ">" in text):
+            return f"it has signs of a shell, and is no path; {_REDIRECTS}"
+        return None
 
     def _absent(self, text: str, found: Found, *, is_last: bool, is_value: bool) -> Word | None:
         """Judge a word at whose path nothing is: the output, where it is the last one and may be made."""
