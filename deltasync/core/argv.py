@@ -31,6 +31,15 @@ _EXTENSION = re.compile(r"[^/]\.[A-Za-z][A-Za-z0-9_]{0,11}$")
 _MARK = re.compile(r"\{(in|out):([^{}]+)\}")
 _SERIES = re.compile(r"%(0?\d*)d")
 _GLOB = re.compile(r"[*?\[]")
+_SHELL_SIGNS = re.compile(r"[><|;&$`]")
+_RUNS_WORDS = (
+    (re.compile(r"sh|bash|dash|zsh|python[\d.]*"), re.compile(r"-[A-Za-z]*c")),
+    (re.compile(r"perl[\d.]*"), re.compile(r"-[A-Za-z]*[eE]")),
+)
+"""Programs that run a word of theirs, and the flag before it."""
+_TAKE_A_WORD = frozenset({"-o", "+o", "-O", "+O", "-W", "-X", "-I"})
+"""Flags of those, of which each takes the word behind it."""
+_REDIRECTS = "a redirect in it is text"
 _LINE = re.compile(r"(?P<before>\s*(?:file\s+|File\d+=)?(?P<quote>['\"]?))(?P<path>.*?)(?P<after>(?P=quote)\s*)")
 
 
@@ -191,6 +200,11 @@ def _is_flag(word: str) -> bool:
     return len(word) > 1 and word[0] == "-" and not _NUMBER.fullmatch(word)
 
 
+def _without_folder(text: str, found: Found) -> str:
+    folder = text.rstrip("/").rpartition("/")[0] or found.path.rpartition("/")[0]
+    return f"{shown(text)}: there is no folder {shown(folder)} here; make it first"
+
+
 def _unclear(word: str, why: str, *ways: str) -> UsageError:
     return UsageError(f"{shown(word)}: {why}; say " + " or ".join(f"{way} {shown(word)}" for way in ways))
 
@@ -239,12 +253,12 @@ class _Planner:
         if text in self.said.inputs:
             return Word((self._input(text),), "--in")
         if text in self.said.outputs:
-            return Word((self._output(text),), "--out")
+            return Word((self._output(text, is_named=True),), "--out")
         return None
 
     def _named_beside(self, name: str, known: set[str]) -> Iterator[Piece]:
         """Yield what the user names and no word does."""
-        piece = self._input(name) if name in self.said.inputs else self._output(name)
+        piece = self._input(name) if name in self.said.inputs else self._output(name, is_named=True)
         if piece.path not in known:
             yield piece
 
@@ -252,7 +266,7 @@ class _Planner:
 
     def _found(self, number: int, text: str) -> Word:
         if number == 0:
-            return Word((Piece(Role.LITERAL, text),), "the command itself")
+            return self._command(text)
         before = self.argv[number - 1] if number > 1 else ""
         is_after_end = "--" in self.argv[1:number]
         if _is_flag(text) and not is_after_end:
@@ -263,6 +277,15 @@ class _Planner:
         if is_value and before in OUTPUT_FLAGS:
             return self._literal_or(text, self._output, f"after {before}")
         return self._bare(number, text, is_value=is_value)
+
+    def _command(self, text: str) -> Word:
+        """Take the first word as it is, unless it names a program that is here and would not be there (spec J-3)."""
+        if "/" in text and not text.startswith("/") and self.look(text).kind is Kind.FILE:
+            raise UsageError(
+                f"{shown(text)} is a program of this machine; {{in:{shown(text)}}} sends it, and its name alone finds "
+                "one on the host"
+            )
+        return Word((Piece(Role.LITERAL, text),), "the command itself")
 
     def _literal_or(self, text: str, make: Callable[[str], Piece], why: str) -> Word:
         """Make a word of text that must be a path, unless it is `-`, a device or an address."""
@@ -319,12 +342,29 @@ class _Planner:
             return Word((self._input(text),), "it is here")
         if found.kind is Kind.OTHER:
             return literal._replace(why="no file")
-        if (embedded := self._embedded(text)) is not None or "=" in text:
+        embedded = self._embedded(text)
+        if (runs := self._why_program(number, text, is_last=is_last)) is not None:
+            return embedded._replace(why=f"{embedded.why}; {_REDIRECTS}") if embedded else literal._replace(why=runs)
+        if embedded is not None or "=" in text:
             return embedded or literal
         return self._absent(text, found, is_last=is_last, is_value=is_value) or literal
 
+    def _why_program(self, number: int, text: str, *, is_last: bool) -> str | None:
+        """Return why a word is no name of an output: something runs it (spec J-13); None where it may be one."""
+        before = self.argv[1:number]
+        are_flags = all(_is_flag(word) or (at > 0 and before[at - 1] in _TAKE_A_WORD) for at, word in enumerate(before))
+        for program, flag in _RUNS_WORDS:
+            if before and program.fullmatch(self._program) and flag.fullmatch(before[-1]) and are_flags:
+                return f"what {self._program} runs; {_REDIRECTS}"
+        if _SHELL_SIGNS.search(text) and (is_last or ">" in text):
+            return f"it has signs of a shell, and is no path; {_REDIRECTS}"
+        return None
+
     def _absent(self, text: str, found: Found, *, is_last: bool, is_value: bool) -> Word | None:
         """Judge a word at whose path nothing is: the output, where it is the last one and may be made."""
+        is_plain = is_last and not is_value and "/" in text and not text.startswith("/")
+        if is_plain and not found.has_parent and _EXTENSION.search(text) and self._only_reads:
+            raise UsageError(f"{_without_folder(text, found)}, or say --literal {shown(text)}")
         if not (_looks_like_path(text) and found.has_parent) or (is_value and text.startswith("/") and not is_last):
             return None
         if not is_last:
@@ -346,6 +386,12 @@ class _Planner:
             return
         if not is_text(last.text) and self.look(last.text).has_parent and re.fullmatch(r"[\w.+-]+", last.text):
             raise _unclear(last.text, "does the command write it, or is it a word", "--out", "--literal")
+
+    @property
+    def _only_reads(self) -> bool:
+        """Whether there are inputs among the words so far, and no outputs."""
+        roles = {piece.role for word in self.words for piece in word.pieces}
+        return bool(roles & {Role.INPUT, Role.LIST}) and not roles & {Role.OUTPUT, Role.IN_PLACE}
 
     @property
     def _program(self) -> str:
@@ -389,10 +435,13 @@ class _Planner:
             raise UsageError(f"{shown(text)} is no file and no folder; only those can be sent")
         return Piece(self._reading, text, found.path)
 
-    def _output(self, text: str) -> Piece:
+    def _output(self, text: str, *, is_named: bool = False) -> Piece:
+        """Return an output. is_named: by --out, of which the folder may yet be made (spec J-70)."""
         found = self.look(text)
         if found.kind is Kind.OTHER:
             raise UsageError(f"{shown(text)} is no file and no folder; nothing can be brought home there")
+        if not (found.has_parent or is_named):  # spec J-19: what the command made could not come home
+            raise UsageError(_without_folder(text, found))
         return Piece(Role.OUTPUT, text, found.path)
 
 

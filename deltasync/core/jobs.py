@@ -146,7 +146,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """A place of an output from which something does not come home, and why."""
+    """A place from which something does not come home, and why; the place is empty where the reason says all."""
 
     place: str
     reason: str

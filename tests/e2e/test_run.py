@@ -166,13 +166,13 @@ def test_outputs_that_find_no_folder_are_124_and_stay_on_the_host(user: User, he
 
 
 def test_a_folder_changes_in_place(user: User, here: Path) -> None:
-    """In a folder that a command may change, files that it edits and makes come home; what it leaves alone stays."""
+    """In a folder that a command may change, files that it edits and makes come home; what it removes is told."""
     (here / "sub").mkdir()
     for name in ("edited", "left"):
         (here / "sub" / name).write_text("alpha\n")
     before = as_it_is(here / "sub/left")
     done = run(user, here, "--in-place", "--shell", "cd ./sub; echo more >> edited; echo new > made; rm -f left")
-    assert done.code == 0, done.err
+    assert done.code == 124 and f"{here}/sub/left: was removed on the host and stays here" in done.err, done.err
     assert (here / "sub/edited").read_text() == "alpha\nmore\n" and (here / "sub/made").read_text() == "new\n"
     assert as_it_is(here / "sub/left") == before and names(here / "sub") == {"edited", "left", "made"}
 

@@ -81,11 +81,20 @@ def test_an_output_that_was_never_written_leaves_what_is_here(terminal: Terminal
     assert contents(terminal.folder) == {"a.txt": (b"alpha\n", False), "old.txt": (b"old", False)}
 
 
+def test_what_is_written_over_an_input_is_told(terminal: Terminal) -> None:
+    """A second file that is here from an earlier run was sent as an input: that it stays as it was is said."""
+    (terminal.folder / "old.txt").write_text("old\n")
+    done = terminal.run("--", "cp", "a.txt", "old.txt")
+    assert f"{terminal.folder}/old.txt: was changed on the host and stays as it is here" in done.err
+    assert (terminal.folder / "old.txt").read_text() == "old\n" and "a.txt:" not in done.err
+
+
 def test_what_is_written_elsewhere_does_not_come_home(terminal: Terminal, tmp_path: Path) -> None:
-    """A file beside an output is told and stays there; one in the command's folder, or outside of all, is not seen."""
+    """A file beside an output, or in the command's folder, is told and stays there; one outside of all is not seen."""
     script = f"cp {{in:a.txt}} {{out:b.txt}}; d=$(dirname {{out:b.txt}}); touch $d/beside plain {tmp_path}/outside"
     done = terminal.run("--shell", script)
-    assert done.code == 0 and f"{terminal.folder}/beside" in done.err and "plain" not in done.err
+    assert done.code == 0 and f"{terminal.folder}/beside" in done.err
+    assert "plain was written into the job's own folder" in done.err and "outside" not in done.err
     assert set(contents(terminal.folder)) == {"a.txt", "b.txt"} and (tmp_path / "outside").exists()
 
 

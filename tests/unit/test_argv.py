@@ -136,3 +136,16 @@ def test_a_pattern_that_would_take_time_to_match_is_refused(name: str) -> None:
     """Two series in a name at most, of less than a thousand digits: what matches them runs on the host as well."""
     with pytest.raises(UsageError, match="series"):
         pattern_of(name)
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["sh", "-c", "sort > new.txt"], "what sh runs; a redirect in it is text"),
+        (["bash", "-c", "sort a.mov > new.txt"], "a path inside it is here; a redirect in it is text"),
+        (["tool", "echo 1 > new.txt"], "it has signs of a shell, and is no path; a redirect in it is text"),
+    ],
+)
+def test_a_redirect_is_explained(argv: list[str], why: str) -> None:
+    """Why what stands behind > is no output is told with the word."""
+    assert plan(argv, look).words[-1].why == why

@@ -334,7 +334,8 @@ def test_of_inputs_in_place_what_changed_comes_home(store: Store, job: Finished)
     returned = job.collect(store, staged)
     assert returned is not None and returned.places == ["a.txt", "folder/fresh"]
     assert files(store, returned) == {"a.txt": b"new", "folder/fresh": b"2"}
-    assert list(reasons(returned)) == ["folder/pipe"]
+    assert list(reasons(returned)) == ["folder/pipe", "folder/gone"]
+    assert reasons(returned)["folder/gone"] == "was removed on the host and stays here"
     assert blobs(store) == 2
 
 
@@ -592,3 +593,35 @@ def test_a_start_lets_go_of_what_no_job_names(data: Path, job: Finished) -> None
 def test_a_client_id_names_the_workspace(job: Finished) -> None:
     """The workspace of returns is a name that any server takes."""
     assert returns.workspace_of(CLIENT) == RETURNS
+
+
+def test_what_is_left_in_the_jobs_own_folder_is_told(store: Store, job: Finished) -> None:
+    """Files and folders at the top of work/ are problems of no place; what programs keep for themselves is none."""
+    for name in ("d.tgz", "parts/aa", "tmp/scratch", ".cache/fonts", "__pycache__/m.pyc"):
+        job.leave(name, top="work")
+    os.mkfifo(job.root / "work/pipe")
+    returned = job.collect(store)
+    assert returned is not None and returned.sequence == 0
+    told = "was written into the job's own folder, which goes with the job; {out:%s} in the command brings it home"
+    assert [(each.place, each.reason) for each in returned.problems] == [
+        ("", f"d.tgz {told % 'd.tgz'}"),
+        ("", f"parts {told % 'parts'}"),
+    ]
+
+
+def test_twenty_strays_are_told_and_the_others_counted(store: Store, job: Finished) -> None:
+    """A command that splits a file into thousands in its own folder does not fill the answer with them."""
+    for number in range(25):
+        job.leave(f"x{number:02d}", top="work")
+    returned = job.collect(store)
+    assert returned is not None and len(returned.problems) == 21
+    assert returned.problems[-1].reason == "5 more were written into the job's own folder"
+
+
+def test_a_failed_command_tells_strays_only_beside_what_can_be_fetched(store: Store, job: Finished) -> None:
+    """Where nothing of it can come home, a command that failed returns nothing, whatever lies in its folder."""
+    job.leave("core", top="work")
+    assert job.collect(store, is_well=False) is None
+    job.out("home/ada/half.mp4")
+    returned = job.collect(store, is_well=False)
+    assert returned is not None and "core was written" in reasons(returned)[""]

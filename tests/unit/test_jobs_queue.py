@@ -17,7 +17,7 @@ from serving import SECONDS, until
 
 from deltasync.core.errors import Corrupt, LimitExceeded, NoSpace, SequenceGone
 from deltasync.core.hashing import digest_of
-from deltasync.core.jobs import Gpu, Job, JobRequest, Output, Returned, State
+from deltasync.core.jobs import Gpu, Job, JobRequest, Output, Piece, Returned, State
 from deltasync.core.names import WorkspaceName
 from deltasync_server.config import StoreConfig
 from deltasync_server.jobs.desk import LOST, Jobs
@@ -364,3 +364,34 @@ def test_what_is_released_is_released_once(tmp_path: Path) -> None:
         with jobs._store.state.write() as db:
             note(db, job_id, returned=msgspec.json.encode(returned))
         assert [jobs.acknowledge(DEFAULT, job_id).acknowledged for _ in range(2)] == [True, True]
+
+
+def test_what_a_command_leaves_in_its_folder_is_a_problem_of_its_job(tmp_path: Path) -> None:
+    """A file that a command that ends with 0 makes by a bare name is told; one that fails tells none."""
+    with working(tmp_path / "data") as jobs:
+        job = reached(jobs, submitted(jobs, shell("echo 1 > d.tgz")), State.DONE)
+        assert job.returned is not None and "d.tgz was written" in job.returned.problems[0].reason
+        assert reached(jobs, submitted(jobs, shell("echo 1 > d.tgz; exit 3")), State.DONE).returned is None
+
+
+STRAYS = "echo new > $1/out.csv; echo 1 > $1/d/made; mkdir $1/d/__pycache__ && echo 1 > $1/d/__pycache__/m.pyc; "
+STRAYS += "echo 1 > $1/beside; echo 1 > $1/.log; cat $1/in.csv $1/d/in > /dev/null; ls -lR $1 > /dev/null"
+
+
+@pytest.mark.parametrize("trust", [False, True], ids=["own files", "links"])
+def test_what_changed_among_the_inputs_is_told(tmp_path: Path, *, trust: bool) -> None:
+    """Inputs that a command writes over, and what it makes in and beside them, are problems; what it reads is none."""
+    with working(tmp_path / "data", trust_jobs=trust) as jobs:
+        sender = Sender(name=WorkspaceName("w"))
+        flat = sender.tree(**{"in.csv": b"1", "out.csv": b"old", "d__in": b"2"})
+        flat["d/in"] = sender.file("d/in", b"2", mtime_ns=4_000_000_000 * 10**9)  # a time to come
+        sender.send(jobs._store, flat)
+        inputs = [given(f"h/{name}", name) for name in ("in.csv", "out.csv", "d")]
+        asked = shell(STRAYS, inputs=inputs)
+        asked.argv.extend([[Piece(text="x")], [Piece(input="h")]])
+        job = reached(jobs, submitted(jobs, asked), State.DONE)
+        assert job.exit_code == 0 and job.returned is not None
+        told = {each.place: each.reason for each in job.returned.problems}
+        assert sorted(told) == ["h/beside", "h/d/made", "h/out.csv"]
+        assert told["h/out.csv"].startswith("was changed on the host and stays as it is here; name it with --out")
+        assert "in an input" in told["h/d/made"] and "beside the inputs" in told["h/beside"]

@@ -44,9 +44,11 @@ def edited(jobs: Jobs, job: Job) -> Iterator[None]:
     yield
 
 
-def made(jobs: Jobs, ran: Path, *, tenant: Tenant = DEFAULT, word: str = "", version: str = "") -> Job:
+def made(
+    jobs: Jobs, ran: Path, *, tenant: Tenant = DEFAULT, word: str = "", version: str = "", script: str = WRITES
+) -> Job:
     """Run what notes that it ran, and return the job once it is over."""
-    asked = shell(WRITES, outputs=[output("o/made")], reuse=True, tool_version=words(*version.split()))
+    asked = shell(script, outputs=[output("o/made")], reuse=True, tool_version=words(*version.split()))
     asked.argv.extend([[Piece(text=str(ran))], [Piece(output="o/made")], [Piece(text=word)]])
     job, _ = jobs.submit(tenant, asked)
     until(lambda: jobs.job(tenant, job.id).state.is_over)
@@ -184,3 +186,12 @@ def test_a_job_is_cancelled_while_its_tool_says_its_version(jobs: Jobs, tmp_path
     until((tmp_path / "up").exists)
     jobs.cancel(DEFAULT, job.id)
     until(lambda: jobs.job(DEFAULT, job.id).state is State.CANCELLED)
+
+
+def test_a_job_that_left_something_behind_is_run_again(jobs: Jobs, tmp_path: Path) -> None:
+    """A result that lacks what its command wrote elsewhere is given to nobody: the next one is told of it as well."""
+    ran = tmp_path / "ran"
+    for number in (1, 2):
+        job = made(jobs, ran, script=WRITES + "; echo 1 > left")
+        assert job.returned is not None and "left was written" in job.returned.problems[0].reason
+        assert job.reused == "" and runs(ran) == number

@@ -383,3 +383,13 @@ def test_only_root_names_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(UsageError, match="runs as root"):
         Account.named("nobody")
+
+
+def test_a_session_is_whole_before_its_time(store: Store, sender: Sender) -> None:
+    """What is staged changed before the time that a session keeps, and what is made after it did not."""
+    furnish(store, sender)
+    session = made(store, wanted("x", inputs=[given("film", "film"), given("top", "top")]))
+    film = session.path / "inputs/film"
+    assert all((film / name).lstat().st_ctime_ns < session.staged_ns for name in ("a", "run", "sub/b", "link"))
+    (film / "late").write_bytes(b"late")
+    assert (film / "late").stat().st_ctime_ns >= session.staged_ns

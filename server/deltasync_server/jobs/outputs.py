@@ -34,14 +34,16 @@ class Gathered:
     places: list[str] = field(default_factory=list)
     """The outputs among them."""
     problems: dict[str, str] = field(default_factory=dict)
+    strays: list[Trouble] = field(default_factory=list)
+    """What the command wrote where nothing comes home from."""
 
     def troubles(self) -> list[Trouble]:
         """Return the problems, by place, as they are told."""
         told = [Trouble(place=place, reason=reason) for place, reason in sorted(self.problems.items())]
         if len(told) > TROUBLES_MAX:
             more = Trouble(place="", reason=f"{len(told) - TROUBLES_MAX} more places have problems")
-            return [*told[:TROUBLES_MAX], more]
-        return told
+            told = [*told[:TROUBLES_MAX], more]
+        return told + self.strays
 
 
 class Gathering:

@@ -21,6 +21,7 @@ from deltasync.core.manifest import EMPTY_ROOT, Entry, Kind, Operation, decode_d
 from deltasync.core.names import WorkspaceName
 from deltasync.core.tree import Detached, Tree, walk_behind
 from deltasync.disk import Folder
+from deltasync_server.jobs import strays
 from deltasync_server.jobs.contents import Contents
 from deltasync_server.jobs.outputs import FILE_BYTES_MAX, Gathered, Gathering
 from deltasync_server.receive import Store
@@ -60,15 +61,21 @@ def collect(
     *,
     file_bytes: int = FILE_BYTES_MAX,
     should_stop: Callable[[], None] = lambda: None,
+    staged_ns: int = 0,
+    is_well: bool = True,
 ) -> Returned | None:
     """Return what a job left, pinned; None where there is nothing, and nothing to say. Its processes are dead.
 
     staged: the digests that the files of `in_place` inputs had, by their places (a folder's file by file). file_bytes:
-    of one output (spec J-33). should_stop: may raise, between two files. Raises NoSpace: then nothing is returned.
+    of one output (spec J-33). should_stop: may raise, between two files. staged_ns: when its inputs were there, by the
+    session's file system; 0 where it has none. is_well: the command ended with 0: what it wrote elsewhere is told then,
+    also where nothing comes home. Raises NoSpace: then nothing is returned.
     """
     with Contents(store, job.tenant, should_stop) as contents:
         found = Gathering(session, contents, file_bytes=file_bytes).run(job.request, staged)
-        if not (found.places or found.problems):
+        if is_well or found.places or found.problems:  # what a failed command left is looked at where it may be fetched
+            found.strays = strays.of(session, job.request, staged, staged_ns, should_stop)
+        if not (found.places or found.problems or found.strays):
             return None
         workspace = workspace_of(job.client_id)
         if not found.places:  # nothing to fetch: what is wrong is all there is to say

@@ -149,6 +149,8 @@ class Run:
                     *(self._shop.store, self.job, session.folder, session.staged),
                     file_bytes=most,
                     should_stop=self._go_on,
+                    staged_ns=session.staged_ns,
+                    is_well=ended.exit_code == 0,
                 )
             )
         self._returned(returned, **reuse.remembered(key, returned, ended.exit_code))

@@ -20,6 +20,7 @@ from deltasync.core.tree import entries_of
 from deltasync.disk import Folder, Lock, copy_bytes, reflink, write_all
 from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
+from deltasync_server.jobs import strays
 from deltasync_server.jobs.account import Account
 from deltasync_server.jobs.admission import filled
 from deltasync_server.jobs.removal import GOING, left_over, remove_all
@@ -44,6 +45,8 @@ class Session:
     """The digest of each in-place file, by its place."""
     linked: set[bytes] = field(default_factory=set)
     """The blobs that are in it as hard links."""
+    staged_ns: int = 0
+    """A time of its file system behind that of every input; 0 where it has none."""
 
     @property
     def work(self) -> Path:
@@ -117,6 +120,8 @@ class Sessions:
             remove_all(self.folder, name)
             raise
         session.folder = self.folder.enter(job.id)
+        if job.request.inputs or job.request.lists:
+            session.staged_ns = strays.next_tick(session.folder)  # spec J-69
         return session
 
     def remove(self, job_id: str) -> bool:
