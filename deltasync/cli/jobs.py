@@ -12,10 +12,10 @@ import typer
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
+from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached, way_on
 from deltasync.client.job_records import JobBook, Record
 from deltasync.config import parse_seconds
-from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, UsageError
+from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, OutputsNotHome, UsageError
 from deltasync.core.jobs import Job, State
 from deltasync.core.names import shown
 
@@ -108,7 +108,8 @@ def fetch(
 ) -> int:
     """Bring home what jobs wrote that nobody waited for.
 
-    Exit 3 when something could not be brought home; it stays on the host, for the next fetch.
+    Exit 3 when something could not be brought home; it stays on the host, for the next fetch. Exit 124 when something
+    was not written, or is neither a file nor a folder: it cannot come home.
     """
     book = JobBook.of_user()
     if ids:
@@ -206,17 +207,32 @@ def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) 
                 raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         if is_named and job.state is not State.DONE:
-            raise JobLost(f"{job.id} was {job.state}: {shown(job.reason)}; it returned nothing", job=job.id)
+            raise JobLost(_lost(job), job=job.id)
+        if job.state is not State.DONE:
+            runner.forget(record)
+            call.out.warn(_lost(job))
+            return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         if job.returned is not None and (job.exit_code or job.signal) and not fetch_failed:
             call.out.note(f"{job.id} failed; `deltasync jobs fetch {job.id}` brings home what it wrote all the same")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         home = runner.fetch(record, job, Meter())
     complain_all(call, [(each.place, each.reason) for each in home.problems])
-    call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
+    if home.is_whole and (job.acknowledged or job.returned is None):
+        call.out.say(f"{job.id}: {'it is home already' if job.returned else 'it wrote nothing that was to come home'}")
+    elif home.paths or home.is_whole:
+        call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
     for path in home.paths:
         call.out.detail(f"  {path}")
     answer = {"job": job.id, "state": job.state.value, "outputs": msgspec.to_builtins(home)}
-    return answer, 0 if home.is_whole else 3
+    if home.is_whole:
+        return answer, 0
+    call.out.warn(f"not everything that {job.id} was to write is here; {way_on(home, job)}")
+    return answer, 3 if home.is_left else OutputsNotHome.exit_code
+
+
+def _lost(job: Job) -> str:
+    verb = "" if job.state is State.FAILED else "was "
+    return f"{job.id} {verb}{job.state}: {shown(job.reason)}; it returned nothing"
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
-    from deltasync.client.run import Runner, Started
+    from deltasync.client.run import Home, Runner, Started
     from deltasync.client.transport import HttpTransport
 
 PROBLEMS_SHOWN = 20
@@ -418,9 +418,16 @@ def ended(call: Call, runner: Runner, record: Record, job: Job, answer: dict[str
     call.out.answer({**answer, "outputs": msgspec.to_builtins(home)})
     complain_all(call, [(each.place, each.reason) for each in home.problems])
     if not code and not home.is_whole:
-        call.out.warn(f"not everything that {job.id} wrote is here; `deltasync jobs fetch {job.id}` tries again")
+        call.out.warn(f"not everything that {job.id} was to write is here; {way_on(home, job)}")
         return OutputsNotHome.exit_code
     return code
+
+
+def way_on(home: Home, job: Job) -> str:
+    """Say what can be done about outputs that are not here: nothing more comes of a job that was acknowledged."""
+    if home.is_left:
+        return f"`deltasync jobs fetch {job.id}` tries again"
+    return "these cannot come home: only files and folders do, from where the command was told to write them"
 
 
 def complain_all(call: Call, problems: list[tuple[str, str]]) -> None:

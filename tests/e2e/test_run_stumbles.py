@@ -1,0 +1,113 @@
+"""`deltasync run` and `jobs` for somebody who has read the README alone: what goes wrong is said, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from remote_runs import Terminal
+from serving import Served, serving
+
+from deltasync import Host
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One host for all tests, which runs what anybody on this machine asks."""
+    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
+        yield served
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, host: Served) -> Terminal:
+    """A user with a folder, whose commands run on that host."""
+    made = Terminal.at(tmp_path / "home", host.url)
+    (made.folder / "a.txt").write_text("alpha\n")
+    return made
+
+
+# Outputs that are not there
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--out", "res.csv", "--", "true"],
+        ["--shell", "echo 1 > res.csv; : {out:res.csv}"],
+        ["--", "true", "{out:res_%02d.csv}"],
+        ["-d", "--out", "res.csv", "--", "true"],
+    ],
+)
+def test_an_output_that_was_named_and_not_written_is_told(terminal: Terminal, words: list[str]) -> None:
+    """`--out` and `{out:}` promise a file: without it the code is 124, its path is told, and no fetch is advised."""
+    done = terminal.run(*words)
+    if "-d" in words:
+        assert done.code == 0 and terminal.user.run("jobs", "wait", done.out.strip()).code == 0
+        done = terminal.user.run("jobs", "fetch", done.out.strip())
+    assert done.code == 124, done
+    assert (
+        f"{terminal.folder}/res" in done.err and "was not written; the command ran in a folder of its own" in done.err
+    )
+    assert "tries again" not in done.err and "cannot come home" in done.err
+
+
+@pytest.mark.parametrize("words", [["echo", "x", "-o", "b.txt"], ["echo", "a.txt", "b.txt"]])
+def test_an_output_that_was_only_guessed_is_not_missed(terminal: Terminal, words: list[str]) -> None:
+    """A word that merely looks like an output was promised by nobody: nothing is told of it, and the code is 0."""
+    done = terminal.run("--", *words)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_a_command_that_fails_is_not_blamed_for_its_outputs_as_well(terminal: Terminal) -> None:
+    """Of a command that ended with another code than 0 the missing output is no news."""
+    done = terminal.run("--fetch-failed", "--out", "res.csv", "--", "false")
+    assert done.code == 1 and "was not written" not in done.err
+
+
+def test_each_file_has_to_become_what_was_named(terminal: Terminal) -> None:
+    """With --each a file whose `{out}` was not written failed; a last word with a hole is a guess."""
+    words = ("--each", "*.txt", "--out-dir", "out", "--", "test", "{}", "!=", "{out}")
+    done = terminal.run(*words)
+    assert done.code == 3 and "was not written" in done.err, done
+    done = terminal.run("--each", "*.txt", "--", "echo", "{}", "{stem}.png")
+    assert done.code == 0, done.err
+
+
+def test_python_says_what_was_not_written(terminal: Terminal, host: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Result.problems` names an output that was to be written and was not."""
+    monkeypatch.setenv("DELTASYNC_HOME", terminal.user.environment["DELTASYNC_HOME"])
+    with Host(host.url) as there:
+        done = there.run(["true"], outputs=["res.csv"], folder=terminal.folder)
+    assert done.exit_code == 0 and done.outputs == []
+    assert [each.partition(": ")[0] for each in done.problems] == [f"{terminal.folder}/res.csv"]
+
+
+def test_a_fetch_says_again_what_can_never_come(terminal: Terminal) -> None:
+    """`jobs fetch ID` of a job whose output is a link says so with 124, each time; one that is home says that."""
+    job = terminal.detached("--shell", "ln -s /etc/passwd {out:b.txt}; cp {in:a.txt} {out:c.txt}")
+    assert terminal.user.run("jobs", "wait", job).code == 0
+    for _ in range(2):
+        done = terminal.user.run("jobs", "fetch", job)
+        assert done.code == 124 and f"{terminal.folder}/b.txt: is a link" in done.err, done
+        assert "tries again" not in done.err and " 0 B home" not in done.out
+    job = terminal.detached("--", "cp", "a.txt", "d.txt")
+    assert terminal.user.run("jobs", "wait", job).code == 0
+    assert "6 B home" in terminal.user.run("jobs", "fetch", job).out
+    done = terminal.user.run("jobs", "fetch", job)
+    assert (done.code, done.err) == (0, "") and "home already" in done.out
+
+
+def test_a_fetch_of_all_has_a_line_for_what_returned_nothing(terminal: Terminal) -> None:
+    """`jobs fetch` says once of a cancelled and of a failed job that it is one, and that nothing came."""
+    cancelled = terminal.detached("--shell", "exec sleep 1000")
+    assert terminal.user.run("jobs", "cancel", cancelled).code == 0
+    failed = terminal.detached("--", "no-such-command")
+    for job in (cancelled, failed):
+        assert terminal.user.run("jobs", "wait", job).code == 125
+    done = terminal.user.run("jobs", "fetch")
+    assert done.code == 0 and done.out == ""
+    lines = done.err.splitlines()
+    assert len(lines) == 2 and all("returned nothing" in each for each in lines), lines
+    assert f"{cancelled} was cancelled" in done.err and f"{failed} failed" in done.err
+    assert "waits to be brought home" in terminal.user.run("jobs", "fetch").out
