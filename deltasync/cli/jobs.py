@@ -96,6 +96,39 @@ def cancel(call: Call, job_id: Id) -> int:
     return 0
 
 
+@command(app, "on", *WIRE, name="rm")
+def remove(
+    call: Call,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Jobs that are over.")],
+    forced: Annotated[
+        bool, typer.Option("--force", help="Also where what it wrote is not home; nobody can fetch that any more.")
+    ] = False,
+) -> int:
+    """Have the host forget jobs that are over: what they said and wrote, and the folder that --keep keeps."""
+    gone = []
+    for job_id in dict.fromkeys(ids):
+        with _at(call, job_id) as runner:
+            job = runner.jobs.job(job_id)
+            _require_done_with(job, forced=forced)
+            runner.jobs.cancel(job_id)
+            with contextlib.suppress(NotFound):
+                runner.forget(JobBook.of_user().named(job_id))
+        gone.append(job_id)
+        call.out.say(f"{job_id} is forgotten")
+    call.out.answer({"jobs": gone})
+    return 0
+
+
+def _require_done_with(job: Job, *, forced: bool) -> None:
+    """Raise UsageError for a job that goes on, or whose outputs nobody has."""
+    if not job.state.is_over:
+        raise UsageError(f"{job.id} is {job.state}; `deltasync jobs cancel {job.id}` ends it")
+    if job.returned is not None and job.returned.places and not job.acknowledged and not forced:
+        raise UsageError(
+            f"what {job.id} wrote is not home; `deltasync jobs fetch {job.id}` brings it, `jobs rm --force` lets it go"
+        )
+
+
 @command(app, "on", *WIRE)
 def fetch(
     call: Call,
@@ -267,6 +300,7 @@ def _facts(job: Job) -> dict[str, object]:
         "reason": job.reason,
         "command": " ".join(map(shown, job.command)),
         "session": job.session_path,
+        "kept": f"until {job.kept_until}; `deltasync jobs rm {job.id}` lets the folder go" if job.kept_until else "",
         "created": job.created_at,
         "started": job.started_at,
         "ended": job.ended_at,

@@ -111,3 +111,39 @@ def test_a_fetch_of_all_has_a_line_for_what_returned_nothing(terminal: Terminal)
     assert len(lines) == 2 and all("returned nothing" in each for each in lines), lines
     assert f"{cancelled} was cancelled" in done.err and f"{failed} failed" in done.err
     assert "waits to be brought home" in terminal.user.run("jobs", "fetch").out
+
+
+# Jobs that nobody needs any more
+
+
+def test_a_kept_folder_is_let_go(tmp_path: Path) -> None:
+    """Where kept sessions leave no room the refusal, `health` and `jobs show` name `jobs rm`, and that makes room."""
+    with serving(tmp_path / "data", "--run-without-token", "--job-sessions", "1") as served:
+        terminal = Terminal.at(tmp_path / "home", served.url)
+        user, job = terminal.user, terminal.detached("--keep", "1h", "--", "true")
+        assert user.run("jobs", "wait", job).code == 0
+        folder = Path(terminal.job(job)["session_path"])
+        assert f"`deltasync jobs rm {job}`" in user.run("jobs", "show", job).out and folder.is_dir()
+        refused = terminal.run("--", "true")
+        assert refused.code == 122 and "`deltasync jobs rm ID`" in refused.err, refused
+        told = user.run("health")
+        assert told.code == 3 and "`deltasync jobs rm ID`" in told.out, told
+        assert user.run("jobs", "rm", job).code == 0
+        assert not folder.exists() and user.run("jobs", "show", job).code != 0
+        assert terminal.run("--", "true").code == 0
+        assert user.run("jobs", "fetch").err == ""
+
+
+def test_no_job_is_removed_that_somebody_waits_for(terminal: Terminal) -> None:
+    """`jobs rm` leaves a job alone that goes on, and one whose outputs are not home unless that is said."""
+    user, job = terminal.user, terminal.detached("--shell", "exec sleep 1000")
+    refused = user.run("jobs", "rm", job)
+    assert refused.code == 2 and f"`deltasync jobs cancel {job}`" in refused.err
+    assert terminal.job(job)["state"] != "cancelled" and user.run("jobs", "cancel", job).code == 0
+    job = terminal.detached("--", "cp", "a.txt", "b.txt")
+    assert user.run("jobs", "wait", job).code == 0
+    refused = user.run("jobs", "rm", job)
+    assert refused.code == 2 and f"`deltasync jobs fetch {job}`" in refused.err
+    assert user.run("jobs", "fetch", job).code == 0 == user.run("jobs", "rm", job).code
+    job = terminal.detached("--", "cp", "a.txt", "b.txt")
+    assert user.run("jobs", "wait", job).code == 0 == user.run("jobs", "rm", "--force", job).code

@@ -168,7 +168,7 @@ class Jobs:
             if known is None:
                 require_kept(db, self._config, tenant, request, admitted)
                 _require_turn(len(waiting(db)), QUEUED_MAX, "jobs wait")
-                _require_turn(len(kept_sessions(db, time.time())), self._config.job_sessions, "sessions are kept")
+                _require_session(len(kept_sessions(db, time.time())), self._config.job_sessions)
                 insert(db, job_id, tenant, request, admitted, self._command(job_id, request.argv))
         self._queue.wake()
         return self.job(tenant, known or job_id), known is None
@@ -313,6 +313,7 @@ class Jobs:
             sessions_stale=len(sessions - kept.keys() - self._queue.active()) + self._sessions.stuck,
             file_bytes_max=self._config.job_file_bytes,
             session_bytes_max=self._config.job_session_bytes,
+            sessions_kept=len(kept),
             sessions_max=self._config.job_sessions,
             seconds_max=self._config.job_seconds,
         )
@@ -321,3 +322,12 @@ class Jobs:
 def _require_turn(found: int, most: int, what: str) -> None:
     if found >= most:
         raise NoSpace(f"{found} {what} here, and no more than {most} may; try again later", found=found, limit=most)
+
+
+def _require_session(kept: int, most: int) -> None:
+    """Raise NoSpace where jobs that are over keep every session that there may be (spec J-33)."""
+    if kept >= most:
+        sentence = (
+            f"{kept} sessions are kept here (--keep), and no more than {most} may; `deltasync jobs rm ID` lets one go"
+        )
+        raise NoSpace(sentence, found=kept, limit=most)
