@@ -14,6 +14,7 @@ from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
 from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached, way_on
 from deltasync.client.job_records import JobBook, Record
+from deltasync.client.telling import Telling
 from deltasync.config import parse_seconds
 from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, OutputsNotHome, UsageError
 from deltasync.core.jobs import Job, State
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `jobs ls` and `run --detach` show it.")]
 
+COMMAND_LETTERS = 80
+
 app = new_app()
 
 
@@ -34,16 +37,36 @@ def describe() -> None:
 
 
 @command(app, "on", *WIRE, name="ls")
-def list_jobs(call: Call) -> int:
+def list_jobs(
+    call: Call,
+    newest: Annotated[str, typer.Option("-n", metavar="N", help="The newest N; 0 for all [20].")] = "20",
+) -> int:
     """List the jobs that a host remembers, the newest first."""
+    if not (newest.isascii() and newest.isdigit()):
+        raise UsageError(f"-n: {shown(newest)} is not a whole number; 0 lists all")
     with _at(call, None) as runner:
-        found = runner.jobs.jobs()
+        known = runner.jobs.jobs()
+    found = known[: int(newest)] if int(newest) else known
     call.out.answer({"url": runner.jobs.url, "jobs": [msgspec.to_builtins(each) for each in found]})
+    width = max((len(_state(each)) for each in found), default=0)
     for each in found:
-        call.out.say(f"{each.id}  {_state(each):<12}  {each.created_at}  {' '.join(each.command)[:80]}")
+        call.out.say(f"{each.id}  {_state(each):<{width}}  {each.created_at}  {_cut(_command(each))}")
     if not found:
         call.out.say(f"{runner.jobs.url} remembers no job of yours")
+    if len(found) < len(known):
+        call.out.say(f"and {len(known) - len(found):,} older; -n 0 lists all")
     return 0
+
+
+def _command(job: Job) -> str:
+    """Return a job's command with the paths of this machine, as its log is told (spec J-65)."""
+    telling = Telling(job.session_path)
+    text = " ".join(job.command).encode(errors="surrogateescape")
+    return (telling.told(text) + telling.rest()).decode(errors="replace")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= COMMAND_LETTERS else text[: COMMAND_LETTERS - 1] + "…"
 
 
 @command(app, "on", *WIRE)
@@ -298,16 +321,16 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "state": _state(job),
         "reason": job.reason,
-        "command": " ".join(map(shown, job.command)),
+        "command": _command(job),
         "session": job.session_path,
         "kept": f"until {job.kept_until}; `deltasync jobs rm {job.id}` lets the folder go" if job.kept_until else "",
         "created": job.created_at,
         "started": job.started_at,
         "ended": job.ended_at,
         "gpus": ", ".join(map(str, job.gpus)),
-        "inputs": f"{job.input_files:,} files, {bytes_text(job.input_bytes)}",
+        "inputs": f"{count_text(job.input_files, 'file')}, {bytes_text(job.input_bytes)}",
         "log": bytes_text(job.log_bytes),
-        "returned": returned and f"{returned.files:,} files, {bytes_text(returned.bytes)}",
+        "returned": returned and f"{count_text(returned.files, 'file')}, {bytes_text(returned.bytes)}",
         "home": "yes" if job.acknowledged else "",
     }
     figures = {name: text for name, text in _figures(job.metrics).items() if name == "seconds"} if job.metrics else {}

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from remote_runs import Terminal
-from serving import Served, serving
+from serving import Served, serving, until
+from user import BINARY, SECONDS
 
 from deltasync import Host
+from deltasync.cli.run import Interrupts
+from deltasync.core.errors import PlanRefused
+
+SERVER = Path(sys.executable).parent / "deltasync-server"
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +159,128 @@ def test_no_job_is_removed_that_somebody_waits_for(terminal: Terminal) -> None:
     assert user.run("jobs", "fetch", job).code == 0 == user.run("jobs", "rm", job).code
     job = terminal.detached("--", "cp", "a.txt", "b.txt")
     assert user.run("jobs", "wait", job).code == 0 == user.run("jobs", "rm", "--force", job).code
+
+
+@pytest.mark.parametrize("words", [["status"], ["check"], ["collect"], ["adopt", "."], ["replay", "."]])
+def test_what_serves_and_what_looks_take_the_same_store(tmp_path: Path, words: list[str]) -> None:
+    """Without --data every command of the server takes the usual folder of the user, and its help names it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "XDG_DATA_HOME": ""}
+    done = subprocess.run([SERVER, *words], capture_output=True, text=True, cwd=home, env=environment, check=False)
+    assert "--data" not in done.stderr and done.returncode != 2, done
+    usual = home / ".local/share/deltasync"
+    assert usual.is_dir() or str(usual) in done.stderr or "holds no bundle" in done.stderr, done
+
+
+# What the command does not get
+
+
+@pytest.mark.parametrize("source", ["pipe", "file"])
+def test_standard_input_is_not_dropped_in_silence(terminal: Terminal, source: str) -> None:
+    """Where a pipe or a file holds something for the command, one line says that it gets none, and nothing is read."""
+    said = "gets no standard input"
+    for text, lines in (("alpha\n", 1), ("", 0)):
+        (terminal.folder / "given").write_text(text)
+        with (terminal.folder / "given").open() as given, piped(text) as pipe:
+            done = subprocess.run(
+                [BINARY, "run", "--", "cat"],
+                stdin=given if source == "file" else pipe,
+                capture_output=True,
+                text=True,
+                cwd=terminal.folder,
+                env=terminal.user.environment,
+                check=False,
+            )
+            assert (done.returncode, done.stdout, done.stderr.count(said)) == (0, "", lines), done
+            left = given.read() if source == "file" else os.read(pipe, 99).decode()
+            assert left == text
+
+
+@contextlib.contextmanager
+def piped(text: str) -> Iterator[int]:
+    """Lend the end of a pipe that holds a text, and nobody writes to it any more."""
+    end, begin = os.pipe()
+    os.write(begin, text.encode())
+    os.close(begin)
+    try:
+        yield end
+    finally:
+        os.close(end)
+
+
+# Ctrl-C
+
+
+def test_a_second_interrupt_in_time_cancels_nothing() -> None:
+    """Within the moment after the first Ctrl-C a second one ends the waiting alone: no cancel is asked for."""
+    announced, cancelled = threading.Event(), threading.Event()
+    with pytest.raises(KeyboardInterrupt), Interrupts(cancelled.set, announced.set, grace_seconds=1000) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert announced.wait(SECONDS) and not interrupts.has_cancelled
+        signal.raise_signal(signal.SIGINT)
+    assert not interrupts.has_cancelled and not cancelled.is_set()
+
+
+def test_an_interrupt_alone_cancels_and_another_one_stops_waiting() -> None:
+    """When the moment is over the cancel is asked for once, and the next Ctrl-C still gets the user out."""
+    cancelled = threading.Event()
+    with pytest.raises(KeyboardInterrupt), Interrupts(cancelled.set, lambda: None, grace_seconds=0) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert cancelled.wait(SECONDS) and interrupts.has_cancelled
+        signal.raise_signal(signal.SIGINT)
+    assert interrupts.has_cancelled
+
+
+def test_what_is_over_is_not_cancelled_any_more() -> None:
+    """A job that ends in the moment after a Ctrl-C is left alone: to cancel it then would forget what it wrote."""
+    threads, cancelled = threading.active_count(), threading.Event()
+    with Interrupts(cancelled.set, lambda: None, grace_seconds=1000) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+    until(lambda: threading.active_count() <= threads)
+    assert not interrupts.has_cancelled and not cancelled.is_set()
+
+
+# What is told
+
+
+def test_jobs_are_told_with_the_paths_of_this_machine(terminal: Terminal) -> None:
+    """`jobs ls` and `jobs show` name files as they are here, whole states, and no more than was asked for."""
+    job = terminal.detached("--shell", "cat {in:a.txt}; exit 7")
+    assert terminal.user.run("jobs", "wait", job).code == 7
+    listed = terminal.user.run("jobs", "ls", "-n", "1")
+    assert listed.code == 0, listed.err
+    line, *more = listed.out.splitlines()
+    assert line.startswith(f"{job}  done (exit 7)  20"), line
+    assert f"cat {terminal.folder}/a.txt"[:40] in line and "sessions" not in line
+    assert len(more) <= 1 and all("older; -n 0 lists all" in each for each in more)
+    shown = terminal.user.run("jobs", "show", job).out
+    assert f"cat {terminal.folder}/a.txt" in shown and "1 file," in shown
+
+
+def test_a_list_of_jobs_is_twenty_long(terminal: Terminal) -> None:
+    """Without -n the newest twenty are listed, and how many more there are."""
+    for number in range(21):
+        (terminal.folder / f"{number}.dat").touch()
+    done = terminal.run("--each", "*.dat", "--", "test", "-e", "{}")
+    assert done.code == 0, done.err
+    *lines, last = terminal.user.run("jobs", "ls").out.splitlines()
+    assert len(lines) == 20 and "older; -n 0 lists all" in last
+    assert len(terminal.user.run("jobs", "ls", "-n", "0").out.splitlines()) > 20
+    assert terminal.user.run("jobs", "ls", "-n", "x").code == 2
+
+
+# What is refused
+
+
+def test_a_network_without_a_sandbox_is_refused(terminal: Terminal) -> None:
+    """`--net` alone says nothing, so it is 121 and names --sandbox."""
+    done = terminal.run("--net", "--", "true")
+    assert done.code == 121 and "--sandbox" in done.err
+
+
+@pytest.mark.parametrize("command", ["cp a.txt b.txt", b"true", Path("true")])
+def test_python_takes_no_text_for_a_command(host: Served, command: Any) -> None:
+    """`Host.run` refuses a text in one sentence that says what to give; its letters would be its words."""
+    with Host(host.url) as there, pytest.raises(PlanRefused, match="give a list of words"):
+        there.run(command)
