@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from deltasync import Host
 from deltasync.cli.run import Interrupts
 from deltasync.core.errors import PlanRefused
 
+README = Path(__file__).parents[2] / "README.md"
 SERVER = Path(sys.executable).parent / "deltasync-server"
 
 
@@ -284,3 +286,29 @@ def test_python_takes_no_text_for_a_command(host: Served, command: Any) -> None:
     """`Host.run` refuses a text in one sentence that says what to give; its letters would be its words."""
     with Host(host.url) as there, pytest.raises(PlanRefused, match="give a list of words"):
         there.run(command)
+
+
+# What README says
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("begins", "made"),
+    [
+        ("deltasync run --in-place", "made.txt"),
+        ("deltasync run --literal", "d.tgz"),
+        ("deltasync run --shell 'sort", "sorted.txt"),
+    ],
+)
+def test_what_readme_advises_works(terminal: Terminal, begins: str, made: str) -> None:
+    """A tool that wants the current folder, an archive, a name with a space: the lines work as they stand."""
+    (line,) = (each for each in README.read_text().splitlines() if each.startswith(begins) and "big.csv" not in each)
+    (terminal.folder / "d").mkdir()
+    (terminal.folder / "my list.txt").write_text("b\na\n")
+    (terminal.folder / "Makefile").write_text("all:\n\techo made > made.txt\n")
+    environment = {**terminal.user.environment, "PATH": f"{BINARY.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, cwd=terminal.folder, env=environment, check=False
+    )
+    assert done.returncode == 0, done
+    assert (terminal.folder / made).stat().st_size
