@@ -115,7 +115,7 @@ def cancel(call: Call, job_id: Id) -> int:
         if not job.state.is_over:
             job = runner.jobs.cancel(job_id)
     call.out.answer(job)
-    call.out.say(f"{job.id} is {_state(job)}")
+    call.out.say(f"{job.id} is {_state(job) if job.state.is_over else 'being cancelled'}")
     return 0
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
     from deltasync.client.run import Home, Runner, Started
+    from deltasync.client.template import Template
     from deltasync.client.transport import HttpTransport
 
 PROBLEMS_SHOWN = 20
@@ -150,12 +151,14 @@ def run(
         is_shut_in=is_shut_in,
         has_network=has_network,
     )
+    if each is not None and explain:
+        return _explain_first(call, Template(asked, out_dir), each)
     if each is not None:
         from deltasync.cli.each import run_each
         from deltasync.client.each import Options
 
-        if detach or explain:
-            raise PlanRefused("--each goes neither with --detach nor with --explain")
+        if detach:
+            raise PlanRefused("--each does not go with --detach")
         size = _size("--memory", memory) if memory is not None else None
         options = Options(
             _number("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
@@ -246,6 +249,17 @@ def _explain(call: Call, argv: list[str], said: Said) -> int:
     return 0
 
 
+def _explain_first(call: Call, template: Template, patterns: list[str]) -> int:
+    """Say what each word is for the first file that fits; the others fare as it does."""
+    from deltasync.client.looking import expanded
+
+    template.require_holes()
+    files = expanded(patterns, os.getcwd())  # noqa: PTH109
+    call.out.say(f"for {files[0]}, the first of {count_text(len(files), 'file')}:")
+    asked = template.of(files[0])
+    return _explain(call, list(asked.argv), asked.said)
+
+
 # Where it runs
 
 
@@ -263,8 +277,8 @@ def host_of(settings: Settings, paths: list[str]) -> str:
             return url
     hosts = HostBook.of_user(os.environ).hosts()
     if len(hosts) != 1:
-        known = f"; known are {', '.join(each.name for each in hosts)}" if hosts else ""
-        raise UsageError(f"say where to run it: --on HOST{known}")
+        known = f"; known are {', '.join(each.name for each in hosts)}" if hosts else ", or `deltasync host add`"
+        raise UsageError(f"say where: --on HOST{known}")
     return hosts[0].url
 
 

@@ -288,6 +288,28 @@ def test_python_takes_no_text_for_a_command(host: Served, command: Any) -> None:
         there.run(command)
 
 
+def test_a_template_is_explained_by_its_first_file(terminal: Terminal) -> None:
+    """`run --explain --each` shows what each word is for the first file, and runs nothing."""
+    (terminal.folder / "b.txt").touch()
+    done = terminal.run("--explain", "--each", "*.txt", "--out-dir", "out", "--", "cp", "{}", "{out}")
+    assert done.code == 0 and "for a.txt, the first of 2 files:" in done.out, done
+    assert f"input: {terminal.folder}/a.txt" in done.out and f"output: {terminal.folder}/out/a.txt" in done.out
+    assert not (terminal.folder / "out").exists()
+
+
+def test_where_to_run_is_asked_for(terminal: Terminal) -> None:
+    """Without any host the refusal says how to name one."""
+    done = terminal.run("--", "true", DELTASYNC_ON="")
+    assert done.code == 121 and "--on HOST, or `deltasync host add`" in done.err, done
+
+
+def test_a_cancel_says_that_it_goes_on(terminal: Terminal) -> None:
+    """`jobs cancel` of a job that takes a while to end does not call it running."""
+    job = terminal.detached("--shell", "trap '' TERM; exec sleep 1000")
+    until(lambda: terminal.job(job)["state"] == "running")
+    assert terminal.user.run("jobs", "cancel", job).out.strip() in (f"{job} is being cancelled", f"{job} is cancelled")
+
+
 # What README says
 
 
