@@ -17,7 +17,7 @@ from deltasync.client.run import Runner, exit_code_of
 from deltasync.client.ssh import SshOptions
 from deltasync.client.transport import HttpTransport, open_transport
 from deltasync.core.argv import Said
-from deltasync.core.errors import DeltasyncError, UsageError, of_run
+from deltasync.core.errors import DeltasyncError, PlanRefused, UsageError, of_run
 from deltasync.core.names import shown
 
 KEEP_BYTES = 16 << 20
@@ -95,6 +95,8 @@ class Host:
         stdout, stderr: take all that it says, in parts, as it says it. keep_bytes: how much of the end of each stream
         is in the result; the rest is counted there. Where one of the two raises, the job is left to its host.
         """
+        if isinstance(argv, str | bytes | os.PathLike):
+            raise PlanRefused('a command is no text; give a list of words: ["cp", "a", "b"]')
         said = Said(frozenset(inputs), frozenset(outputs), frozenset(literals), is_in_place)
         words = [os.fspath(each) for each in argv]
         asked = Asked(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from deltasync.cli.options import Call
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.prestage import say_prestaged
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import Aside, Interrupts, Streams, complain_all, host_of, reached, shown_meter
+from deltasync.cli.run import Aside, Interrupts, Streams, complain_all, host_of, note_stdin, reached, shown_meter
 from deltasync.client.each import Batch, BatchReport, Course, Options
 from deltasync.client.finished import Finished
 from deltasync.client.looking import expanded
@@ -111,11 +112,16 @@ def run_each(
                 say_prestaged(call, url, sent)
                 return 0
             out.say(f"{count_text(sent.files, 'file')}, {bytes_text(sent.bytes)}; {bytes_text(sent.sent_bytes)} sent")
+            note_stdin(out)
             sinks = _Sinks(Streams(is_aside=call.out.is_json), is_raw=options.is_raw)
+            announce = partial(out.note, "Ctrl-C again within a second leaves what runs to its host")
+            interrupts = Interrupts(course.cancel, announce)
             try:
-                with Interrupts(course.cancel):
+                with interrupts:
                     report = course.run(able, sinks)
             except KeyboardInterrupt:
+                if interrupts.has_cancelled:
+                    raise Cancelled("what runs is being cancelled; `deltasync jobs ls` lists it") from None
                 raise Cancelled("left what runs to its host; `deltasync jobs ls` lists it") from None
             return _told(call, out, report, url)
 

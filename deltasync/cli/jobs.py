@@ -12,10 +12,11 @@ import typer
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached
+from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached, way_on
 from deltasync.client.job_records import JobBook, Record
+from deltasync.client.telling import Telling
 from deltasync.config import parse_seconds
-from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, UsageError
+from deltasync.core.errors import DeltasyncError, HostBusy, JobLost, NotFound, OutputsNotHome, UsageError
 from deltasync.core.jobs import Job, LeftOutput, State
 from deltasync.core.names import shown
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from deltasync.core.job_metrics import Metrics, Summary
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, as `jobs ls` and `run --detach` show it.")]
+
+COMMAND_LETTERS = 80
 
 app = new_app()
 
@@ -34,16 +37,36 @@ def describe() -> None:
 
 
 @command(app, "on", *WIRE, name="ls")
-def list_jobs(call: Call) -> int:
+def list_jobs(
+    call: Call,
+    newest: Annotated[str, typer.Option("-n", metavar="N", help="The newest N; 0 for all [20].")] = "20",
+) -> int:
     """List the jobs that a host remembers, the newest first."""
+    if not (newest.isascii() and newest.isdigit()):
+        raise UsageError(f"-n: {shown(newest)} is not a whole number; 0 lists all")
     with _at(call, None) as runner:
-        found = runner.jobs.jobs()
+        known = runner.jobs.jobs()
+    found = known[: int(newest)] if int(newest) else known
     call.out.answer({"url": runner.jobs.url, "jobs": [msgspec.to_builtins(each) for each in found]})
+    width = max((len(_state(each)) for each in found), default=0)
     for each in found:
-        call.out.say(f"{each.id}  {_state(each):<12}  {each.created_at}  {' '.join(each.command)[:80]}")
+        call.out.say(f"{each.id}  {_state(each):<{width}}  {each.created_at}  {_cut(_command(each))}")
     if not found:
         call.out.say(f"{runner.jobs.url} remembers no job of yours")
+    if len(found) < len(known):
+        call.out.say(f"and {len(known) - len(found):,} older; -n 0 lists all")
     return 0
+
+
+def _command(job: Job) -> str:
+    """Return a job's command with the paths of this machine, as its log is told (spec J-65)."""
+    telling = Telling(job.session_path)
+    text = " ".join(job.command).encode(errors="surrogateescape")
+    return (telling.told(text) + telling.rest()).decode(errors="replace")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= COMMAND_LETTERS else text[: COMMAND_LETTERS - 1] + "…"
 
 
 @command(app, "on", *WIRE)
@@ -107,8 +130,41 @@ def cancel(call: Call, job_id: Id) -> int:
         if not job.state.is_over:
             job = runner.jobs.cancel(job_id)
     call.out.answer(job)
-    call.out.say(f"{job.id} is {_state(job)}")
+    call.out.say(f"{job.id} is {_state(job) if job.state.is_over else 'being cancelled'}")
     return 0
+
+
+@command(app, "on", *WIRE, name="rm")
+def remove(
+    call: Call,
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Jobs that are over.")],
+    forced: Annotated[
+        bool, typer.Option("--force", help="Also where what it wrote is not home; nobody can fetch that any more.")
+    ] = False,
+) -> int:
+    """Have the host forget jobs that are over: what they said and wrote, and the folder that --keep keeps."""
+    gone = []
+    for job_id in dict.fromkeys(ids):
+        with _at(call, job_id) as runner:
+            job = runner.jobs.job(job_id)
+            _require_done_with(job, forced=forced)
+            runner.jobs.cancel(job_id)
+            with contextlib.suppress(NotFound):
+                runner.forget(JobBook.of_user().named(job_id))
+        gone.append(job_id)
+        call.out.say(f"{job_id} is forgotten")
+    call.out.answer({"jobs": gone})
+    return 0
+
+
+def _require_done_with(job: Job, *, forced: bool) -> None:
+    """Raise UsageError for a job that goes on, or whose outputs nobody has."""
+    if not job.state.is_over:
+        raise UsageError(f"{job.id} is {job.state}; `deltasync jobs cancel {job.id}` ends it")
+    if job.returned is not None and job.returned.places and not job.acknowledged and not forced:
+        raise UsageError(
+            f"what {job.id} wrote is not home; `deltasync jobs fetch {job.id}` brings it, `jobs rm --force` lets it go"
+        )
 
 
 @command(app, "on", *WIRE)
@@ -123,7 +179,8 @@ def fetch(
 ) -> int:
     """Bring home what jobs wrote that nobody waited for.
 
-    Exit 3 when something could not be brought home; it stays on the host, for the next fetch.
+    Exit 3 when something could not be brought home; it stays on the host, for the next fetch. Exit 124 when something
+    was not written, or is neither a file nor a folder: it cannot come home.
     """
     book = JobBook.of_user()
     if ids:
@@ -221,17 +278,32 @@ def _fetched(call: Call, record: Record, *, is_named: bool, fetch_failed: bool) 
                 raise HostBusy(f"{job.id} is {job.state}; `deltasync jobs wait {job.id}` waits for its end")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         if is_named and job.state is not State.DONE:
-            raise JobLost(f"{job.id} was {job.state}: {shown(job.reason)}; it returned nothing", job=job.id)
+            raise JobLost(_lost(job), job=job.id)
+        if job.state is not State.DONE:
+            runner.forget(record)
+            call.out.warn(_lost(job))
+            return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         if job.returned is not None and (job.exit_code or job.signal) and not fetch_failed:
             call.out.note(f"{job.id} failed; `deltasync jobs fetch {job.id}` brings home what it wrote all the same")
             return {"job": job.id, "state": job.state.value, "outputs": None}, 0
         home = runner.fetch(record, job, Meter())
     complain_all(call, [(each.place, each.reason) for each in home.problems])
-    call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
+    if home.is_whole and (job.acknowledged or job.returned is None):
+        call.out.say(f"{job.id}: {'it is home already' if job.returned else 'it wrote nothing that was to come home'}")
+    elif home.paths or home.is_whole:
+        call.out.say(f"{job.id}: {bytes_text(home.bytes)} home, {bytes_text(home.fetched_bytes)} fetched")
     for path in home.paths:
         call.out.detail(f"  {path}")
     answer = {"job": job.id, "state": job.state.value, "outputs": msgspec.to_builtins(home)}
-    return answer, 0 if home.is_whole else 3
+    if home.is_whole:
+        return answer, 0
+    call.out.warn(f"not everything that {job.id} was to write is here; {way_on(home, job)}")
+    return answer, 3 if home.is_left else OutputsNotHome.exit_code
+
+
+def _lost(job: Job) -> str:
+    verb = "" if job.state is State.FAILED else "was "
+    return f"{job.id} {verb}{job.state}: {shown(job.reason)}; it returned nothing"
 
 
 @contextlib.contextmanager
@@ -264,15 +336,16 @@ def _facts(job: Job) -> dict[str, object]:
         "job": job.id,
         "state": _state(job),
         "reason": job.reason,
-        "command": " ".join(map(shown, job.command)),
+        "command": _command(job),
         "session": job.session_path,
+        "kept": f"until {job.kept_until}; `deltasync jobs rm {job.id}` lets the folder go" if job.kept_until else "",
         "created": job.created_at,
         "started": job.started_at,
         "ended": job.ended_at,
         "gpus": ", ".join(map(str, job.gpus)),
-        "inputs": f"{job.input_files:,} files, {bytes_text(job.input_bytes)}",
+        "inputs": f"{count_text(job.input_files, 'file')}, {bytes_text(job.input_bytes)}",
         "log": bytes_text(job.log_bytes),
-        "returned": returned and f"{returned.files:,} files, {bytes_text(returned.bytes)}",
+        "returned": returned and f"{count_text(returned.files, 'file')}, {bytes_text(returned.bytes)}",
         "home": "yes" if job.acknowledged else "",
     }
     figures = {name: text for name, text in _figures(job.metrics).items() if name == "seconds"} if job.metrics else {}

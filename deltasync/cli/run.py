@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shlex
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
 
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
-    from deltasync.client.run import Runner, Started
+    from deltasync.client.run import Home, Runner, Started
+    from deltasync.client.template import Template
     from deltasync.client.transport import HttpTransport
 
 PROBLEMS_SHOWN = 20
+GRACE_SECONDS = 1.0
+"""How long after a Ctrl-C a second one is waited for, before the job is cancelled."""
 WIRE = tuple(key for key in options.WIRE if key != "timeout")
 _GPUS_MAX, _PRIORITY_MAX, _RETRIES_MAX = 1024, 1000, 100
 
@@ -111,17 +116,20 @@ def run(
 ) -> int:
     """Run a command on a host: the files that it names go there, what it says and writes comes back.
 
-    Files are found by themselves; --explain shows them, {in:PATH} and {out:PATH} in a word say what is not clear.
-    Without --on the host is that of the workspace that holds the first input, or the only known one. The exit code is
-    the command's (128+N for signal N); 121 the plan is refused, 122 the host is unreachable or refuses, 123 inputs
-    could not be sent, 124 outputs could not be brought home, 125 the job was cancelled or lost. Ctrl-C cancels, twice
-    detaches. With --json the command's words go to stderr. With --each, {stem}, {name} and {ext} are the parts of the
-    file's name, and the exit code is 0, or 3 where some failed.
+    It runs in an empty folder of its own, and gets no standard input; its inputs and outputs lie elsewhere, and the
+    words that name them say where. Files are found by themselves; --explain shows them, {in:PATH} and {out:PATH} in a
+    word say what is not clear. Without --on the host is that of the workspace that holds the first input, or the only
+    known one. The exit code is the command's (128+N for signal N); 121 the plan is refused, 122 the host is unreachable
+    or refuses, 123 inputs could not be sent, 124 outputs are not here, 125 the job was cancelled or lost. Ctrl-C
+    cancels, a second one within a second leaves the job to the host. With --json the command's words go to stderr. With
+    --each, {stem}, {name} and {ext} are the parts of the file's name, and the exit code is 0, or 3 where some failed.
     """
     argv = argv_of(words or [], shell)
     said = Said(frozenset(inputs or ()), frozenset(outputs or ()), frozenset(literals or ()), is_in_place)
     if tool_version is not None and not is_reused:
         raise PlanRefused("--tool-version is for --reuse")
+    if has_network and not is_shut_in:
+        raise PlanRefused("--net is for --sandbox: without it the command has the host's network")
     if each is None and (out_dir is not None or is_resumed or memory is not None or retries != "0"):
         raise PlanRefused("--out-dir, --retries, --resume and --memory are for --each")
     if explain and each is None:
@@ -143,12 +151,14 @@ def run(
         is_shut_in=is_shut_in,
         has_network=has_network,
     )
+    if each is not None and explain:
+        return _explain_first(call, Template(asked, out_dir), each)
     if each is not None:
         from deltasync.cli.each import run_each
         from deltasync.client.each import Options
 
-        if detach or explain:
-            raise PlanRefused("--each goes neither with --detach nor with --explain")
+        if detach:
+            raise PlanRefused("--each does not go with --detach")
         size = _size("--memory", memory) if memory is not None else None
         options = Options(
             _number("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
@@ -239,6 +249,17 @@ def _explain(call: Call, argv: list[str], said: Said) -> int:
     return 0
 
 
+def _explain_first(call: Call, template: Template, patterns: list[str]) -> int:
+    """Say what each word is for the first file that fits; the others fare as it does."""
+    from deltasync.client.looking import expanded
+
+    template.require_holes()
+    files = expanded(patterns, os.getcwd())  # noqa: PTH109
+    call.out.say(f"for {files[0]}, the first of {count_text(len(files), 'file')}:")
+    asked = template.of(files[0])
+    return _explain(call, list(asked.argv), asked.said)
+
+
 # Where it runs
 
 
@@ -256,8 +277,8 @@ def host_of(settings: Settings, paths: list[str]) -> str:
             return url
     hosts = HostBook.of_user(os.environ).hosts()
     if len(hosts) != 1:
-        known = f"; known are {', '.join(each.name for each in hosts)}" if hosts else ""
-        raise UsageError(f"say where to run it: --on HOST{known}")
+        known = f"; known are {', '.join(each.name for each in hosts)}" if hosts else ", or `deltasync host add`"
+        raise UsageError(f"say where: --on HOST{known}")
     return hosts[0].url
 
 
@@ -295,6 +316,28 @@ def shown_meter(out: Output) -> Iterator[Meter]:
         yield Meter()
 
 
+def note_stdin(out: Output) -> None:
+    """Say that a command gets no standard input, where somebody has put something there for it (spec J-65)."""
+    if _stdin_holds():
+        out.note("the command gets no standard input; name a file that it reads")
+
+
+def _stdin_holds() -> bool:
+    """Tell whether standard input is a file or a pipe with something in it; reads nothing."""
+    try:
+        descriptor = sys.stdin.fileno()
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size > os.lseek(descriptor, 0, os.SEEK_CUR)
+        if not stat.S_ISFIFO(status.st_mode):
+            return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return any(events & select.POLLIN for _, events in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # there is none
+        return False
+
+
 class Streams:
     """The streams of this process, as a sink; with `is_aside` both are stderr."""
 
@@ -315,11 +358,20 @@ class Streams:
 
 
 class Interrupts:
-    """Ctrl-C while a job runs: the first cancels it, and the second leaves it alone (spec J-65)."""
+    """Ctrl-C while a job runs: once cancels it, a second one within a moment leaves it to the host (spec J-65).
 
-    def __init__(self, cancel: Callable[[], object]) -> None:
-        self._cancel, self._count = cancel, 0
+    After the cancel was asked for, another one stops waiting for the job's end.
+    """
+
+    def __init__(
+        self, cancel: Callable[[], object], announce: Callable[[], object], *, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        """announce: says that a second one leaves the job alone. Both are called in a thread of their own."""
+        self._cancel, self._announce, self._grace_seconds = cancel, announce, grace_seconds
+        self._is_first, self._decided, self._turn = True, threading.Event(), threading.RLock()
         self._before: Callable[[int, FrameType | None], object] | int | None = None
+        self.has_cancelled = False
+        """Whether the cancel was asked for, or is about to be."""
 
     def __enter__(self) -> Self:
         self._before = signal.signal(signal.SIGINT, self._hear)
@@ -327,13 +379,27 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
+        with self._turn:
+            self._decided.set()  # what is over by now is not cancelled
 
     def _hear(self, *_: object) -> None:
-        self._count += 1
-        if self._count > 1:
-            raise KeyboardInterrupt
-        # Not here: what was interrupted may hold a lock that the request needs.
-        threading.Thread(target=self._cancel, daemon=True).start()
+        if self._is_first:
+            self._is_first = False
+            # Not here: what was interrupted may hold a lock that the request needs.
+            threading.Thread(target=self._await_second, daemon=True).start()
+            return
+        with self._turn:
+            self._decided.set()
+        raise KeyboardInterrupt
+
+    def _await_second(self) -> None:
+        self._announce()
+        self._decided.wait(self._grace_seconds)
+        with self._turn:
+            if self._decided.is_set():
+                return
+            self.has_cancelled = True
+        self._cancel()
 
 
 class _Command:
@@ -357,6 +423,7 @@ class _Command:
                 runner = Runner(transport, note=self._out.note, settle_seconds=self._settings.settle_seconds)
                 started = runner.start(draft, progress)
             self._say_sent(started)
+            note_stdin(self._out)
             if self._detach:
                 answer = {"job": started.job.id, "url": url, "inputs": msgspec.to_builtins(started.inputs)}
                 self._call.out.answer(answer)
@@ -383,18 +450,25 @@ class _Command:
 
 
 def follow(call: Call, runner: Runner, job: Job, *, is_raw: bool) -> Job:
-    """Show what a job says until it is over; Ctrl-C once cancels it, twice lets it go on."""
+    """Show what a job says until it is over; Ctrl-C once cancels it, twice within a second lets it go on."""
 
     def cancel() -> None:
         with contextlib.suppress(Exception):  # the job's own end says how it went
-            call.out.note(f"cancelling {job.id}; Ctrl-C again leaves it to the host")
-            runner.jobs.cancel(job.id)
+            call.out.note(f"cancelling {job.id}; Ctrl-C again waits no longer for its end")
+            if not runner.jobs.job(job.id).state.is_over:  # a cancel of one that is over forgets it
+                runner.jobs.cancel(job.id)
 
-    sink = Streams(is_aside=call.out.is_json)
+    def announce() -> None:
+        with contextlib.suppress(Exception):
+            call.out.note(f"Ctrl-C again within a second leaves {job.id} to its host")
+
+    sink, interrupts = Streams(is_aside=call.out.is_json), Interrupts(cancel, announce)
     try:
-        with Interrupts(cancel):
+        with interrupts:
             return runner.follow(job, sink, is_raw=is_raw)
     except KeyboardInterrupt:
+        if interrupts.has_cancelled:
+            raise Cancelled(f"{job.id} is being cancelled; `deltasync jobs show {job.id}` says how it ended") from None
         raise Cancelled(f"left {job.id} to its host; `deltasync jobs wait {job.id}` waits for it") from None
     except BrokenPipeError:
         cancel()  # as a command here that writes into a pipe without a reader
@@ -418,9 +492,16 @@ def ended(call: Call, runner: Runner, record: Record, job: Job, answer: dict[str
     call.out.answer({**answer, "outputs": msgspec.to_builtins(home)})
     complain_all(call, [(each.place, each.reason) for each in home.problems])
     if not code and not home.is_whole:
-        call.out.warn(f"not everything that {job.id} wrote is here; `deltasync jobs fetch {job.id}` tries again")
+        call.out.warn(f"not everything that {job.id} was to write is here; {way_on(home, job)}")
         return OutputsNotHome.exit_code
     return code
+
+
+def way_on(home: Home, job: Job) -> str:
+    """Say what can be done about outputs that are not here: nothing more comes of a job that was acknowledged."""
+    if home.is_left:
+        return f"`deltasync jobs fetch {job.id}` tries again"
+    return "these cannot come home: only files and folders do, from where the command was told to write them"
 
 
 def complain_all(call: Call, problems: list[tuple[str, str]]) -> None:

@@ -51,7 +51,11 @@ def _sessions(able: Capabilities) -> Finding:
     if able.sessions_stale:
         said = f"{able.sessions_stale} that no job needs could not be removed; the server's log says why"
         return Finding(Level.WARNING, "sessions", f"{said}, and its next start tries again")
-    said = f"{able.sessions} of {able.sessions_max} are there, and a job needs each"
+    if able.sessions_kept and able.sessions_kept >= able.sessions_max:
+        said = f"all {able.sessions_kept} are kept by jobs that are over (--keep), so no other is taken"
+        return Finding(Level.WARNING, "sessions", f"{said}; `deltasync jobs rm ID` lets one go")
+    kept = f"; {able.sessions_kept} of them are kept by jobs that are over" if able.sessions_kept else ""
+    said = f"{able.sessions} of {able.sessions_max} are there, and a job needs each{kept}"
     return Finding(Level.OK if able.sessions < able.sessions_max else Level.NOTE, "sessions", said)
 
 

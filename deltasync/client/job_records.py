@@ -40,6 +40,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     started_at: str
     """Right before the host was asked for it, by the clock here."""
     outputs: list[Output] = []
+    named: list[str] = []
+    """The places of those outputs that were no guess."""
     in_place: dict[str, str] = {}
     """The inputs that the command may have changed: place and local path, links resolved."""
     digests: dict[str, str] = {}
@@ -60,6 +62,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """Tell whether a place is an output or an input in place, or lies in one."""
         inside = any(f"{place}/".startswith(f"{each.place}/") for each in self.outputs)
         return inside or self.target(place) is not None
+
+    def missing(self, places: Iterable[str]) -> list[str]:
+        """Return the places that were named, and where nothing came of these (spec J-62)."""
+        came = set(places)
+        brought = {each.place for each in self.outputs if any(_is_of(each, place) for place in came)}
+        return [place for place in self.named if place not in brought and self._input(place) is None]
 
     def sent(self, places: Iterable[str]) -> dict[str, bytes]:
         """Return, for those of the places that inputs have, the digest that was sent; b'' for what was not."""
@@ -90,13 +98,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def _output(self, place: str) -> Path | None:
-        folder, _, name = place.rpartition("/")
-        for output in self.outputs:
-            above, _, pattern = output.place.rpartition("/")
-            fits = pattern_of(pattern) if output.is_pattern and above == folder else None
-            if output.place == place or (fits is not None and fits.match(name)):
-                return Path("/" + place)
-        return None
+        return Path("/" + place) if any(_fits(each, place) for each in self.outputs) else None
+
+
+def _is_of(output: Output, place: str) -> bool:
+    """Tell whether a place is an output's, or holds it, or lies in it."""
+    lies_in = f"{place}/".startswith(f"{output.place}/") or f"{output.place}/".startswith(f"{place}/")
+    return lies_in or _fits(output, place)
+
+
+def _fits(output: Output, place: str) -> bool:
+    """Tell whether a place is an output, or what a pattern of one stands for."""
+    if output.place == place:
+        return True
+    folder, _, name = place.rpartition("/")
+    above, _, pattern = output.place.rpartition("/")
+    fits = pattern_of(pattern) if output.is_pattern and above == folder else None
+    return fits is not None and fits.match(name) is not None
 
 
 class JobBook:

@@ -35,6 +35,8 @@ class Asked:
     tool_version: Sequence[str] = ()
     is_shut_in: bool = False
     has_network: bool = False
+    guessed: frozenset[str] = frozenset()
+    """Of the outputs that are said, those that only a template takes for some (spec J-70)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Draft:
     needs: tuple[Need, ...]
     """What has to be on the host."""
     outputs: tuple[jobs.Output, ...]
+    named: tuple[str, ...] = ()
+    """The places of the outputs that the user named; the others are guesses (spec J-62)."""
 
     def request(self, key: str, client_id: str, inputs: list[jobs.Input]) -> jobs.JobRequest:
         """Return what the host is asked."""
@@ -88,7 +92,17 @@ def drafted(asked: Asked, folder: str) -> Draft:
         tuple(jobs.Variable(name=name, value=_word(pieces)) for name, pieces in values.items()),
         tuple(needs.values()),
         tuple(_output(path, found, asked.said, look) for path in found.outputs),
+        _named(asked, found, look),
     )
+
+
+def _named(asked: Asked, found: Plan, look: Looking) -> tuple[str, ...]:
+    """Return the places of the outputs that `--out`, `{out:PATH}` or a template's `{out}` names."""
+    named = {look(text).path for text in asked.said.outputs - asked.guessed}
+    for typed, word in zip(asked.argv, found.words, strict=True):
+        marks = (each for each in word.pieces if each.role is Role.OUTPUT and f"{{out:{each.text}}}" in typed)
+        named |= {each.path for each in marks}
+    return tuple(place_of(path) for path in found.outputs if path in named)
 
 
 def _output(path: str, found: Plan, said: Said, look: Looking) -> jobs.Output:

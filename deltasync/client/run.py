@@ -47,6 +47,7 @@ from deltasync.core.names import shown
 
 GRAIN_NS = 20_000_000
 """By how much a file system may note a change earlier than the clock says: its own goes on by ticks."""
+NOT_WRITTEN = "was not written; the command ran in a folder of its own, so a relative name in a script is not it"
 _OF_OTHERS = (Forbidden, HostBusy, HostUnreachable, HostUntrusted, NotADeltasyncServer, Unauthorized, UsageError)
 """What is no failure of the inputs or outputs, whenever it happens."""
 
@@ -83,6 +84,8 @@ class Home:
     """Paths that are not as the command wrote them, and what it wrote that nobody named."""
     is_whole: bool = True
     """Everything that was named, and that the command wrote, is here."""
+    is_left: bool = False
+    """Something that belongs here is still on the host, and a fetch may bring it."""
 
 
 class Runner:
@@ -166,6 +169,7 @@ class Runner:
             command=[shown(each) for each in draft.asked.argv],
             started_at=started_at.isoformat(timespec="microseconds"),
             outputs=list(draft.outputs),
+            named=list(draft.named),
             in_place={each.place: str(Path("/" + each.place).resolve()) for each in found if each.in_place},
             digests={place: digest.hex() for place, digest in digests.items()},
         )
@@ -208,6 +212,7 @@ class Runner:
     def fetch(self, record: Record, job: jobs.Job, watcher: Watcher) -> Home:
         """Bring home what a job returned, and tell the host when everything is here (spec J-62, J-63)."""
         home = Home()
+        _tell_lacking(record, job, home)
         if job.returned is None or job.acknowledged:
             self.forget(record)
             return home
@@ -240,14 +245,26 @@ class Runner:
         home.files, home.bytes, home.fetched_bytes = report.files, report.bytes, report.fetched_bytes
         home.problems += [jobs.Trouble(place=each.path, reason=each.reason) for each in report.problems]
         home.problems += [jobs.Trouble(place=each, reason="came wrong from the host, twice") for each in report.damaged]
-        is_here = home.is_whole = not home.problems
         home.problems += [
             jobs.Trouble(place=shown(each), reason="was not asked for, and stays there") for each in others
         ]
-        for each in returned.problems:
-            home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
-            home.is_whole &= not record.names(each.place)
-        return is_here
+        home.is_left = bool(report.problems or report.damaged)
+        home.is_whole &= not home.is_left
+        return not home.is_left
+
+
+def _tell_lacking(record: Record, job: jobs.Job, home: Home) -> None:
+    """Say what cannot come home, now or later: what the host left out, and what was named and never written."""
+    problems = job.returned.problems if job.returned is not None else []
+    for each in problems:
+        home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
+        home.is_whole &= not record.names(each.place)
+    if job.state is not jobs.State.DONE or job.exit_code:  # spec J-62: of a command that failed nobody expects it
+        return
+    places = job.returned.places if job.returned is not None else []
+    for place in record.missing([*places, *(each.place for each in problems)]):
+        home.problems.append(jobs.Trouble(place=shown(f"/{place}"), reason=NOT_WRITTEN))
+        home.is_whole = False
 
 
 def exit_code_of(job: jobs.Job) -> int:

@@ -48,7 +48,8 @@ class Template:
             asked.said.is_in_place,
         )
         values = {name: self._filled(value, path, out) for name, value in (asked.environment or {}).items()}
-        return replace(asked, argv=words, said=said, environment=values)
+        guessed = frozenset(words[-1:]) if self._writes_last else frozenset[str]()
+        return replace(asked, argv=words, said=said, environment=values, guessed=guessed)
 
     def _filled(self, word: str, path: str, out: str) -> str:
         """Fill the holes of a word; a path inside of one is marked, as what it is."""

@@ -213,6 +213,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The last id that its logs have now."""
     returned: Returned | None = None
     acknowledged: bool = False
+    kept_until: str | None = None
+    """Of a job that is over: until when its session's folder stays, if it does."""
     reused: str = ""
     """The job whose result this is; nothing was run."""
     metrics: Metrics | None = None
@@ -263,6 +265,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions that are there now."""
     sessions_stale: _Count = 0
     """Those among them that no job needs: they could not be removed."""
+    sessions_kept: _Count = 0
+    """Those of jobs that are over, which were to be kept a while."""
     file_bytes_max: _Count
     session_bytes_max: _Count
     sessions_max: _Count

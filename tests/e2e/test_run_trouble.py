@@ -74,10 +74,10 @@ def test_a_signal_passes_through_as_in_a_shell(terminal: Terminal, signal: str) 
 
 
 def test_an_output_that_was_never_written_leaves_what_is_here(terminal: Terminal) -> None:
-    """Where the command writes nothing at its output's place, nothing is made or removed here, as here."""
+    """Where the command writes nothing at its output's place that is told, and nothing is made or removed here."""
     (terminal.folder / "old.txt").write_text("old")
     done = terminal.run("--shell", ": {in:a.txt} {out:new.txt} {out:old.txt}")
-    assert done.code == 0, done.err
+    assert done.code == 124, done.err
     assert contents(terminal.folder) == {"a.txt": (b"alpha\n", False), "old.txt": (b"old", False)}
 
 

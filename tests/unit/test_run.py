@@ -202,7 +202,8 @@ def test_nothing_comes_home_to_a_place_that_nobody_named(host: Served, here: Pat
         runner = Runner(transport, note=[].append, settle_seconds=0.0)
         started = start(runner, here, "sh", "-c", "cp {in:a.txt} {out:c.txt}; cp {in:a.txt} {out:d.txt}")
         job = runner.follow(started.job, Heard())
-        record = msgspec.structs.replace(started.record, outputs=started.record.outputs[:1])
+        outputs, named = started.record.outputs[:1], started.record.named[:1]
+        record = msgspec.structs.replace(started.record, outputs=outputs, named=named)
         home = runner.fetch(record, job, Meter())
     assert {each.name for each in here.iterdir()} == {"a.txt", "c.txt"}
     assert [(each.place, "not asked for" in each.reason) for each in home.problems] == [(f"{here}/d.txt"[1:], True)]

@@ -25,7 +25,7 @@ _SCOPE = Annotated[str, typer.Option("--scope", metavar="NAMES", help="What it i
 _LABEL = Annotated[str, typer.Option("--label", metavar="TEXT", help="What you call it.")]
 
 
-@command("data", has_usual_data=True)
+@command("data")
 def pair(
     call: Call,
     tenant: _TENANT = DEFAULT_TEXT,
@@ -48,7 +48,7 @@ def pair(
     return 0
 
 
-@command("data", group=tokens, has_usual_data=True)
+@command("data", group=tokens)
 def create(
     call: Call,
     tenant: _TENANT = DEFAULT_TEXT,
@@ -71,7 +71,7 @@ def create(
     return 0
 
 
-@command("data", group=tokens, has_usual_data=True)
+@command("data", group=tokens)
 def ls(call: Call) -> int:
     """List every token: its id, tenant, scopes, label and whether it is good for anything; never the token itself."""
     with _access(call, create=False) as access:
@@ -80,7 +80,7 @@ def ls(call: Call) -> int:
     return 0
 
 
-@command("data", group=tokens, has_usual_data=True)
+@command("data", group=tokens)
 def revoke(call: Call, token: Annotated[str, typer.Argument(metavar="ID", help="As `token ls` shows it.")]) -> int:
     """End a token at once; an upload that it began is refused at its end."""
     with _access(call, create=False) as access:

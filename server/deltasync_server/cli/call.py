@@ -25,7 +25,7 @@ UMASK = 0o022
 
 _TEXT, _COUNT, _SWITCH, _CHOICE, _TEXTS = str | None, int | None, bool, bool | None, list[str] | None
 OPTIONS: dict[str, tuple[Any, Any, str, str]] = {
-    "data": (_TEXT, "--data", "DIR", "Where the store lies."),
+    "data": (_TEXT, "--data", "DIR", "Where the store lies. (~/.local/share/deltasync)"),
     "listen": (_TEXT, "--listen", "ADDRESS", "HOST:PORT, [IPV6]:PORT or unix:/path. (127.0.0.1:8080)"),
     "insecure": (_SWITCH, "--insecure", "", "Answer without TLS where other machines reach it."),
     "tls": (_CHOICE, "--tls/--no-tls", "", "Use TLS; by default where other machines reach it."),
@@ -125,12 +125,10 @@ class Call:
             print(line, flush=True)
 
 
-def command(
-    *names: str, group: typer.Typer = app, has_usual_data: bool = False
-) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def command(*names: str, group: typer.Typer = app) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Register a command that has these options and the common ones, and receives them as a `Call`.
 
-    has_usual_data: the store lies in the user's own data folder when nothing says where.
+    The store lies in the user's own data folder when nothing says where.
     """
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
@@ -138,7 +136,7 @@ def command(
             given = {name: values.pop(name) for name in (*names, *COMMON)}
             is_unset = {name: OPTIONS[name][0] in (_SWITCH, _TEXTS) and not value for name, value in given.items()}
             flags = {name: None if is_unset[name] else given[name] for name in given}
-            return function(_call(flags, _usual_data() if has_usual_data else {}), **values)
+            return function(_call(flags, _usual_data()), **values)
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         options = [_parameter(name) for name in (*names, *COMMON)]

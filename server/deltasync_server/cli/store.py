@@ -29,7 +29,7 @@ SERVER_PART = ("fastapi", "httptools", "prometheus_client", "python_multipart", 
 """What the extra `server` brings, and `serve` cannot do without."""
 
 
-@command(*STORE, *ROUTES, *JOBS, has_usual_data=True)
+@command(*STORE, *ROUTES, *JOBS)
 def serve(call: Call) -> int:
     """Serve a store over HTTP, until stopped.
 
@@ -70,7 +70,7 @@ def _told(tls: Tls | None) -> list[str]:
     return [f"certificate SHA-256 {tls.certificate_sha256}{ca}{where}"]
 
 
-@command("data", "idle_exit", has_usual_data=True)
+@command("data", "idle_exit")
 def attach(call: Call) -> int:
     """Make sure that a server runs, for a client over ssh.
 

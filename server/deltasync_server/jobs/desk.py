@@ -56,6 +56,7 @@ from deltasync_server.receive import Store
 from deltasync_server.tenants import Tenant
 
 LOGS = "jobs"
+_LETS_GO = "`deltasync jobs rm ID` lets one go (--keep)"
 QUEUED_MAX = 1000
 REMEMBERED_SECONDS = 7 * 86_400.0
 UNFETCHED_SECONDS = 30 * 86_400.0
@@ -181,9 +182,9 @@ class Jobs:
         kept = kept_by_tenant(db, time.time())
         _require_fewer(queued.total(), QUEUED_MAX, "jobs wait")
         _require_fewer(queued[tenant], self._config.tenant_queued, "jobs of yours wait")
-        _require_fewer(kept.total(), self._config.job_sessions, "sessions are kept")
+        _require_fewer(kept.total(), self._config.job_sessions, "sessions are kept", _LETS_GO)
         if request.keep_seconds:
-            _require_fewer(kept[tenant], self._config.tenant_kept_max, "sessions of yours are kept")
+            _require_fewer(kept[tenant], self._config.tenant_kept_max, "sessions of yours are kept", _LETS_GO)
 
     def _require_room(self, admitted: Admitted) -> None:
         """Raise NoSpace where the disk has no room for a session (spec J-33)."""
@@ -333,11 +334,12 @@ class Jobs:
             sessions_stale=len(sessions - kept.keys() - self._queue.active()) + self._sessions.stuck,
             file_bytes_max=self._config.job_file_bytes,
             session_bytes_max=self._config.job_session_bytes,
+            sessions_kept=len(kept),
             sessions_max=self._config.job_sessions,
             seconds_max=self._config.job_seconds,
         )
 
 
-def _require_fewer(found: int, most: int, what: str) -> None:
+def _require_fewer(found: int, most: int, what: str, advice: str = "try again later") -> None:
     if found >= most:
-        raise NoSpace(f"{found} {what} here, and no more than {most} may; try again later", found=found, limit=most)
+        raise NoSpace(f"{found} {what} here, and no more than {most} may; {advice}", found=found, limit=most)

@@ -1,4 +1,4 @@
-"""Strays: what a command wrote where nothing comes home from, as in its own folder (spec J-68, J-69)."""
+"""Strays: what a command wrote where nothing comes home from, as in its own folder (spec J-88, J-69)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def of(
 
 
 def in_work(session: Folder) -> list[Trouble]:
-    """Return what the command left in its current folder, by the names at its top (spec J-68)."""
+    """Return what the command left in its current folder, by the names at its top (spec J-88)."""
     try:
         with session.walk_to("work") as work:
             names = sorted(name for name in work.names() if name != _TEMPORARY and not _is_private(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,14 +205,14 @@ def _is_in(states: Iterable[State]) -> str:
 
 _SEEN = (
     "id, state, reason, client_id, command, created_at, started_at, ended_at, exit_code, signal, gpus, input_files, "
-    "input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics"
+    "input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics, keep_until"
 )
 
 
 def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
     *plain, command, created_at, started_at, ended_at, exit_code, signal, gpus = row[:11]
     job_id, state, reason, client_id = plain
-    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics = row[11:]
+    input_files, input_bytes, log_bytes, returned, acknowledged, priority, number, reused, metrics, keep = row[11:]
     ahead = None
     if state == State.QUEUED:
         select = (
@@ -238,6 +239,7 @@ def _seen(db: sqlite3.Connection, row: tuple[Any, ...], sessions: Path) -> Job:
         log_bytes=log_bytes,
         returned=msgspec.json.decode(returned, type=Returned) if returned else None,
         acknowledged=bool(acknowledged),
+        kept_until=f"{datetime.fromtimestamp(keep, UTC):%Y-%m-%dT%H:%M:%SZ}" if keep else None,
         reused=reused,
         metrics=msgspec.json.decode(metrics, type=Metrics) if metrics else None,
     )
