@@ -124,7 +124,7 @@ class Host:
         if not code or fetch_failed:
             home = runner.fetch(started.record, job, _Silent())
             paths = [Path(each) for each in home.paths]
-            problems += [f"{each.place}: {each.reason}" for each in home.problems]
+            problems += [f"{each.place}: {each.reason}" if each.place else each.reason for each in home.problems]
         return Result(
             code,
             sink.stdout.content(),

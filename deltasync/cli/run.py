@@ -508,6 +508,6 @@ def complain_all(call: Call, problems: list[tuple[str, str]]) -> None:
     """Say what is wrong with some paths."""
     most = len(problems) if call.out.is_verbose else PROBLEMS_SHOWN
     for path, reason in problems[:most]:
-        call.out.warn(f"{path}: {reason}")
+        call.out.warn(f"{path}: {reason}" if path else reason)
     if len(problems) > most:
         call.out.warn(f"and {len(problems) - most} more problems; -v lists all")

@@ -257,11 +257,13 @@ def _tell_lacking(record: Record, job: jobs.Job, home: Home) -> None:
     """Say what cannot come home, now or later: what the host left out, and what was named and never written."""
     problems = job.returned.problems if job.returned is not None else []
     for each in problems:
-        home.problems.append(jobs.Trouble(place=shown(f"/{each.place}"), reason=shown(each.reason)))
+        place = shown(f"/{each.place}") if each.place else ""
+        home.problems.append(jobs.Trouble(place=place, reason=shown(each.reason)))
         home.is_whole &= not record.names(each.place)
     if job.state is not jobs.State.DONE or job.exit_code:  # spec J-62: of a command that failed nobody expects it
         return
     places = job.returned.places if job.returned is not None else []
+    home.is_whole &= bool(places) or not problems  # spec J-64: all that it left stays there
     for place in record.missing([*places, *(each.place for each in problems)]):
         home.problems.append(jobs.Trouble(place=shown(f"/{place}"), reason=NOT_WRITTEN))
         home.is_whole = False
