@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from deltasync.core.errors import Corrupt, NotFound
+from deltasync.core.errors import Corrupt
 from deltasync.core.hashing import directory_digest
 from deltasync.core.manifest import Kind
 from deltasync.core.names import shown
@@ -19,6 +19,7 @@ from deltasync_server.access import Access
 from deltasync_server.blobs import is_unchanged
 from deltasync_server.config import StoreConfig
 from deltasync_server.ledger import count_again, is_counted
+from deltasync_server.opening import no_store
 from deltasync_server.receive import Store
 from deltasync_server.state import BlobRow, WorkspaceRow, compared_roots, kept_roots, loader, workspace_rows
 
@@ -58,7 +59,7 @@ def check(config: StoreConfig, *, repair: bool = False) -> Report:
     repair: rebuild what the journal or the cache can give, quarantine and ask the client for what they cannot.
     """
     if not (config.data / "state.db").is_file():
-        raise NotFound(f"there is no store at {config.data}")
+        raise no_store(config.data)
     with Store(config) as store:
         if repair:
             store.recover()

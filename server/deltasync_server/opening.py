@@ -21,11 +21,16 @@ OWN = frozenset(
 """What may lie in a folder that is to become a store: what an interrupted first start left, or a fresh disk."""
 
 
+def no_store(data: Path) -> NotFound:
+    """Return the error for a folder that is no store."""
+    return NotFound(f"there is no store at {shown(str(data))}; say where it lies: --data DIR")
+
+
 @contextmanager
 def open_store(config: StoreConfig, *, create: bool = True) -> Iterator[Store]:
     """Hold a store that is recovered, and close it after the block; raises NotFound where `create` would be needed."""
     if not create and not (config.data / DATABASE).is_file():
-        raise NotFound(f"there is no store at {shown(str(config.data))}")
+        raise no_store(config.data)
     with explained(config.data):
         require_ours(config.data)
         store = Store(config)
@@ -37,7 +42,7 @@ def open_store(config: StoreConfig, *, create: bool = True) -> Iterator[Store]:
 def require_data(data: Path, *, create: bool) -> None:
     """See to it that a folder is a store's, or may become one; raises NotFound where `create` would be needed."""
     if not create and not data.is_dir():
-        raise NotFound(f"there is no store at {shown(str(data))}")
+        raise no_store(data)
     with explained(data):
         require_ours(data)
         data.mkdir(0o755, parents=True, exist_ok=True)

@@ -8,11 +8,11 @@ import sqlite3
 
 import msgspec
 
-from deltasync.core.errors import NotFound
 from deltasync.core.names import bytes_text, shown
 from deltasync.db import connect
 from deltasync_server.config import StoreConfig
 from deltasync_server.ledger import bytes_by_kind, usage_of
+from deltasync_server.opening import no_store
 from deltasync_server.room import inodes_of, space_of
 from deltasync_server.state import MIGRATIONS, WorkspaceRow, workspace_rows
 from deltasync_server.tenants import Tenant, own_name, tenant_of, tenant_text
@@ -72,7 +72,7 @@ def overview(config: StoreConfig) -> Overview:
     """Return what a store holds; nothing of it is locked or changed."""
     database = config.data / "state.db"
     if not database.is_file():
-        raise NotFound(f"there is no store at {shown(str(config.data))}")
+        raise no_store(config.data)
     with contextlib.closing(connect(database, MIGRATIONS, read_only=True)) as db:
         db.execute("BEGIN")  # every query sees the same moment
         rows, found = workspace_rows(db), bytes_by_kind(config.data, db)
