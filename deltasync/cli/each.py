@@ -15,7 +15,8 @@ from deltasync.cli.options import Call
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.prestage import say_prestaged
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import Aside, Interrupts, Streams, complain_all, host_of, note_stdin, reached, shown_meter
+from deltasync.cli.run import host_of, reached
+from deltasync.cli.terminal import Aside, Interrupts, Streams, complain_all, note_stdin, shown_meter
 from deltasync.client.each import Batch, BatchReport, Course, Options
 from deltasync.client.finished import Finished
 from deltasync.client.looking import expanded

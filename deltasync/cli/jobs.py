@@ -12,7 +12,8 @@ import typer
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter
-from deltasync.cli.run import WIRE, Streams, complain_all, host_of, reached, way_on
+from deltasync.cli.run import WIRE, host_of, reached, way_on
+from deltasync.cli.terminal import Streams, complain_all
 from deltasync.client.job_records import JobBook, Record
 from deltasync.client.telling import Telling
 from deltasync.config import parse_seconds

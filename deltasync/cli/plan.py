@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import typer
 
+from deltasync.cli.asked import Environment, InPlace, Inputs, Literals, Outputs, Shell, Words, argv_of, variable
 from deltasync.cli.options import Call, command, new_app
 from deltasync.cli.output import bytes_text, count_text, seconds_text
-from deltasync.cli.run import WIRE, argv_of, complain_all, host_of, reached, variable
+from deltasync.cli.run import WIRE, host_of, reached
+from deltasync.cli.terminal import complain_all
 from deltasync.core.argv import Said
 
 if TYPE_CHECKING:
@@ -23,23 +24,13 @@ app = new_app()
 @command(app, "on", *WIRE, stops_at_word=True)
 def plan(
     call: Call,
-    words: Annotated[list[str] | None, typer.Argument(metavar="-- TOOL ARG", help="The command.")] = None,
-    inputs: Annotated[
-        list[str] | None, typer.Option("--in", metavar="PATH", help="The command reads this; repeatable.")
-    ] = None,
-    outputs: Annotated[
-        list[str] | None, typer.Option("--out", metavar="PATH", help="The command writes this; repeatable.")
-    ] = None,
-    literals: Annotated[
-        list[str] | None, typer.Option("--literal", metavar="WORD", help="This word is no path; repeatable.")
-    ] = None,
-    environment: Annotated[
-        list[str] | None, typer.Option("--env", metavar="NAME=VALUE", help="A variable of the command; repeatable.")
-    ] = None,
-    is_in_place: Annotated[bool, typer.Option("--in-place", help="The command may change its inputs.")] = False,
-    shell: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
-    ] = None,
+    words: Words = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    literals: Literals = None,
+    environment: Environment = None,
+    is_in_place: InPlace = False,
+    shell: Shell = None,
 ) -> int:
     """Say what it would take to run a command on a host; nothing is sent, and nothing runs.
 

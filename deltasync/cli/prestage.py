@@ -8,7 +8,8 @@ import msgspec
 
 from deltasync.cli.options import Call
 from deltasync.cli.output import bytes_text, count_text
-from deltasync.cli.run import complain_all, host_of, reached, shown_meter
+from deltasync.cli.run import host_of, reached
+from deltasync.cli.terminal import complain_all, shown_meter
 from deltasync.client.inputs import Report
 from deltasync.client.job_request import Asked, drafted
 from deltasync.client.run import Runner

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
-import shlex
-import signal
-import stat
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from deltasync.cli import options
+from deltasync.cli.asked import (
+    Environment,
+    InPlace,
+    Inputs,
+    Literals,
+    Outputs,
+    Shell,
+    Words,
+    argv_of,
+    number_of,
+    seconds_of,
+    size_of,
+    variable,
+    words_of,
+)
 from deltasync.cli.options import Call, command, new_app
-from deltasync.cli.output import Output, bytes_text, count_text
+from deltasync.cli.output import bytes_text, count_text
 from deltasync.cli.progress import Meter, meter
-from deltasync.config import Settings, parse_seconds, parse_size
+from deltasync.cli.terminal import Aside, Interrupts, Streams, complain_all, note_stdin, shown_meter
+from deltasync.config import Settings
 from deltasync.core.argv import Role, Said, plan
 from deltasync.core.errors import Cancelled, OutputsNotHome, PlanRefused, UsageError
 from deltasync.core.jobs import Job
 from deltasync.core.names import shown
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from deltasync.client.job_records import Record
     from deltasync.client.job_request import Asked
     from deltasync.client.run import Home, Runner, Started
     from deltasync.client.template import Template
     from deltasync.client.transport import HttpTransport
 
-PROBLEMS_SHOWN = 20
-GRACE_SECONDS = 1.0
-"""How long after a Ctrl-C a second one is waited for, before the job is cancelled."""
 WIRE = tuple(key for key in options.WIRE if key != "timeout")
 _GPUS_MAX, _PRIORITY_MAX, _RETRIES_MAX = 1024, 1000, 100
 
@@ -47,23 +53,12 @@ app = new_app()
 @command(app, "on", *WIRE, "settle", stops_at_word=True)
 def run(
     call: Call,
-    words: Annotated[list[str] | None, typer.Argument(metavar="-- TOOL ARG", help="The command.")] = None,
-    inputs: Annotated[
-        list[str] | None, typer.Option("--in", metavar="PATH", help="The command reads this; repeatable.")
-    ] = None,
-    outputs: Annotated[
-        list[str] | None, typer.Option("--out", metavar="PATH", help="The command writes this; repeatable.")
-    ] = None,
-    literals: Annotated[
-        list[str] | None, typer.Option("--literal", metavar="WORD", help="This word is no path; repeatable.")
-    ] = None,
-    environment: Annotated[
-        list[str] | None,
-        typer.Option("--env", metavar="NAME=VALUE", help="A variable; a path that is here is sent; repeatable."),
-    ] = None,
-    is_in_place: Annotated[
-        bool, typer.Option("--in-place", help="The command may change its inputs; those come home.")
-    ] = False,
+    words: Words = None,
+    inputs: Inputs = None,
+    outputs: Outputs = None,
+    literals: Literals = None,
+    environment: Environment = None,
+    is_in_place: InPlace = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what each word is, and why; send and run nothing.")
     ] = False,
@@ -96,9 +91,7 @@ def run(
         ),
     ] = False,
     has_network: Annotated[bool, typer.Option("--net", help="Leave it the network in the sandbox.")] = False,
-    shell: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Have sh run this line there, instead of TOOL.")
-    ] = None,
+    shell: Shell = None,
     each: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Run TOOL once for each file that fits, which is {}; repeatable."),
@@ -142,12 +135,12 @@ def run(
         argv,
         said,
         dict(variable(each) for each in environment or ()),
-        timeout_seconds=_seconds("--timeout", timeout) if timeout is not None else None,
-        gpus=_number("--gpus", gpus, 0, _GPUS_MAX),
-        priority=_number("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
-        keep_seconds=_seconds("--keep", keep),
+        timeout_seconds=seconds_of("--timeout", timeout) if timeout is not None else None,
+        gpus=number_of("--gpus", gpus, 0, _GPUS_MAX),
+        priority=number_of("--priority", priority, -_PRIORITY_MAX, _PRIORITY_MAX),
+        keep_seconds=seconds_of("--keep", keep),
         is_reused=is_reused,
-        tool_version=_words("--tool-version", tool_version or ""),
+        tool_version=words_of("--tool-version", tool_version or ""),
         is_shut_in=is_shut_in,
         has_network=has_network,
     )
@@ -159,9 +152,9 @@ def run(
 
         if detach:
             raise PlanRefused("--each does not go with --detach")
-        size = _size("--memory", memory) if memory is not None else None
+        size = size_of("--memory", memory) if memory is not None else None
         options = Options(
-            _number("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
+            number_of("--retries", retries, 0, _RETRIES_MAX), size, is_raw=is_raw, fetch_failed=fetch_failed
         )
         return run_each(
             call, settings, Template(asked, out_dir), each, options, is_resumed=is_resumed, is_prestaged=is_prestaged
@@ -171,57 +164,6 @@ def run(
 
         return prestage(call, settings, asked)
     return _Command(call, settings, is_raw=is_raw, fetch_failed=fetch_failed, detach=detach).run(asked)
-
-
-# What is asked
-
-
-def argv_of(words: list[str], shell: str | None) -> list[str]:
-    """Return the command's words; raises PlanRefused where there are none, or two commands."""
-    if shell is not None and words:
-        raise PlanRefused("--shell is the whole command; leave the words behind -- out")
-    if shell is None and not words:
-        raise PlanRefused("there is no command; give it behind --")
-    return words if shell is None else ["sh", "-c", shell]
-
-
-def variable(text: str) -> tuple[str, str]:
-    """Return the name and value of a variable of the command; raises PlanRefused."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise PlanRefused(f"--env: {shown(text)} is not NAME=VALUE")
-    return name, value
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        return parse_seconds(text)
-    except (ValueError, OverflowError) as error:
-        raise PlanRefused(f"{option}: {shown(text)} is not a time such as 30s, 10m or 2h") from error
-
-
-def _words(option: str, text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise PlanRefused(f"{option}: {shown(text)} has a quote without an end") from error
-
-
-def _size(option: str, text: str) -> int:
-    try:
-        return parse_size(text)
-    except (ValueError, OverflowError) as error:
-        raise PlanRefused(f"{option}: {shown(text)} is not a size such as 500M or 4G") from error
-
-
-def _number(option: str, text: str, least: int, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = most + 1
-    if not least <= number <= most:
-        raise PlanRefused(f"{option}: {shown(text)} is not a whole number from {least} to {most}")
-    return number
 
 
 def _explain(call: Call, argv: list[str], said: Said) -> int:
@@ -295,111 +237,6 @@ def reached(settings: Settings, url: str) -> Iterator[HttpTransport]:
 
 
 # Running it
-
-
-class Aside(Output):
-    """An output whose words for people go to stderr: stdout is the command's."""
-
-    def say(self, line: str) -> None:
-        """Print a line for people who asked for more."""
-        if self.is_verbose and not self.is_json:
-            self.note(line)
-
-
-@contextlib.contextmanager
-def shown_meter(out: Output) -> Iterator[Meter]:
-    """Lend what shows how far the sending is, to people who look at it."""
-    if sys.stderr.isatty() or out.is_verbose:
-        with meter(out) as progress:
-            yield progress
-    else:
-        yield Meter()
-
-
-def note_stdin(out: Output) -> None:
-    """Say that a command gets no standard input, where somebody has put something there for it (spec J-65)."""
-    if _stdin_holds():
-        out.note("the command gets no standard input; name a file that it reads")
-
-
-def _stdin_holds() -> bool:
-    """Tell whether standard input is a file or a pipe with something in it; reads nothing."""
-    try:
-        descriptor = sys.stdin.fileno()
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode):
-            return status.st_size > os.lseek(descriptor, 0, os.SEEK_CUR)
-        if not stat.S_ISFIFO(status.st_mode):
-            return False
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return any(events & select.POLLIN for _, events in poll.poll(0))
-    except (AttributeError, OSError, ValueError):  # there is none
-        return False
-
-
-class Streams:
-    """The streams of this process, as a sink; with `is_aside` both are stderr."""
-
-    def __init__(self, *, is_aside: bool = False) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self._out = sys.stderr.buffer if is_aside else sys.stdout.buffer
-
-    def out(self, content: bytes) -> None:
-        """Write what the command said on its standard output."""
-        self._out.write(content)
-        self._out.flush()
-
-    def err(self, content: bytes) -> None:
-        """Write what the command said on its standard error."""
-        sys.stderr.buffer.write(content)
-        sys.stderr.buffer.flush()
-
-
-class Interrupts:
-    """Ctrl-C while a job runs: once cancels it, a second one within a moment leaves it to the host (spec J-65).
-
-    After the cancel was asked for, another one stops waiting for the job's end.
-    """
-
-    def __init__(
-        self, cancel: Callable[[], object], announce: Callable[[], object], *, grace_seconds: float = GRACE_SECONDS
-    ) -> None:
-        """announce: says that a second one leaves the job alone. Both are called in a thread of their own."""
-        self._cancel, self._announce, self._grace_seconds = cancel, announce, grace_seconds
-        self._is_first, self._decided, self._turn = True, threading.Event(), threading.RLock()
-        self._before: Callable[[int, FrameType | None], object] | int | None = None
-        self.has_cancelled = False
-        """Whether the cancel was asked for, or is about to be."""
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._hear)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-        with self._turn:
-            self._decided.set()  # what is over by now is not cancelled
-
-    def _hear(self, *_: object) -> None:
-        if self._is_first:
-            self._is_first = False
-            # Not here: what was interrupted may hold a lock that the request needs.
-            threading.Thread(target=self._await_second, daemon=True).start()
-            return
-        with self._turn:
-            self._decided.set()
-        raise KeyboardInterrupt
-
-    def _await_second(self) -> None:
-        self._announce()
-        self._decided.wait(self._grace_seconds)
-        with self._turn:
-            if self._decided.is_set():
-                return
-            self.has_cancelled = True
-        self._cancel()
 
 
 class _Command:
@@ -502,12 +339,3 @@ def way_on(home: Home, job: Job) -> str:
     if home.is_left:
         return f"`deltasync jobs fetch {job.id}` tries again"
     return "these cannot come home: only files and folders do, from where the command was told to write them"
-
-
-def complain_all(call: Call, problems: list[tuple[str, str]]) -> None:
-    """Say what is wrong with some paths."""
-    most = len(problems) if call.out.is_verbose else PROBLEMS_SHOWN
-    for path, reason in problems[:most]:
-        call.out.warn(f"{path}: {reason}" if path else reason)
-    if len(problems) > most:
-        call.out.warn(f"and {len(problems) - most} more problems; -v lists all")
