@@ -142,7 +142,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         try:
             connection.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname.startswith("SQLITE_IOERR_SHM"):  # the log has it; its index could not grow
+            # The log has it: only its index could not grow, or nobody knows what of it is on the disk.
+            if error.sqlite_errorname.startswith(("SQLITE_IOERR_SHM", "SQLITE_IOERR_FSYNC")):
                 raise Corrupt(f"a change of the database may be lost or not ({error}): the disk refused it") from error
             raise
     except BaseException:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from deltasync.core.errors import ContentMissing, DeltasyncError, HostBusy, Refused
+from deltasync.core.errors import ContentMissing, Corrupt, DeltasyncError, HostBusy, Refused
 from deltasync.core.hashing import Hasher, hasher
 from deltasync.core.manifest import Operation
 from deltasync.core.part import Part
@@ -176,13 +176,17 @@ class Streams:
             raise ContentMissing([part.stream.hex()])
         return self._read(part.stream, part.offset) if part.offset else hasher()
 
-    def _end(self, writer: Writer, descriptor: int) -> None:
-        """Let a writer go; what was written and not recorded takes no space."""
+    def _end(self, writer: Writer, descriptor: int, *, is_open: bool) -> None:
+        """Let a writer go; what was written and not recorded takes no space.
+
+        is_open: it may have been recorded, which the next start finds out.
+        """
         live, stream = writer.live, writer.part.stream
         try:
             with self._state.hold(), live.lock:
                 live.writers.remove(writer)
-                if not live.writers and self._lives.get(stream) is live:  # else its file is another one, or gone
+                is_its_file = self._lives.get(stream) is live  # else that is another one, or gone
+                if is_its_file and not (live.writers or is_open):
                     self._keep_recorded(live, stream, descriptor)
         finally:
             os.close(descriptor)
@@ -381,11 +385,12 @@ class Writer:
     _descriptor: int
     _content: Hasher
     _require_space: Callable[[int], None]
-    _close: Callable[[Writer, int], None]
+    _close: Callable[..., None]
     is_overtaken: bool = False
     """Another one writes the same place, or the stream is over: this part must not be recorded."""
     end: int = 0
     _unstarted: int = 0
+    _is_recording: bool = False
 
     def __post_init__(self) -> None:
         self.end = self.part.offset
@@ -430,14 +435,15 @@ class Writer:
             self._require_mine()
             for other in self.live.writers:
                 other.is_overtaken |= other is not self and other.part.offset < self.end
+        self._is_recording = True
         row = StreamRow(self.part.stream, workspace, self.end, int(now))
         db.execute("INSERT OR REPLACE INTO streams VALUES (?, ?, ?, ?)", row)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close(self, self._descriptor)
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._close(self, self._descriptor, is_open=self._is_recording and isinstance(error, Corrupt))
 
 
 def stream_row(db: sqlite3.Connection, stream: bytes) -> StreamRow | None:

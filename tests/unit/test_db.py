@@ -26,12 +26,17 @@ class _Failing(sqlite3.Connection):
 
 
 @pytest.mark.parametrize(
-    ("name", "raised"), [("SQLITE_IOERR_SHMSIZE", Corrupt), ("SQLITE_IOERR_WRITE", sqlite3.OperationalError)]
+    ("name", "raised"),
+    [
+        ("SQLITE_IOERR_SHMSIZE", Corrupt),
+        ("SQLITE_IOERR_FSYNC", Corrupt),
+        ("SQLITE_IOERR_WRITE", sqlite3.OperationalError),
+    ],
 )
 def test_a_commit_that_may_have_come_through_is_not_told_as_a_full_disk(
     name: str, raised: type[Exception], tmp_path: Path
 ) -> None:
-    """Once the log holds a commit, a process that dies finds it again although its index could not grow."""
+    """Once the log holds a commit, a process that dies finds it again although an fsync or its index failed."""
     connection = sqlite3.connect(tmp_path / "state.db", factory=_Failing, isolation_level=None)
     connection.name = name
     connection.execute("CREATE TABLE t (a)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,11 @@ from sender import BOB, NAME, Sender, assert_tree, blob_of, give
 from deltasync.core import bundle, recipe, wire
 from deltasync.core.bundle import Metadata
 from deltasync.core.delta import diff
-from deltasync.core.errors import ContentMissing, HostBusy, Refused, SequenceGap
+from deltasync.core.errors import ContentMissing, Corrupt, HostBusy, Refused, SequenceGap
 from deltasync.core.hashing import digest_of
 from deltasync.core.names import WorkspaceName
 from deltasync.core.part import Part
+from deltasync.db import transaction
 from deltasync_server.check import check
 from deltasync_server.config import StoreConfig
 from deltasync_server.receive import Store
@@ -266,6 +268,35 @@ def test_a_restart_reads_what_is_there_and_goes_on(config: StoreConfig) -> None:
             send_part(store, sender, start, end)
     with Store(config) as store:
         store.recover()
+        send_made(store, sender, whole())
+        assert_tree(store, sender)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_part_stays_whose_commit_nobody_knows_of(
+    config: StoreConfig, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """This process sees it undone; the next start may find that it was recorded after all, and then has its bytes."""
+    sender, bounds = Sender(), list(pairwise(ENDS))
+
+    @contextlib.contextmanager
+    def left_open(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        with transaction(connection) as db:
+            yield db
+            raise Corrupt("a change of the database may be lost or not")
+
+    with Store(config) as store:
+        store.recover()
+        for each in bounds[:number]:
+            send_part(store, sender, *each)
+        with monkeypatch.context() as patch, pytest.raises(Corrupt):
+            patch.setattr("deltasync_server.state.transaction", left_open)
+            send_part(store, sender, *bounds[number])
+        assert (config.data / "parts" / STREAM.hex()).stat().st_size == bounds[number][1]
+    with Store(config) as store:
+        store.recover()
+        for each in bounds[number:]:
+            send_part(store, sender, *each)
         send_made(store, sender, whole())
         assert_tree(store, sender)
 
