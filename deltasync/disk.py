@@ -332,10 +332,11 @@ def remove_tree(parent: Folder, name: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EISDIR, errno.EPERM):
             raise
-        with parent.enter(name) as folder:
-            for child in folder.names():
-                remove_tree(folder, child)
-        os.rmdir(name, dir_fd=parent.fd)
+        with contextlib.suppress(FileNotFoundError):  # somebody else removes it as well
+            with parent.enter(name) as folder:
+                for child in folder.names():
+                    remove_tree(folder, child)
+            os.rmdir(name, dir_fd=parent.fd)
 
 
 def reflink(source: int, target: int) -> bool:

@@ -393,7 +393,9 @@ class World:
             with store.state.read() as db:
                 assert {digest for (digest,) in db.execute("SELECT digest FROM objects")} == objects
         data = self.host.data
-        assert {path.name for path in data.glob("cache/*/*")} == {digest.hex() for digest in blobs - self.rotten}
+        present = {bytes.fromhex(path.name) for path in data.glob("cache/*/*")}
+        self.rotten -= present  # what a repeat or another machine brought again is whole: the check below reads it
+        assert present == blobs - self.rotten
         waste = ("journal", "staging") if self.has_rotted else ("journal", "staging", "quarantine")
         left = [str(path) for folder in waste for path in (data / folder).iterdir()]
         left += map(str, data.glob("workspaces/*/aside/*"))
