@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import let_pass
 from hostile_server import hostile, members, when
 from observed import settle
 from serving import Served, serving
@@ -351,21 +351,12 @@ def homes(tmp_path: Path) -> Iterator[Path]:
     (folder / "mine").mkdir(parents=True)
     os.chown(folder / "mine", 65534, 65534)
     folder.chmod(0o711)
-    closed = [
-        path
-        for path in folder.parents
-        if path.is_relative_to(tempfile.gettempdir()) and path != Path(tempfile.gettempdir()) and path.owner() == "root"
-    ]
-    modes = {path: path.stat().st_mode for path in closed}
-    for path in closed:
-        path.chmod(0o711)
+    let_pass(folder.parent)
     try:
         yield folder
     finally:
         os.seteuid(0)
         os.setegid(0)
-        for path, mode in modes.items():
-            path.chmod(mode)
 
 
 @pytest.mark.root
