@@ -14,6 +14,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script starts thin
 _SWEEPS = {"test_sweeps", "test_failing_fsync", "test_random_kills", "test_run_kills"}
 _REPEATS = {"test_mistakes", "test_odd_files", "test_watch_random", "test_watch_scripted", "test_project"}
 _REPEATS |= {"test_run_programs", "test_run_topaz", "test_run_trouble", "test_run_faults", "test_run_reuse"}
+_REPEATS |= {
+    "test_watch_edits",
+    "test_watch_trouble",
+    "test_hosts",
+    "test_uploads",
+    "test_shortage",
+    "test_run_stumbles",
+}
 _UNMEASURED = _SWEEPS | _REPEATS
 
 
