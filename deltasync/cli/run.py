@@ -33,7 +33,7 @@ from deltasync.cli.progress import Meter, meter
 from deltasync.cli.terminal import Aside, Interrupts, Streams, complain_all, note_stdin, shown_meter
 from deltasync.config import Settings
 from deltasync.core.argv import Role, Said, plan
-from deltasync.core.errors import Cancelled, OutputsNotHome, PlanRefused, UsageError
+from deltasync.core.errors import Cancelled, DeltasyncError, OutputsNotHome, PlanRefused, UsageError
 from deltasync.core.jobs import Job
 from deltasync.core.names import shown
 
@@ -290,10 +290,12 @@ def follow(call: Call, runner: Runner, job: Job, *, is_raw: bool) -> Job:
     """Show what a job says until it is over; Ctrl-C once cancels it, twice within a second lets it go on."""
 
     def cancel() -> None:
-        with contextlib.suppress(Exception):  # the job's own end says how it went
+        try:
             call.out.note(f"cancelling {job.id}; Ctrl-C again waits no longer for its end")
             if not runner.jobs.job(job.id).state.is_over:  # a cancel of one that is over forgets it
                 runner.jobs.cancel(job.id)
+        except DeltasyncError as error:
+            call.out.note(f"{job.id} could not be cancelled, and may go on: {error}")
 
     def announce() -> None:
         with contextlib.suppress(Exception):

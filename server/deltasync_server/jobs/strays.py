@@ -47,7 +47,7 @@ def in_work(session: Folder) -> list[Trouble]:
     try:
         with session.walk_to("work") as work:
             names = sorted(name for name in work.names() if name != _TEMPORARY and not _is_private(name))
-            found = [name for name in names if stat.S_IFMT(work.stat(name).st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
+            found = [name for name in names if _kind(work, name) in (stat.S_IFREG, stat.S_IFDIR)]
     except OSError:  # the command has shut its folder, or removed it: nobody writes into that
         return []
     told = [
@@ -112,6 +112,14 @@ def _is_later(status: os.stat_result, since_ns: int, now_ns: int) -> bool:
     if status.st_nlink > 1:
         return since_ns <= status.st_mtime_ns <= now_ns  # what has a time to come was given that one where it came from
     return status.st_ctime_ns >= since_ns
+
+
+def _kind(folder: Folder, name: str) -> int:
+    """Return what has a name; 0 where it went away, which says nothing of the others."""
+    try:
+        return stat.S_IFMT(folder.stat(name).st_mode)
+    except FileNotFoundError:
+        return 0
 
 
 def _reason(place: str, named: set[str]) -> str:
