@@ -26,13 +26,6 @@ from deltasync.host import Tail
 EDIT = "s/alpha/omega/"
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One host for all tests, which runs what anybody on this machine asks."""
-    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
-        yield served
-
-
 @pytest.fixture
 def user(tmp_path: Path, host: Served) -> User:
     """A user whose commands run on that host."""

@@ -20,21 +20,6 @@ MEBI = 1 << 20
 FILES = 300
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One host for all tests, which runs what anybody on this machine asks."""
-    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
-        yield served
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, host: Served) -> Terminal:
-    """A user with a file, whose commands run on that host."""
-    made = Terminal.at(tmp_path / "home", host.url)
-    (made.folder / "a.txt").write_text("alpha\n")
-    return made
-
-
 def sessions(served: Served) -> list[str]:
     """Return the folders of sessions that there are."""
     return [path.name for path in (served.data / "sessions").iterdir() if path.is_dir()]

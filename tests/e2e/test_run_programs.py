@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from remote_runs import Terminal, contents
-from serving import Served, serving
+from serving import Served
 from user import Done, Word
 
 EXACT = ["-fflags", "+bitexact", "-flags:v", "+bitexact", "-threads", "1"]
@@ -30,13 +29,6 @@ print(len(said.inputs), "joined")
 def needs(program: str) -> pytest.MarkDecorator:
     """Skip a test where a program is missing."""
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}")
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One host for all tests, which runs what anybody on this machine asks."""
-    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
-        yield served
 
 
 @pytest.fixture

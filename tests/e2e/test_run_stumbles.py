@@ -26,21 +26,6 @@ README = Path(__file__).parents[2] / "README.md"
 SERVER = Path(sys.executable).parent / "deltasync-server"
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One host for all tests, which runs what anybody on this machine asks."""
-    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
-        yield served
-
-
-@pytest.fixture
-def terminal(tmp_path: Path, host: Served) -> Terminal:
-    """A user with a folder, whose commands run on that host."""
-    made = Terminal.at(tmp_path / "home", host.url)
-    (made.folder / "a.txt").write_text("alpha\n")
-    return made
-
-
 # Outputs that are not there
 
 

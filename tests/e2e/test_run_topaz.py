@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from remote_runs import Terminal, contents
-from serving import Served, serving
+from serving import Served
 
 PHOTO = b"\xff\xd8 a photo " * 100
 SEES = f"""#!{sys.executable}
@@ -61,13 +60,6 @@ class Tool:
     def seen(self) -> Any:
         """Its words, its folder and its models."""
         return json.loads(self.path.with_suffix(".json").read_text())
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One host for all tests, which runs what anybody on this machine asks."""
-    with serving(tmp_path_factory.mktemp("host") / "data", "--run-without-token") as served:
-        yield served
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture
-def terminal(tmp_path: Path, host: Served) -> Terminal:
-    """A user with a file, whose commands run on that host."""
-    made = Terminal.at(tmp_path / "home", host.url)
-    (made.folder / "a.txt").write_text("alpha\n")
-    return made
-
-
 # Commands that fail
 
 
